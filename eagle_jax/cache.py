@@ -1,0 +1,55 @@
+"""The key/value cache: made empty, then grown only by `commit`.
+
+A pass over a tree never writes the cache. Once the verifier has spoken, the rows of the accepted path are gathered from
+what the pass returned and written contiguously behind the old ones: RoPE stays right because depth is order.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from eagle_jax.types import KVCache
+
+
+def init_cache(
+    num_layers: int, batch: int, capacity: int, num_kv_heads: int, head_dim: int, dtype: jnp.dtype
+) -> KVCache:
+    """An empty cache of `capacity` slots for each of `batch` rows."""
+    shape = (batch, capacity, num_kv_heads, head_dim)
+    layers = range(num_layers)
+    return KVCache(
+        keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
+        values=tuple(jnp.zeros(shape, dtype) for _ in layers),
+        length=jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def commit(
+    cache: KVCache, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], path: jax.Array, count: jax.Array
+) -> KVCache:
+    """Append the first `count` rows of `path` to the cache.
+
+    Args:
+      cache: the cache that the pass read.
+      keys, values: L x [B, T, K, D], what the pass returned for its T tokens.
+      path: i32[B, P], indices into T in text order; entries from `count` on are ignored.
+      count: i32[B], rows to append; 0 leaves a row as it was.
+
+    Returns:
+      The cache with `length + count` rows. Nothing is written beyond its capacity: rows that do not fit are dropped,
+      which `decode` rules out before it starts.
+    """
+    steps = jnp.arange(path.shape[1])[None, :]
+    # Rows past `count` get a slot outside the cache, and a scatter drops those. This also makes the write depend on the
+    # verdict, without which XLA copies the whole cache in each round (DESIGN 4.2).
+    slots = jnp.where(steps < count[:, None], cache.length[:, None] + steps, cache.capacity)
+    rows = jnp.arange(path.shape[0])[:, None]
+
+    def append(old: jax.Array, new: jax.Array) -> jax.Array:
+        picked = jnp.take_along_axis(new, jnp.maximum(path, 0)[:, :, None, None], axis=1)
+        return old.at[rows, slots].set(picked.astype(old.dtype), mode="drop")
+
+    return KVCache(
+        keys=tuple(map(append, cache.keys, keys)),
+        values=tuple(map(append, cache.values, values)),
+        length=cache.length + count,
+    )

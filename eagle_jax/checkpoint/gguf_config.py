@@ -1,0 +1,169 @@
+"""Reads the shape of a model from GGUF metadata (keys as the GGUF specification and llama.cpp define them).
+
+Every key in the namespace of the architecture must be known: one that is not may change the arithmetic, so it is an
+error and not skipped.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from eagle_jax.checkpoint.gguf import ROPE_FACTORS, GGUFFile
+from eagle_jax.models.config import ModelConfig, RopeScaling
+from eagle_jax.models.rope import frequencies
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""`general.architecture` values that are read; Mistral files say `llama`."""
+
+_LLAMA3 = RopeScaling(kind="llama3", original_max_positions=8192, low_freq_factor=1.0, high_freq_factor=4.0)
+"""The scaling of every published Llama 3.1 to 3.3 model, but for its factor."""
+
+_NEUTRAL = {
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+    "attention.sliding_window": 0,
+    "attention.causal": True,
+    "expert_count": 0,
+    "expert_used_count": 0,
+}
+"""Keys that are read only to make sure that they change nothing."""
+
+_IGNORED = ("rope.scaling.finetuned", "tensor_data_layout")
+
+
+class _Keys:
+    """The metadata of one architecture; remembers which keys were asked for."""
+
+    def __init__(self, file: GGUFFile, architecture: str) -> None:
+        self._prefix = f"{architecture}."
+        self._origin = str(file.path)
+        self._values = {
+            key.removeprefix(self._prefix): value
+            for key, value in file.metadata.items()
+            if key.startswith(self._prefix)
+        }
+        self._asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._asked.add(key)
+        return self._values.get(key, default)
+
+    def need(self, key: str) -> Any:
+        if key not in self._values:
+            raise self.error(key, "is missing")
+        return self.get(key)
+
+    def error(self, key: str, what: str) -> ValueError:
+        return ValueError(f"{self._origin}: metadata key {self._prefix}{key} {what}")
+
+    def reject_the_rest(self) -> None:
+        """Raise unless every key was asked for or is known to change nothing."""
+        for key, value in self._values.items():
+            if key in _NEUTRAL and value != _NEUTRAL[key]:
+                raise self.error(key, f"is {value!r}, and only {_NEUTRAL[key]!r} is supported")
+            if key not in self._asked and key not in _NEUTRAL and key not in _IGNORED:
+                raise self.error(key, f"(value {str(value)[:60]}) is not known")
+
+
+def config_from_gguf(file: GGUFFile) -> ModelConfig:
+    """The shape of the model in a GGUF file.
+
+    Biases, a separate LM head and Llama 3 RoPE factors are recognised by their tensors, as llama.cpp does it.
+
+    Raises:
+      ValueError: another architecture, a missing key, or one that is unknown or not supported; the message names it.
+    """
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"{file.path}: general.architecture is {architecture!r}; supported are {known}")
+    keys = _Keys(file, architecture)
+    num_heads, width = keys.need("attention.head_count"), keys.need("embedding_length")
+    head_dim = keys.get("attention.key_length", width // num_heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if keys.get(key, head_dim) != head_dim:
+            raise keys.error(key, f"is {keys.get(key)}, but the head size is {head_dim}")
+    vocab_size = keys.get("vocab_size", len(file.metadata.get("tokenizer.ggml.tokens", ())))
+    theta = float(keys.get("rope.freq_base", 10000.0))
+    scaling = _rope_scaling(keys)
+    if ROPE_FACTORS in file.tensors:
+        scaling = _llama3_scaling(file, head_dim, theta, scaling)
+    config = ModelConfig(
+        vocab_size=vocab_size,
+        width=width,
+        mlp_width=keys.need("feed_forward_length"),
+        num_layers=keys.need("block_count"),
+        num_heads=num_heads,
+        num_kv_heads=keys.get("attention.head_count_kv", num_heads),
+        head_dim=head_dim,
+        max_positions=keys.need("context_length"),
+        norm_eps=_shortest(keys.need("attention.layer_norm_rms_epsilon")),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        qkv_bias=architecture == "qwen2" or "blk.0.attn_q.bias" in file.tensors,
+        output_bias="blk.0.attn_output.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        qk_norm=architecture == "qwen3",
+        tie_embeddings="output.weight" not in file.tensors,
+        bos_id=file.metadata.get("tokenizer.ggml.bos_token_id"),
+        eos_ids=eos_ids(file.metadata),
+    )
+    keys.reject_the_rest()
+    for name in ("mlp_width", "num_heads", "num_kv_heads"):
+        if not isinstance(getattr(config, name), int):
+            raise ValueError(f"{file.path}: {name} is {getattr(config, name)!r}; one number for all layers is supported")
+    return config
+
+
+def eos_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Tokens that end an answer: end of text, of turn and of message, as far as the file declares them."""
+    found = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return tuple(dict.fromkeys(token for token in found if token is not None))
+
+
+def _shortest(value: float) -> float:
+    """A float32 from the file as the decimal that was meant: 9.999999747378752e-06 -> 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _rope_scaling(keys: _Keys) -> RopeScaling:
+    """Linear and yarn; llama.cpp takes a factor without a type for linear."""
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear"))
+    kind = keys.get("rope.scaling.type", "none" if factor is None else "linear")
+    original = keys.get("rope.scaling.original_context_length", keys.need("context_length"))
+    if kind == "none":
+        return RopeScaling()
+    if kind not in ("linear", "yarn"):
+        raise keys.error("rope.scaling.type", f"is {kind!r}; supported are none, linear, yarn")
+    if factor is None:
+        raise keys.error("rope.scaling.factor", f"is missing, and RoPE scaling {kind} needs it")
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=float(factor))
+    if keys.get("rope.scaling.yarn_log_multiplier", 0.0):
+        raise keys.error("rope.scaling.yarn_log_multiplier", "is not supported for this architecture")
+    return RopeScaling(kind="yarn", factor=float(factor), original_max_positions=int(original))
+
+
+def _llama3_scaling(file: GGUFFile, head_dim: int, theta: float, declared: RopeScaling) -> RopeScaling:
+    """The llama3 scaling whose divisors a file holds as a tensor; only their largest is a free number."""
+    if declared.kind != "default":
+        raise ValueError(f"{file.path}: both RoPE scaling {declared.kind} and tensor {ROPE_FACTORS}; one is supported")
+    divisors = file.read(ROPE_FACTORS)
+    if divisors.shape != (head_dim // 2,):
+        raise ValueError(f"{file.path}: tensor {ROPE_FACTORS} has shape {divisors.shape}, expected {(head_dim // 2,)}")
+    plain, _ = frequencies(head_dim, theta, RopeScaling())
+    factor = float(divisors.max())
+    scaling = RopeScaling(**{**vars(_LLAMA3), "factor": factor})
+    scaled, _ = frequencies(head_dim, theta, scaling)
+    worst = float(np.abs(plain / divisors / scaled - 1).max())
+    if not math.isfinite(worst) or worst > 1e-4:
+        raise ValueError(
+            f"{file.path}: tensor {ROPE_FACTORS} (largest {factor:g}) is off by {worst:.2g} from the llama3 scaling with"
+            f" original length {_LLAMA3.original_max_positions}, low 1 and high 4, the only one read from GGUF"
+        )
+    return scaling

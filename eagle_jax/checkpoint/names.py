@@ -1,0 +1,148 @@
+"""Where every tensor of a checkpoint lives in the parameter tree: the one table, readable in both directions.
+
+Hugging Face stores a linear map as [out, in]; the tree stores [in, out] with the heads as axes of their own:
+
+    model.layers.3.self_attn.q_proj.weight [H*D, E]   <->   layers_3/self_attn/q_proj/kernel [E, H, D]
+    model.layers.3.self_attn.o_proj.weight [E, H*D]   <->   layers_3/self_attn/o_proj/kernel [H, D, E]
+
+GGUF (llama.cpp) names the same tensors otherwise; `gguf_name` translates. Nothing here touches a file.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from eagle_jax.models.config import ModelConfig
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: its place in the tree and its two shapes."""
+
+    path: Path
+    stored_shape: tuple[int, ...]  # in the checkpoint
+    shape: tuple[int, ...]  # in the tree
+    transposed: bool = False  # stored [out, in]
+
+    def to_tree(self, stored: np.ndarray) -> np.ndarray:
+        """From the checkpoint's layout to the tree's."""
+        return np.ascontiguousarray((stored.T if self.transposed else stored).reshape(self.shape))
+
+    def to_stored(self, value: np.ndarray) -> np.ndarray:
+        """From the tree's layout to the checkpoint's."""
+        if self.transposed:
+            return np.ascontiguousarray(value.reshape(self.stored_shape[::-1]).T)
+        return np.ascontiguousarray(value.reshape(self.stored_shape))
+
+
+def vector(path: Path, size: int) -> TensorSpec:
+    """A norm's weight."""
+    return TensorSpec(path, (size,), (size,))
+
+
+def table(path: Path, rows: int, width: int) -> TensorSpec:
+    """An embedding or LM head: rows stay rows."""
+    return TensorSpec(path, (rows, width), (rows, width))
+
+
+def linear(
+    name: str, path: Path, inputs: tuple[int, ...], outputs: tuple[int, ...], bias: bool = False
+) -> dict[str, TensorSpec]:
+    """A linear map from the axes `inputs` to the axes `outputs`, with its bias where it has one."""
+    stored = (math.prod(outputs), math.prod(inputs))
+    specs = {f"{name}.weight": TensorSpec((*path, "kernel"), stored, (*inputs, *outputs), transposed=True)}
+    if bias:
+        specs[f"{name}.bias"] = TensorSpec((*path, "bias"), stored[:1], outputs)
+    return specs
+
+
+def layer_tensors(
+    config: ModelConfig, name: str, path: Path, *, input_width: int | None = None, input_norm: bool = True
+) -> dict[str, TensorSpec]:
+    """One decoder layer.
+
+    Args:
+      config: shape of the layer.
+      name: prefix of the stored names, such as `model.layers.3`.
+      path: place of the layer in the tree, such as `("layers_3",)`.
+      input_width: width that q, k and v read; the model's width where left out (an EAGLE-3 head reads twice that).
+      input_norm: whether the layer has an `input_layernorm` (the layer of an EAGLE-1 head has none).
+    """
+    width, heads = config.width, (config.num_heads, config.head_dim)
+    kv_heads = (config.num_kv_heads, config.head_dim)
+    inputs = (input_width or width,)
+    attention, mlp = (*path, "self_attn"), (*path, "mlp")
+    specs = {}
+    if input_norm:
+        specs[f"{name}.input_layernorm.weight"] = vector((*path, "input_layernorm", "weight"), width)
+    specs[f"{name}.post_attention_layernorm.weight"] = vector((*path, "post_attention_layernorm", "weight"), width)
+    for part, outputs in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
+        specs |= linear(f"{name}.self_attn.{part}", (*attention, part), inputs, outputs, config.qkv_bias)
+    specs |= linear(f"{name}.self_attn.o_proj", (*attention, "o_proj"), heads, (width,), config.output_bias)
+    if config.qk_norm:
+        for part in ("q_norm", "k_norm"):
+            specs[f"{name}.self_attn.{part}.weight"] = vector((*attention, part, "weight"), config.head_dim)
+    for part in ("gate_proj", "up_proj"):
+        specs |= linear(f"{name}.mlp.{part}", (*mlp, part), (width,), (config.mlp_width,), config.mlp_bias)
+    return specs | linear(f"{name}.mlp.down_proj", (*mlp, "down_proj"), (config.mlp_width,), (width,), config.mlp_bias)
+
+
+def target_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
+    """Every tensor of a target, by its Hugging Face name."""
+    specs = {
+        "model.embed_tokens.weight": table(("embed_tokens",), config.vocab_size, config.width),
+        "model.norm.weight": vector(("norm", "weight"), config.width),
+    }
+    for layer in range(config.num_layers):
+        specs |= layer_tensors(config, f"model.layers.{layer}", (f"layers_{layer}",))
+    if not config.tie_embeddings:
+        specs["lm_head.weight"] = table(("lm_head",), config.vocab_size, config.width)
+    return specs
+
+
+_GGUF_MODULES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(hf_name: str) -> str:
+    """`model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`."""
+    module, _, kind = hf_name.rpartition(".")
+    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
+    if layer:
+        return f"blk.{layer[1]}.{_GGUF_MODULES[layer[2]]}.{kind}"
+    return f"{_GGUF_MODULES[module]}.{kind}"
+
+
+def insert(tree: dict[str, Any], path: Path, value: Any) -> None:
+    """Put a leaf into a nested dict."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def lookup(tree: Mapping[str, Any], path: Path) -> Any:
+    """The leaf of a nested dict at `path`."""
+    node: Any = tree
+    for key in path:
+        node = node[key]
+    return node

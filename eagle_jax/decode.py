@@ -1,0 +1,239 @@
+"""The decoding loop: guess, check, commit, until every row has ended. One compiled program for all of it.
+
+`prefill` reads the prompts chunk by chunk and chooses the first token; `decode` runs up to `max_rounds` rounds in a
+`lax.while_loop` with donated state, so streaming is the same program called with few rounds at a time. Knows the
+protocols of target and drafter, no method by name.
+
+    state -> propose -> DraftTree -> target pass -> verify -> commit -> observe -> state
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from eagle_jax import sampling as noises
+from eagle_jax import verify
+from eagle_jax.cache import commit
+from eagle_jax.drafters.base import Drafter, DrafterState, Observation
+from eagle_jax.tree import ancestors
+from eagle_jax.types import DraftTree, KVCache, Params, Sampling, Target, Verdict
+
+Rule = Literal["match", "residual"]
+
+
+@struct.dataclass(kw_only=True)
+class DecodeState:
+    """Everything that a round changes. The newest token of row b is text[b, cache.length[b]]."""
+
+    cache: KVCache  # of the target
+    drafter: DrafterState
+    text: jax.Array  # i32[B, S], prompt and answer
+    prompt_length: jax.Array  # i32[B]
+    done: jax.Array  # bool[B]
+    rounds: jax.Array  # i32[B], target passes made for the row behind its prompt
+    accepted: jax.Array  # i32[B, P], rounds in which exactly that many drafted tokens were accepted
+
+    @property
+    def num_new(self) -> jax.Array:
+        """i32[B], tokens written behind the prompt, the newest one included."""
+        return self.cache.length + 1 - self.prompt_length
+
+
+def check_rule(drafter: Drafter, rule: Rule, share_noise: bool) -> None:
+    """Refuse pairs of drafting and verification that would not write the target's law (DESIGN 2).
+
+    Raises:
+      ValueError: an unknown rule, or the p/q rule with shared noise.
+    """
+    if rule not in ("match", "residual"):
+        raise ValueError(f"verification rule must be match or residual, got {rule!r}")
+    if rule == "residual" and share_noise:
+        raise ValueError(f"rule 'residual' needs a draft of its own randomness: {drafter.name} with share_noise=True")
+
+
+_STATIC = ("target", "drafter", "rule", "share_noise")
+
+
+def _ends(token: jax.Array, sampling: Sampling) -> jax.Array:
+    """Whether tokens i32[B, T] are stop ids: bool[B, T]."""
+    return (token[:, :, None] == sampling.stop_ids[:, None, :]).any(-1)
+
+
+def _noise(sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = noises.TARGET_STREAM) -> jax.Array:
+    """Temperature times Gumbel noise, f32[B, P, V]; not drawn at all while every row is greedy."""
+    sampled = (sampling.temperature > 0).any()
+    shape = (*positions.shape, vocab_size)
+    noise = lax.cond(
+        sampled,
+        lambda: noises.gumbel(sampling, positions, vocab_size, stream),
+        lambda: jnp.zeros(shape, jnp.float32),
+    )
+    return sampling.temperature[:, None, None] * noise
+
+
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "chunk"))
+def prefill(
+    target: Target,
+    drafter: Drafter,
+    target_params: Params,
+    drafter_params: Params,
+    text: jax.Array,
+    prompt_length: jax.Array,
+    sampling: Sampling,
+    *,
+    chunk: int = 64,
+) -> DecodeState:
+    """Read the prompts and choose the first new token of every row.
+
+    Args:
+      target, drafter: static.
+      target_params, drafter_params: their weights.
+      text: i32[B, S], prompts from index 0 on; S is the capacity of all caches.
+      prompt_length: i32[B], at least 1 each.
+      sampling: one entry a row.
+      chunk: tokens read per pass; a longer prompt means more passes of the same program.
+    """
+    batch, capacity = text.shape
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((chunk, chunk), bool)), (batch, chunk, chunk))
+    path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
+    rows = jnp.arange(batch)
+    first_noise = _noise(sampling, prompt_length[:, None], target.vocab_size)[:, 0]
+
+    def read(index: jax.Array, state: DecodeState) -> DecodeState:
+        length = state.cache.length
+        positions = index * chunk + path
+        count = jnp.clip(prompt_length - index * chunk, 0, chunk)
+        tokens = jnp.take_along_axis(state.text, positions, axis=1, mode="clip")
+        output = target.forward(target_params, tokens, positions, state.cache, causal)
+        cache = commit(state.cache, output.keys, output.values, path, count)
+        logits = target.unembed(target_params, output.hidden[rows, jnp.maximum(count - 1, 0)])
+        token = noises.choose(logits, first_noise, sampling)
+        complete = (count > 0) & (cache.length == prompt_length)
+        new_text = state.text.at[rows, jnp.where(complete, prompt_length, capacity)].set(token, mode="drop")
+        seen = Observation(text=new_text, length=length, output=output, path=path, count=count)
+        return state.replace(
+            cache=cache, text=new_text, drafter=drafter.observe(drafter_params, target_params, state.drafter, seen)
+        )
+
+    state = DecodeState(
+        cache=target.init_cache(batch, capacity),
+        drafter=drafter.init(batch, capacity),
+        text=text,
+        prompt_length=prompt_length,
+        done=jnp.zeros(batch, bool),
+        rounds=jnp.zeros(batch, jnp.int32),
+        accepted=jnp.zeros((batch, drafter.max_depth + 1), jnp.int32),
+    )
+    with jax.named_scope("prefill"):
+        state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, state)
+    first = jnp.take_along_axis(state.text, prompt_length[:, None], axis=1)
+    return state.replace(done=_ends(first, sampling)[:, 0] | (sampling.max_new_tokens <= 1))
+
+
+def _check(
+    target: Target, tree: DraftTree, logits: jax.Array, depth: jax.Array, noise: jax.Array, *,
+    length: jax.Array, sampling: Sampling, rule: Rule,
+) -> tuple[Verdict, jax.Array]:
+    """Verdict on the tree and the target's choice i32[B, N] behind each node."""
+    at_node = jnp.take_along_axis(noise, depth[:, :, None], axis=1)
+    choice = (noises.warp(logits, sampling) + at_node).argmax(-1).astype(jnp.int32)
+    if rule == "match":
+        return verify.match(tree, choice), choice
+    uniforms = noises.uniform(sampling, length[:, None], tree.tokens.shape[1])[:, 0]
+    scale = jnp.where(sampling.temperature > 0, sampling.temperature, 1)[:, None, None]
+    return verify.residual(tree, logits, sampling, uniforms, at_node / scale), choice
+
+
+def one_round(
+    target: Target,
+    drafter: Drafter,
+    target_params: Params,
+    drafter_params: Params,
+    state: DecodeState,
+    sampling: Sampling,
+    *,
+    rule: Rule = "match",
+    share_noise: bool = True,
+) -> DecodeState:
+    """Guess, check and commit once; rows that are done keep everything they have."""
+    length = state.cache.length
+    rows = jnp.arange(length.shape[0])[:, None]
+    steps = jnp.arange(drafter.max_depth + 1)[None, :]
+    positions = length[:, None] + 1 + steps
+    with jax.named_scope("noise"):
+        noise = _noise(sampling, positions, target.vocab_size)
+        if share_noise:
+            draft_noise = noise
+        elif rule == "residual" and drafter.draws:
+            draft_noise = _noise(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
+        else:
+            draft_noise = jnp.zeros_like(noise)
+    with jax.named_scope("draft"):
+        tree, drafter_state = drafter.propose(
+            drafter_params, target_params, state.drafter, state.text, length, draft_noise
+        )
+    with jax.named_scope("target"):
+        seen = ancestors(tree.parents, drafter.max_depth)
+        depth = seen.sum(-1, dtype=jnp.int32) - 1
+        output = target.forward(target_params, tree.tokens, length[:, None] + depth, state.cache, seen)
+        logits = target.unembed(target_params, output.hidden)
+    with jax.named_scope("verify"):
+        verdict, choice = _check(
+            target, tree, logits, depth, noise, length=length, sampling=sampling, rule=rule
+        )
+        on_path = jnp.take_along_axis(tree.tokens, jnp.maximum(jnp.roll(verdict.path, -1, axis=1), 0), axis=1)
+        written = jnp.where(steps == verdict.num_accepted[:, None], verdict.next_token[:, None], on_path)
+        room = sampling.max_new_tokens - state.num_new
+        last = _ends(written, sampling) & (steps <= verdict.num_accepted[:, None])
+        until_stop = jnp.where(last.any(-1), last.argmax(-1) + 1, drafter.max_depth + 2)
+        count = jnp.minimum(jnp.minimum(verdict.num_accepted + 1, room), until_stop).astype(jnp.int32)
+        count = jnp.where(state.done, 0, count)
+    with jax.named_scope("commit"):
+        cache = commit(state.cache, output.keys, output.values, verdict.path, count)
+        slots = jnp.where(steps < count[:, None], positions, state.text.shape[1])
+        text = state.text.at[rows, slots].set(written, mode="drop")
+    with jax.named_scope("observe"):
+        observation = Observation(
+            text=text, length=length, output=output, path=verdict.path, count=count, tree=tree, choice=choice
+        )
+        drafter_state = drafter.observe(drafter_params, target_params, drafter_state, observation)
+    return state.replace(
+        cache=cache,
+        drafter=drafter_state,
+        text=text,
+        done=state.done | (count >= room) | (until_stop <= count),
+        rounds=state.rounds + ~state.done,
+        accepted=state.accepted + ((steps == verdict.num_accepted[:, None]) & ~state.done[:, None]),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("state",))
+def decode(
+    target: Target,
+    drafter: Drafter,
+    target_params: Params,
+    drafter_params: Params,
+    state: DecodeState,
+    sampling: Sampling,
+    max_rounds: jax.Array | int,
+    *,
+    rule: Rule = "match",
+    share_noise: bool = True,
+) -> DecodeState:
+    """Run rounds until every row is done, at most `max_rounds` of them (a run-time number)."""
+    check_rule(drafter, rule, share_noise)
+
+    def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
+        return (carry[0] < max_rounds) & ~carry[1].done.all()
+
+    def advance(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+        state = one_round(
+            target, drafter, target_params, drafter_params, carry[1], sampling, rule=rule, share_noise=share_noise
+        )
+        return carry[0] + 1, state
+
+    return lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]

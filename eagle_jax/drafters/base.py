@@ -1,0 +1,66 @@
+"""The protocol of a drafting method: a few pure functions around a state of its own.
+
+A round asks the drafter for a tree, has the target check it, and shows the drafter what became of it. Whatever a
+method needs besides its weights lives in its state, a pytree that the decoding loop carries and never looks into.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+from eagle_jax.types import DraftTree, Params, TargetOutput
+
+DrafterState = Any
+"""A pytree; its arrays have the batch as first axis."""
+
+
+@struct.dataclass
+class Observation:
+    """What joined the text, in a round or while the prompt was read.
+
+    Row b gained `count[b]` tokens in the target's cache, at positions length[b], length[b] + 1, ...; `output` at
+    `path[b, i]` belongs to the i-th of them. `text` already holds the token behind each.
+    """
+
+    text: jax.Array  # i32[B, S], the whole text, its newest token included
+    length: jax.Array  # i32[B], tokens in the target's cache before
+    output: TargetOutput
+    path: jax.Array  # i32[B, P], or [B, C] while the prompt is read; indices into the T rows of `output`
+    count: jax.Array  # i32[B], 0 where a row had finished
+    tree: DraftTree | None = None  # the tree that was checked; None while the prompt is read
+    choice: jax.Array | None = None  # i32[B, N], the target's token behind each node; None likewise
+
+
+class Drafter(NamedTuple):
+    """A drafting method. Build one with a cached factory, so that equal settings give the same object."""
+
+    name: str
+    nodes: int
+    """Tree slots N, the root included."""
+    max_depth: int
+    """Depth of the deepest node, the root at 0."""
+    init: Callable[[int, int], DrafterState]
+    """(batch, capacity) -> the state before the first prompt token."""
+    propose: Callable[[Params, Params, DrafterState, jax.Array, jax.Array, jax.Array], tuple[DraftTree, DrafterState]]
+    """(params, target_params, state, text i32[B,S], length i32[B], noise f32[B,P,V]) -> the tree and a new state. The
+    root is `text` at `length`. `noise[:, d]` is to be added to the logits of nodes at depth d: temperature times the
+    Gumbel noise of the position behind them, or zero where the draft shall be a plain top-k."""
+    observe: Callable[[Params, Params, DrafterState, Observation], DrafterState]
+    """(params, target_params, state, observation) -> the state for the next round."""
+    draws: bool = False
+    """Children are argmax samples of logits plus noise, all of them stay in the tree, and `draft_logits` is filled:
+    what the p/q rule of `verify.residual` asks for."""
+
+
+def stateless(batch: int, capacity: int) -> DrafterState:
+    """`init` of a drafter without a state."""
+    del batch, capacity
+    return ()
+
+
+def forget(params: Params, target_params: Params, state: DrafterState, observation: Observation) -> DrafterState:
+    """`observe` of a drafter that reads all it needs from the text."""
+    del params, target_params, observation
+    return state

@@ -1,0 +1,168 @@
+"""Prompts in, answers out: the two compiled programs of `decode` behind lists of token ids.
+
+The only file of the core that runs on the host: it checks sizes, pads prompts into one array, times the two programs
+apart, and turns arrays back into lists. Knows no file, no tokenizer, no drafting method by name.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eagle_jax.decode import DecodeState, Rule, check_rule, decode, prefill
+from eagle_jax.drafters.base import Drafter
+from eagle_jax.sampling import make_sampling
+from eagle_jax.types import Params, Sampling, Target
+
+ALL_ROUNDS = 2**31 - 1
+"""A number of rounds that no generation reaches."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Answers of one batch and what they cost, complete or so far."""
+
+    tokens: list[list[int]]  # per row, the stop id included where one ended the answer
+    rounds: list[int]  # per row, target passes behind the prompt
+    accepted: np.ndarray  # i32[B, P], per row: rounds in which exactly that many drafted tokens were accepted
+    prefill_seconds: float
+    decode_seconds: float
+    complete: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens written, all rows together."""
+        return sum(map(len, self.tokens))
+
+    @property
+    def tau(self) -> float:
+        """Tokens per round, bonus included: (written - the first of each row) / rounds; NaN without a round."""
+        rounds = sum(self.rounds)
+        return (self.num_tokens - len(self.tokens)) / rounds if rounds else float("nan")
+
+
+class Generator:
+    """A target and a drafter, ready to write.
+
+    Args:
+      target: the model, as pure functions.
+      target_params: its weights.
+      drafter: the drafting method.
+      drafter_params: its weights, () where it has none.
+      rule: `match`, or `residual` where the drafter allows it (`verify`).
+      share_noise: the drafter drafts with the target's own noise.
+      capacity: slots of all caches; None takes the next power of two that a batch needs, 512 at least.
+      prefill_chunk: prompt tokens read per pass.
+
+    Raises:
+      ValueError: a rule that would not write the target's law.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        target_params: Params,
+        drafter: Drafter,
+        drafter_params: Params = (),
+        *,
+        rule: Rule = "match",
+        share_noise: bool = True,
+        capacity: int | None = None,
+        prefill_chunk: int = 64,
+    ) -> None:
+        check_rule(drafter, rule, share_noise)
+        self.target, self.target_params = target, target_params
+        self.drafter, self.drafter_params = drafter, drafter_params
+        self.rule: Rule = rule
+        self.share_noise = share_noise
+        self.capacity = capacity
+        self.prefill_chunk = prefill_chunk
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Any
+    ) -> Iterator[Generation]:
+        """Yield the answers so far after the prompt and then after every `rounds_per_call` rounds.
+
+        Args:
+          prompts: token ids of each row; together they are one batch.
+          rounds_per_call: rounds run on the device between two looks.
+          **sampling: as `sampling.make_sampling` takes it.
+
+        Raises:
+          ValueError: no or an empty prompt, a token outside the vocabulary, a text longer than the model's context or
+            the capacity, a sampling value out of range.
+        """
+        if rounds_per_call < 1:
+            raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
+        settings = make_sampling(len(prompts), **sampling)
+        text, lengths = self._pad(prompts, settings)
+        started = time.perf_counter()
+        state = prefill(
+            self.target, self.drafter, self.target_params, self.drafter_params, text, lengths, settings,
+            chunk=self.prefill_chunk,
+        )
+        jax.block_until_ready(state)
+        prefill_seconds, decode_seconds = time.perf_counter() - started, 0.0
+        while True:
+            generation = _read(state, prefill_seconds, decode_seconds)
+            yield generation
+            if generation.complete:
+                return
+            started = time.perf_counter()
+            state = decode(
+                self.target, self.drafter, self.target_params, self.drafter_params, state, settings, rounds_per_call,
+                rule=self.rule, share_noise=self.share_noise,
+            )
+            jax.block_until_ready(state)
+            decode_seconds += time.perf_counter() - started
+
+    def generate(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> Generation:
+        """The complete answers, written in one call of the decode program; arguments and errors as `stream`."""
+        *_, last = self.stream(prompts, rounds_per_call=ALL_ROUNDS, **sampling)
+        return last
+
+    def warm_up(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> float:
+        """Compile both programs for a batch of this shape by writing a few tokens; returns the seconds it took."""
+        started = time.perf_counter()
+        for _ in zip(range(2), self.stream(prompts, rounds_per_call=1, **sampling), strict=False):
+            pass
+        return time.perf_counter() - started
+
+    def _pad(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+        """Text i32[B, S] and prompt lengths i32[B], checked."""
+        if not prompts or not all(map(len, prompts)):
+            raise ValueError(f"every prompt needs at least 1 token, got lengths {[len(prompt) for prompt in prompts]}")
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        longest = int((lengths.astype(np.int64) + np.asarray(sampling.max_new_tokens)).max())
+        if longest > self.target.max_positions:
+            raise ValueError(
+                f"prompt and new tokens come to {longest}, the model's context is {self.target.max_positions}"
+            )
+        needed = longest + self.drafter.max_depth + 1
+        capacity = self.capacity or max(512, 1 << (needed - 1).bit_length())
+        if needed > capacity:
+            raise ValueError(f"prompt, new tokens and draft need {needed} cache slots, the capacity is {capacity}")
+        text = np.zeros((len(prompts), capacity), np.int32)
+        for row, prompt in enumerate(prompts):
+            text[row, : len(prompt)] = prompt
+        if text.min() < 0 or text.max() >= self.target.vocab_size:
+            outside = text.min() if text.min() < 0 else text.max()
+            raise ValueError(f"token id {outside} is outside the vocabulary of {self.target.vocab_size}")
+        return jnp.asarray(text), jnp.asarray(lengths)
+
+
+def _read(state: DecodeState, prefill_seconds: float, decode_seconds: float) -> Generation:
+    """Bring the answers of a state to the host."""
+    text, start, num_new = (np.asarray(x) for x in (state.text, state.prompt_length, state.num_new))
+    return Generation(
+        tokens=[row[begin : begin + count].tolist() for row, begin, count in zip(text, start, num_new, strict=True)],
+        rounds=np.asarray(state.rounds).tolist(),
+        accepted=np.asarray(state.accepted),
+        prefill_seconds=prefill_seconds,
+        decode_seconds=decode_seconds,
+        complete=bool(np.asarray(state.done).all()),
+    )

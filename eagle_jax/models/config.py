@@ -1,0 +1,63 @@
+"""Shape and constants of one Llama-family transformer, read from a Hugging Face `config.json` or from GGUF metadata.
+
+Knows every published variation that the package runs (grouped queries, RoPE scalings, biases, query/key norms, sliding
+windows, tied embeddings) as plain data. Knows nothing of weights or of decoding.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """One RoPE scaling as published configs spell it: `kind` is default, linear, llama3 or yarn."""
+
+    kind: str = "default"
+    factor: float = 1.0
+    original_max_positions: int = 0  # llama3, yarn: context of the unscaled model
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float | None = None  # yarn: None is 0.1 ln(factor) + 1, or the ratio of the two mscales
+    mscale: float | None = None  # yarn
+    mscale_all_dim: float | None = None  # yarn
+    truncate: bool = True  # yarn: round the correction range to whole dimensions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides the shape and the arithmetic of a transformer; hashable, so it can be a static argument."""
+
+    vocab_size: int
+    width: int  # E
+    mlp_width: int  # F
+    num_layers: int  # L
+    num_heads: int  # H
+    num_kv_heads: int  # K
+    head_dim: int  # D
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling = RopeScaling()
+    qkv_bias: bool = False  # Qwen2: biases on q, k and v
+    output_bias: bool = False  # Llama's attention_bias: one on o too
+    mlp_bias: bool = False
+    qk_norm: bool = False  # Qwen3: RMSNorm over each head of q and k
+    windows: tuple[int | None, ...] = ()  # per layer: a query at i sees keys j with i - j < window; () is no window
+    tie_embeddings: bool = False
+    tap_layers: tuple[int, ...] = ()  # hidden states entering these layers are returned; () is the EAGLE-3 default
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Layers whose inputs are tapped: 2, L//2 and L-3 unless given (EAGLE-3; reference: `cnets.py`)."""
+        if self.tap_layers:
+            return self.tap_layers
+        last = self.num_layers - 1
+        return (min(2, last), self.num_layers // 2, max(self.num_layers - 3, 0))
+
+    def window(self, layer: int) -> int | None:
+        """Sliding window of one layer, or None."""
+        return self.windows[layer] if self.windows else None

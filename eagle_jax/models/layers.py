@@ -1,0 +1,106 @@
+"""Building blocks of a Llama-family layer, as Flax linen modules with logical axis names on every weight.
+
+The names (`embed`, `heads`, `kv_heads`, `head_dim`, `mlp`, `vocab`) are mapped to mesh axes by one table elsewhere.
+Submodules carry the names of the Hugging Face checkpoints, so that a weight's path here is its name there.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from eagle_jax.models.attention import Prefix, attend
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.rope import rotate
+
+Init = jax.nn.initializers.Initializer
+
+
+def _named(init: Init, names: Sequence[str]) -> Init:
+    return nn.with_logical_partitioning(init, tuple(names))
+
+
+def _like(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """`weight` in the dtype and with the rank of `x`, to whose last axes it belongs."""
+    return jnp.expand_dims(weight.astype(x.dtype), tuple(range(x.ndim - weight.ndim)))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
+
+    size: int
+    eps: float
+    axis_name: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., size] -> [..., size]."""
+        weight = self.param("weight", _named(nn.initializers.ones, [self.axis_name]), (self.size,), jnp.float32)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * _like(weight, x)
+
+
+class Projection(nn.Module):
+    """A linear map from the axes `inputs` to the axes `outputs`, each a {logical name: size}."""
+
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs]."""
+        fan_in = math.prod(self.inputs.values())
+        init = _named(nn.initializers.normal(fan_in**-0.5), [*self.inputs, *self.outputs])
+        kernel = self.param("kernel", init, (*self.inputs.values(), *self.outputs.values()), jnp.float32)
+        y = jnp.tensordot(x, kernel.astype(x.dtype), axes=len(self.inputs))
+        if self.use_bias:
+            init = _named(nn.initializers.zeros, list(self.outputs))
+            y = y + _like(self.param("bias", init, tuple(self.outputs.values()), jnp.float32), y)
+        return y
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over cache and new tokens; `input_width` is 2E in an EAGLE-3 head, else E."""
+
+    config: ModelConfig
+    window: int | None = None
+    input_width: int | None = None
+    prefix_block: int = 256
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], positions: jax.Array, mask: jax.Array, prefix: Prefix
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, T, input width] -> [B, T, E], and the new keys (after RoPE) and values, [B, T, K, D] each."""
+        config = self.config
+        inputs = {"embed": self.input_width or config.width}
+        heads = {"heads": config.num_heads, "head_dim": config.head_dim}
+        kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+        queries = Projection(inputs, heads, config.qkv_bias, name="q_proj")(x)
+        keys = Projection(inputs, kv_heads, config.qkv_bias, name="k_proj")(x)
+        values = Projection(inputs, kv_heads, config.qkv_bias, name="v_proj")(x)
+        if config.qk_norm:
+            queries = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="q_norm")(queries)
+            keys = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="k_norm")(keys)
+        queries, keys = rotate(queries, *angles), rotate(keys, *angles)
+        mixed = attend(queries, keys, values, mask, prefix, positions, window=self.window, block=self.prefix_block)
+        return Projection(heads, {"embed": config.width}, config.output_bias, name="o_proj")(mixed), keys, values
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., E] -> [..., E]."""
+        config = self.config
+        outer, inner = {"embed": config.width}, {"mlp": config.mlp_width}
+        gate = Projection(outer, inner, config.mlp_bias, name="gate_proj")(x)
+        up = Projection(outer, inner, config.mlp_bias, name="up_proj")(x)
+        return Projection(inner, outer, config.mlp_bias, name="down_proj")(nn.silu(gate) * up)

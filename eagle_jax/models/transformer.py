@@ -1,0 +1,124 @@
+"""The target: one decoder-only transformer for the Llama family (Llama 2/3, Vicuna, Mistral, Qwen2, Qwen3).
+
+Driven by `ModelConfig` alone. A pass reads a cache and returns the new keys and values instead of writing them; layers
+are unrolled, each with its own pair of cache arrays (DESIGN 4.3). Knows masks, not trees.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from eagle_jax import cache as caches
+from eagle_jax.models.attention import Prefix
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.layers import MLP, Attention, RMSNorm
+from eagle_jax.models.rope import angles
+from eagle_jax.types import KVCache, Params, Target, TargetOutput
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    config: ModelConfig
+    window: int | None
+    prefix_block: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, turn: tuple[jax.Array, jax.Array], positions: jax.Array, mask: jax.Array, prefix: Prefix
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, T, E] -> [B, T, E], new keys, new values."""
+        config = self.config
+        attention = Attention(config, window=self.window, prefix_block=self.prefix_block, name="self_attn")
+        normed = RMSNorm(config.width, config.norm_eps, name="input_layernorm")(x)
+        mixed, keys, values = attention(normed, turn, positions, mask, prefix)
+        x = x + mixed
+        normed = RMSNorm(config.width, config.norm_eps, name="post_attention_layernorm")(x)
+        return x + MLP(config, name="mlp")(normed), keys, values
+
+
+class Transformer(nn.Module):
+    """Embedding, L layers, final norm and LM head (the embedding itself where the two are tied)."""
+
+    config: ModelConfig
+    prefix_block: int = 256
+
+    def setup(self) -> None:
+        """Declares every weight once; the paths are the Hugging Face names."""
+        config = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        shape = (config.vocab_size, config.width)
+        self.embed_tokens = self.param("embed_tokens", init, shape, jnp.float32)
+        self.layers = [
+            DecoderLayer(config, config.window(layer), self.prefix_block) for layer in range(config.num_layers)
+        ]
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        if not config.tie_embeddings:
+            init = nn.with_logical_partitioning(nn.initializers.normal(config.width**-0.5), ("vocab", "embed"))
+            self.lm_head = self.param("lm_head", init, shape, jnp.float32)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """i32[...] -> [..., E]."""
+        return jnp.take(self.embed_tokens, tokens, axis=0)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """[..., E] -> f32[..., V]."""
+        weight = self.embed_tokens if self.config.tie_embeddings else self.lm_head
+        return jnp.einsum("...e,ve->...v", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array, cache: KVCache, block_mask: jax.Array) -> TargetOutput:
+        """One pass, as `Target.forward` describes it."""
+        x = self.embed(tokens)
+        turn = angles(self.config, positions)
+        inputs, keys, values = [], [], []
+        for index, layer in enumerate(self.layers):
+            inputs.append(x)
+            prefix = Prefix(cache.keys[index], cache.values[index], cache.length)
+            x, new_keys, new_values = layer(x, turn, positions, block_mask, prefix)
+            keys.append(new_keys)
+            values.append(new_values)
+        return TargetOutput(
+            hidden=self.norm(x),
+            taps=jnp.concatenate([inputs[layer] for layer in self.config.taps], axis=-1),
+            keys=tuple(keys),
+            values=tuple(values),
+        )
+
+
+@functools.cache
+def make_target(config: ModelConfig, dtype: str = "float32", prefix_block: int = 256) -> Target:
+    """The target as pure functions; equal arguments give the same object, so nothing is compiled twice.
+
+    Args:
+      config: shape of the model.
+      dtype: of the cache; activations follow the weights, so give both the same.
+      prefix_block: cache slots attended at a time.
+    """
+    module = Transformer(config, prefix_block)
+
+    def forward(
+        params: Params, tokens: jax.Array, positions: jax.Array, cache: KVCache, block_mask: jax.Array
+    ) -> TargetOutput:
+        return module.apply({"params": params}, tokens, positions, cache, block_mask)
+
+    def embed(params: Params, tokens: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, tokens, method="embed")
+
+    def unembed(params: Params, hidden: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, hidden, method="unembed")
+
+    def init_cache(batch: int, capacity: int) -> KVCache:
+        return caches.init_cache(
+            config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim, jnp.dtype(dtype)
+        )
+
+    return Target(forward, embed, unembed, init_cache, config.vocab_size, config.max_positions)
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Random float32 weights, boxed with their logical axis names (`flax.linen.unbox` strips them)."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    cache = caches.init_cache(config.num_layers, 1, 1, config.num_kv_heads, config.head_dim, jnp.dtype("float32"))
+    return Transformer(config).init(key, tokens, tokens, cache, jnp.ones((1, 1, 1), bool))["params"]

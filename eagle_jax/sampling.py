@@ -1,0 +1,179 @@
+"""Sampling as a deterministic choice: argmax of masked logits plus temperature times keyed noise.
+
+A sample from softmax(z / T) is argmax(z + T g) with standard Gumbel noise g (the Gumbel-max trick, Maddison et al.,
+arXiv 1411.0030, section 2). The noise is keyed by (seed, sequence, position) and by nothing else, so the token at a
+position does not depend on who drafted, on the tree, or on the neighbours in the batch (DESIGN 2). T = 0 is the same
+formula. Knows neither trees nor drafters.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from eagle_jax.types import NO_TOKEN, Sampling
+
+TARGET_STREAM = 0
+"""Noise of the target's choices, and of drafters that share it."""
+DRAFT_STREAM = 1
+"""Noise of a drafter that draws for itself (verification rule `residual`)."""
+ACCEPT_STREAM = 2
+"""Uniforms of the rule `residual`."""
+
+
+def make_sampling(
+    batch: int,
+    *,
+    temperature: float | Sequence[float] = 0.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
+    seed: int | Sequence[int] = 0,
+    sequence: Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+    max_new_tokens: int | Sequence[int] = 128,
+) -> Sampling:
+    """Build a checked `Sampling`; a single value serves every row.
+
+    Args:
+      batch: number of rows B.
+      temperature: >= 0; 0 is greedy.
+      top_k: keep the k most probable tokens; 0 keeps all.
+      top_p: in (0, 1]; keep the most probable tokens until their probabilities at `temperature` reach it.
+      seed: of the noise, in [0, 2**32).
+      sequence: stable id of each request, in [0, 2**32); its row number where left out.
+      stop_ids: tokens that end an answer (and belong to it).
+      max_new_tokens: >= 1, the first token counts.
+
+    Raises:
+      ValueError: a value out of range, or a list that has not one entry a row.
+    """
+
+    def rows(name: str, value: object, dtype: type, low: float, high: float) -> jax.Array:
+        array = np.asarray(value)
+        if array.ndim and array.shape != (batch,):
+            raise ValueError(f"{name} has {array.size} values for {batch} rows")
+        bad = ~((array >= low) & (array <= high))  # NaN is bad too
+        if bad.any():
+            raise ValueError(f"{name} must be between {low} and {high}, got {array[bad].flat[0]}")
+        return jnp.asarray(np.broadcast_to(array, (batch,)).astype(dtype))
+
+    smallest = float(np.finfo(np.float32).tiny)
+    most = 2**32 - 1
+    for stop_id in stop_ids:
+        if stop_id < 0:
+            raise ValueError(f"stop_ids must be token ids of at least 0, got {stop_id}")
+    stops = np.asarray(list(stop_ids) or [NO_TOKEN], np.int32)
+    return Sampling(
+        temperature=rows("temperature", temperature, np.float32, 0, 1e4),
+        top_k=rows("top_k", top_k, np.int32, 0, 2**31 - 1),
+        top_p=rows("top_p", top_p, np.float32, smallest, 1),
+        seed=rows("seed", seed, np.uint32, 0, most),
+        sequence=rows("sequence", range(batch) if sequence is None else list(sequence), np.uint32, 0, most),
+        stop_ids=jnp.asarray(np.broadcast_to(stops, (batch, len(stops)))),
+        max_new_tokens=rows("max_new_tokens", max_new_tokens, np.int32, 1, 2**31 - 1),
+    )
+
+
+def _keys(sampling: Sampling, positions: jax.Array, stream: int) -> jax.Array:
+    """Keys [B, P] for positions i32[B, P]."""
+
+    def one(seed: jax.Array, sequence: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), sequence), position)
+        return key if stream == TARGET_STREAM else jax.random.fold_in(key, stream)
+
+    return jax.vmap(jax.vmap(one, (None, None, 0)))(sampling.seed, sampling.sequence, positions)
+
+
+def gumbel(sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = TARGET_STREAM) -> jax.Array:
+    """Standard Gumbel noise f32[B, P, V] for the tokens that stand at `positions` i32[B, P].
+
+    Drawn as -log(-log1p(-u)) from 32-bit u, so that the upper tail, where the winners are, keeps its resolution.
+    """
+    keys = _keys(sampling, positions, stream)
+    bits = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (vocab_size,), jnp.uint32)))(keys)
+    below = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2**-32)
+    return -jnp.log(-jnp.log1p(-jnp.minimum(below, jnp.float32(1 - 2**-24))))
+
+
+def uniform(sampling: Sampling, positions: jax.Array, count: int) -> jax.Array:
+    """Uniforms f32[B, P, count] in [0, 1), independent of all noise above."""
+    keys = _keys(sampling, positions, ACCEPT_STREAM)
+    return jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (count,))))(keys)
+
+
+def _sortable(x: jax.Array) -> jax.Array:
+    """f32 -> i32 with the same order, so that a threshold can be found exactly by bisection."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def _largest_threshold(ranks: jax.Array, enough: "jax.Array | object") -> jax.Array:
+    """Largest integer t i32[..., 1] for which `enough(ranks >= t)` bool[..., 1] still holds; no sort over V."""
+    low = ranks.min(-1, keepdims=True)  # everything kept: enough
+    high = ranks.max(-1, keepdims=True)
+
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        # Upper middle without overflow: the two ends may be 2**32 apart.
+        middle = (low >> 1) + (high >> 1) + ((low | high) & 1)
+        holds = enough(ranks >= middle)
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle - 1)
+
+    low, _ = lax.fori_loop(0, 32, halve, (low, high))
+    return low
+
+
+def _per_row(values: jax.Array, like: jax.Array) -> jax.Array:
+    return values.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def keep_top_k(logits: jax.Array, top_k: jax.Array) -> jax.Array:
+    """Put -inf below the k-th largest of logits [B, ..., V]; top_k i32[B], 0 keeps all; ties with the k-th stay."""
+    wanted = _per_row(top_k, logits)
+    ranks = _sortable(logits)
+    threshold = _largest_threshold(ranks, lambda kept: kept.sum(-1, keepdims=True) >= wanted)
+    return jnp.where((wanted == 0) | (ranks >= threshold), logits, -jnp.inf)
+
+
+def keep_top_p(logits: jax.Array, top_p: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Put -inf outside the nucleus of softmax(logits / temperature) (Holtzman et al., arXiv 1904.09751, section 3.1).
+
+    The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` f32[B]; ties with its last
+    member stay. 1 keeps all.
+    """
+    wanted = _per_row(top_p, logits)
+    weights = jnp.exp((logits - logits.max(-1, keepdims=True)) / jnp.maximum(_per_row(temperature, logits), 1e-6))
+    goal = wanted * weights.sum(-1, keepdims=True)
+    ranks = _sortable(logits)
+    threshold = _largest_threshold(ranks, lambda kept: jnp.where(kept, weights, 0).sum(-1, keepdims=True) >= goal)
+    return jnp.where((wanted >= 1) | (ranks >= threshold), logits, -jnp.inf)
+
+
+def warp(logits: jax.Array, sampling: Sampling, top_k_first: bool = True) -> jax.Array:
+    """Logits f32[B, ..., V] with -inf where top-k and top-p exclude a token; untouched in rows at temperature 0.
+
+    Top-k runs before top-p, as in `transformers`, unless `top_k_first` is false.
+    """
+    sampled = sampling.temperature > 0
+    top_k = jnp.where(sampled, sampling.top_k, 0)
+    top_p = jnp.where(sampled, sampling.top_p, 1.0)
+
+    def by_k(z: jax.Array) -> jax.Array:
+        return lax.cond((top_k > 0).any(), lambda: keep_top_k(z, top_k), lambda: z)
+
+    def by_p(z: jax.Array) -> jax.Array:
+        return lax.cond((top_p < 1).any(), lambda: keep_top_p(z, top_p, sampling.temperature), lambda: z)
+
+    return by_p(by_k(logits)) if top_k_first else by_k(by_p(logits))
+
+
+def noisy_scores(logits: jax.Array, noise: jax.Array, sampling: Sampling) -> jax.Array:
+    """mask(z) + T g, f32[B, ..., V]: the token chosen is its argmax."""
+    return warp(logits, sampling) + _per_row(sampling.temperature, logits) * noise
+
+
+def choose(logits: jax.Array, noise: jax.Array, sampling: Sampling) -> jax.Array:
+    """The target's tokens i32[B, ...] for logits and noise f32[B, ..., V]; ties go to the lower id."""
+    return noisy_scores(logits, noise, sampling).argmax(-1).astype(jnp.int32)

@@ -1,0 +1,116 @@
+"""The check: which drafted tokens the target would have written itself.
+
+Two rules. `match` (default): the target's choice at each node is known once the noise is; follow the child that equals
+it (DESIGN 2). `residual`: accept with min(1, p/q), else go on with the residual distribution (Leviathan et al., arXiv
+2211.17192, section 2.3; for siblings SpecInfer, arXiv 2305.09781, section 4.3); q = 1 where the draft is not random,
+which is the walk of the EAGLE-2 code. Knows trees and distributions, no drafter.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from eagle_jax import sampling as noises
+from eagle_jax.tree import ancestors, path_to
+from eagle_jax.types import NO_PARENT, DraftTree, Sampling, Verdict
+
+
+def match(tree: DraftTree, choice: jax.Array) -> Verdict:
+    """Accept the longest path along which every drafted token is the target's own choice.
+
+    Args:
+      tree: the draft.
+      choice: i32[B, N], the token that the target puts behind each node.
+
+    No walk: a node is accepted when all nodes on its path but the root matched, and since candidate siblings differ in
+    token the accepted nodes form one path; its deepest node is the answer.
+    """
+    seen = ancestors(tree.parents, tree.max_depth)
+    parent = jnp.maximum(tree.parents, 0)
+    is_root = jnp.arange(tree.tokens.shape[1])[None, :] == 0
+    matched = (tree.tokens == jnp.take_along_axis(choice, parent, axis=1)) & (tree.parents != NO_PARENT)
+    matched = (matched & tree.candidate) | is_root
+    accepted = (matched[:, None, :] | ~seen).all(-1) & tree.candidate
+    depth = jnp.where(accepted, seen.sum(-1) - 1, -1).at[:, 0].max(0)
+    deepest = depth.argmax(-1)
+    return Verdict(
+        path=path_to(deepest, seen, tree.max_depth),
+        num_accepted=depth.max(-1).astype(jnp.int32),
+        next_token=jnp.take_along_axis(choice, deepest[:, None], axis=1)[:, 0],
+    )
+
+
+class _Walk(NamedTuple):
+    """Where the `residual` walk stands."""
+
+    node: jax.Array  # i32[B], last accepted node
+    target: jax.Array  # f32[B, V], what is left of p there
+    draft: jax.Array  # f32[B, V], what is left of q there
+
+
+def residual(
+    tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: jax.Array, bonus_noise: jax.Array
+) -> Verdict:
+    """Accept children one after the other with min(1, p/q), the next token from what is left of p.
+
+    Lawful where the children of a node were drawn without replacement from softmax(draft_logits / T) and all are kept,
+    or, with `draft_logits` left out, where they do not depend on any draw (q = 1).
+
+    Args:
+      tree: the draft; siblings stand in the order in which they were drawn.
+      logits: f32[B, N, V] of the target, before top-k and top-p.
+      sampling: temperature and masks of each row.
+      uniforms: f32[B, N], one for each node, independent of the draft.
+      bonus_noise: f32[B, N, V], Gumbel noise for the token behind each node, independent of the draft.
+    """
+    warped = noises.warp(logits, sampling)
+    rows = jnp.arange(tree.tokens.shape[0])
+
+    def at(node: jax.Array) -> tuple[jax.Array, jax.Array]:
+        target = _law(warped[rows, node], sampling.temperature)
+        if tree.draft_logits is None:
+            return target, jnp.ones_like(target)  # q = 1 for whatever is tried
+        return target, _law(tree.draft_logits[rows, node], jnp.maximum(sampling.temperature, 1e-4))
+
+    def visit(child: jax.Array, walk: _Walk) -> _Walk:
+        token = tree.tokens[:, child]
+        tried = tree.candidate[:, child] & (tree.parents[:, child] == walk.node)
+        p, q = walk.target[rows, token], walk.draft[rows, token]
+        # A uniform is below 1, so p >= q accepts; p = 0 must not be accepted by a uniform of 0.
+        taken = tried & (uniforms[:, child] * q < p)
+        drawn = jnp.arange(walk.target.shape[1])[None, :] == token[:, None]
+        if tree.draft_logits is None:
+            left, rest = jnp.where(drawn, 0, walk.target), walk.draft
+        else:
+            left = jnp.maximum(walk.target - walk.draft, 0)
+            rest = _normalise(jnp.where(drawn, 0, walk.draft), walk.draft)
+        refused = (tried & ~taken)[:, None]
+        new_target, new_draft = at(jnp.full_like(walk.node, child))
+        return _Walk(
+            node=jnp.where(taken, child, walk.node),
+            target=jnp.where(taken[:, None], new_target, jnp.where(refused, _normalise(left, walk.target), walk.target)),
+            draft=jnp.where(taken[:, None], new_draft, jnp.where(refused, rest, walk.draft)),
+        )
+
+    root = jnp.zeros_like(tree.tokens[:, 0])
+    # Siblings stand together behind their parent, so one pass in node order meets each child that is due.
+    walk = lax.fori_loop(1, tree.tokens.shape[1], visit, _Walk(root, *at(root)))
+    seen = ancestors(tree.parents, tree.max_depth)
+    bonus = (jnp.log(walk.target) + bonus_noise[rows, walk.node]).argmax(-1).astype(jnp.int32)
+    depth = seen[rows, walk.node].sum(-1, dtype=jnp.int32) - 1
+    return Verdict(path=path_to(walk.node, seen, tree.max_depth), num_accepted=depth, next_token=bonus)
+
+
+def _law(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+    """softmax(logits / T) f32[B, V]; at T = 0 all mass on the first of the largest."""
+    cold = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
+    warm = jax.nn.softmax(logits / jnp.where(temperature > 0, temperature, 1)[:, None], axis=-1)
+    return jnp.where((temperature > 0)[:, None], warm, cold)
+
+
+def _normalise(weights: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """Weights f32[B, V] scaled to sum 1; rows that rounding left without any weight become `otherwise`."""
+    total = weights.sum(-1, keepdims=True)
+    return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), otherwise)

@@ -1,0 +1,53 @@
+"""Package metadata; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+RUNTIME = [
+    "absl-py>=2.1",
+    "flax>=0.12",
+    "gguf>=0.19",
+    "grain>=0.2.18",
+    "huggingface-hub>=1.0",
+    "jax>=0.10.2",
+    "jinja2>=3.1",  # chat templates, rendered by transformers
+    "matplotlib>=3.9",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12",
+    "safetensors>=0.6",
+    "tensorboardX>=2.6",
+    "tokenizers>=0.22",
+    "transformers>=5.0",
+]
+
+TEST = [
+    "hypothesis>=6.100",
+    "mypy>=2.0",
+    "pre-commit>=4.0",
+    "pytest>=9.0",
+    "pytest-xdist>=3.6",
+    "ruff>=0.15",
+    "scipy>=1.14",  # critical values of the chi-square tests
+]
+
+# Live parity tests and the comparison with PyTorch. Never imported by the package.
+TORCH = ["torch==2.13.0"]
+
+setup(
+    name="eagle_jax",
+    version="0.1.0",
+    description="Exact draft-tree speculative decoding (EAGLE, EAGLE-2, EAGLE-3 and their peers) in JAX",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["eagle_jax", "eagle_jax.*"]),
+    package_data={"eagle_jax": ["py.typed", "pretrained/*/*.json", "pretrained/*/*.safetensors"]},
+    install_requires=RUNTIME,
+    extras_require={"test": TEST, "torch": TORCH},
+)

@@ -1,0 +1,22 @@
+"""What every test runs under: the CPU as eight virtual devices, no silent rank promotion, warnings as errors.
+
+Warnings become errors through `filterwarnings` in pyproject.toml. The environment is set before jax is imported.
+"""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"])
+# No test may reach for the network; what is not on this machine is an error, and a quick one.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Programs that take seconds to compile are kept between runs. Tests that count compilations listen for
+# `/jax/core/compile/backend_compile_duration`, which jax reports whether a program was compiled or found on disk.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,52 @@
+"""Top-k, top-p and the choice of a token, by sorting, in float64."""
+
+import numpy as np
+
+
+def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Law of softmax(logits / temperature); at 0 all mass on the first of the largest."""
+    logits = np.asarray(logits, np.float64)
+    if temperature == 0:
+        return np.eye(len(logits))[int(np.argmax(logits))]
+    weights = np.exp((logits - logits.max()) / temperature)
+    return weights / weights.sum()
+
+
+def top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    """bool[V]: the k largest and all that tie with the k-th; k = 0 keeps all."""
+    ranked = sorted(logits, reverse=True)
+    return np.ones(len(logits), bool) if k == 0 else logits >= ranked[min(k, len(ranked)) - 1]
+
+
+def top_p(logits: np.ndarray, p: float, temperature: float) -> np.ndarray:
+    """bool[V]: the most probable tokens until their mass reaches p, and all that tie with the last one."""
+    if p >= 1:
+        return np.ones(len(logits), bool)
+    law = softmax(logits, temperature)
+    mass = 0.0
+    for token in np.argsort(-logits, kind="stable"):
+        mass += law[token]
+        if mass >= p:
+            return logits >= logits[token]
+    raise AssertionError(f"total mass {mass} stays below p = {p}")
+
+
+def warp(logits: np.ndarray, temperature: float, k: int, p: float, top_k_first: bool = True) -> np.ndarray:
+    """Logits with -inf at what top-k and top-p exclude; nothing is excluded at temperature 0."""
+    masked = np.asarray(logits, np.float64)
+    if temperature == 0:
+        return masked
+    for step in ("k", "p") if top_k_first else ("p", "k"):
+        kept = top_k(masked, k) if step == "k" else top_p(masked, p, temperature)
+        masked = np.where(kept, masked, -np.inf)
+    return masked
+
+
+def law(logits: np.ndarray, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
+    """What the target's next token follows."""
+    return softmax(warp(logits, temperature, k, p), temperature)
+
+
+def choose(logits: np.ndarray, noise: np.ndarray, temperature: float, k: int, p: float) -> int:
+    """First largest of masked logits plus temperature times noise."""
+    return int(np.argmax(warp(logits, temperature, k, p) + temperature * np.asarray(noise, np.float64)))

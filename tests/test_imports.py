@@ -1,0 +1,116 @@
+"""Imports go one way. Each module may import only from groups that stand before its own, and from those it names.
+
+    types | tree, sampling, cache | verify, models | drafters/base, head, ngram_pool | drafters | decode
+    | checkpoint, chat, sharding, testing | training | evaluation | experiments, configs
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("eagle_jax", "experiments", "configs")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+LAYERS = [
+    ["eagle_jax.types"],
+    ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],
+    ["eagle_jax.verify", "eagle_jax.models"],
+    ["eagle_jax.drafters.base", "eagle_jax.drafters.head", "eagle_jax.drafters.ngram_pool"],
+    ["eagle_jax.drafters"],
+    ["eagle_jax.decode", "eagle_jax.generate"],
+    ["eagle_jax.checkpoint", "eagle_jax.chat", "eagle_jax.sharding", "eagle_jax.testing"],
+    ["eagle_jax.training"],
+    ["eagle_jax.evaluation"],
+    ["configs"],
+    ["experiments"],
+]
+
+# Closer rules than the layers give: the first may not import the second.
+FORBIDDEN = [
+    ("eagle_jax.models", "eagle_jax.tree"),  # a model knows masks, not trees
+    ("eagle_jax.models", "eagle_jax.verify"),
+    ("eagle_jax.verify", "eagle_jax.models"),
+    ("eagle_jax.decode", "eagle_jax.drafters"),  # the loop knows the protocol and no drafter by name
+    ("eagle_jax.training", "eagle_jax.drafters"),
+    ("eagle_jax.training", "eagle_jax.decode"),
+]
+ALLOWED = {("eagle_jax.decode", "eagle_jax.drafters.base"), ("eagle_jax.drafters.eagle3", "eagle_jax.drafters.eagle2")}
+# Reading published .bin heads is conversion, and conversion may use PyTorch.
+MAY_IMPORT_TORCH = {"experiments.convert", "experiments.measure"}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name of a file; a package stands for its __init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module or name that a file imports, anywhere in it, with its line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def inside(module: str, package: str) -> bool:
+    """Whether `module` is `package` or lies in it."""
+    return module == package or module.startswith(package + ".")
+
+
+def layer_of(module: str) -> int | None:
+    """Index in LAYERS by the longest prefix that matches."""
+    found = [(len(name), index) for index, names in enumerate(LAYERS) for name in names if inside(module, name)]
+    return max(found)[1] if found else None
+
+
+def may_import(module: str, other: str) -> bool:
+    """The rule of this file."""
+    if any(inside(module, a) and inside(other, b) for a, b in ALLOWED):
+        return True
+    if any(inside(module, a) and inside(other, b) for a, b in FORBIDDEN):
+        return False
+    here, there = layer_of(module), layer_of(other)
+    if here is None or there is None:
+        return module == "eagle_jax"  # the package itself re-exports from everywhere; nobody imports from it
+    if inside(module, "eagle_jax.drafters") and inside(other, "eagle_jax.drafters") and here == there:
+        return module == "eagle_jax.drafters"  # drafters never import each other; their __init__ lists them
+    return there <= here
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_one_way(path: Path) -> None:
+    module = module_name(path)
+    for other, line in imported(path):
+        if other.split(".")[0] in FOLDERS:
+            assert may_import(module, other), f"{path}:{line}: {module} must not import {other}"
+        if other.split(".")[0] == "torch":
+            assert module in MAY_IMPORT_TORCH, f"{path}:{line}: {module} must not import torch"
+
+
+def test_every_module_has_a_layer() -> None:
+    modules = [module_name(path) for path in FILES]
+    assert [name for name in modules if layer_of(name) is None and name != "eagle_jax"] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "other", "allowed"),
+    [
+        ("eagle_jax.tree", "eagle_jax.types.NO_PARENT", True),
+        ("eagle_jax.types", "eagle_jax.tree", False),
+        ("eagle_jax.models.layers", "eagle_jax.tree", False),
+        ("eagle_jax.drafters.eagle3", "eagle_jax.drafters.eagle2.expand", True),
+        ("eagle_jax.drafters.chain", "eagle_jax.drafters.vanilla", False),
+        ("eagle_jax.drafters.chain", "eagle_jax.drafters.base.Drafter", True),
+        ("eagle_jax.decode", "eagle_jax.drafters.base.Drafter", True),
+        ("eagle_jax.decode", "eagle_jax.drafters.chain", False),
+        ("eagle_jax.evaluation.tasks", "experiments.launch", False),
+    ],
+)
+def test_rule(module: str, other: str, allowed: bool) -> None:
+    assert may_import(module, other) == allowed
