@@ -7,7 +7,7 @@ need no torch for this). Knows nothing of weights or of decoding.
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -70,9 +70,9 @@ class TextStream:
     short context with and without the new tokens and gives out the difference, once it ends in a whole character.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Starts with no text."""
-        self._tokenizer = tokenizer
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        """Starts with no text; `decode` is a tokenizer's method of that name."""
+        self._decode = decode
         self._ids: list[int] = []
         self._context = 0  # first id of the context
         self._given = 0  # ids before this one are given out
@@ -87,8 +87,8 @@ class TextStream:
 
     def _advance(self, ids: Iterable[int], final: bool) -> str:
         self._ids.extend(int(token) for token in ids)
-        before = self._tokenizer.decode(self._ids[self._context : self._given])
-        text = self._tokenizer.decode(self._ids[self._context :])
+        before = self._decode(self._ids[self._context : self._given])
+        text = self._decode(self._ids[self._context :])
         if len(text) <= len(before) or (text.endswith(_UNFINISHED) and not final):
             return ""
         self._context, self._given = self._given, len(self._ids)

@@ -17,7 +17,7 @@ from jax import lax
 
 from eagle_jax import sampling as noises
 from eagle_jax import verify
-from eagle_jax.cache import commit
+from eagle_jax.cache import commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.tree import ancestors
 from eagle_jax.types import DraftTree, KVCache, Params, Sampling, Target, Verdict
@@ -63,16 +63,13 @@ def _ends(token: jax.Array, sampling: Sampling) -> jax.Array:
     return (token[:, :, None] == sampling.stop_ids[:, None, :]).any(-1)
 
 
-def _noise(sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = noises.TARGET_STREAM) -> jax.Array:
-    """Temperature times Gumbel noise, f32[B, P, V]; not drawn at all while every row is greedy."""
-    sampled = (sampling.temperature > 0).any()
-    shape = (*positions.shape, vocab_size)
-    noise = lax.cond(
-        sampled,
+def _gumbel(sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = noises.TARGET_STREAM) -> jax.Array:
+    """`sampling.gumbel` f32[B, P, V], but zeros, which cost nothing, while every row is greedy."""
+    return lax.cond(
+        (sampling.temperature > 0).any(),
         lambda: noises.gumbel(sampling, positions, vocab_size, stream),
-        lambda: jnp.zeros(shape, jnp.float32),
+        lambda: jnp.zeros((*positions.shape, vocab_size), jnp.float32),
     )
-    return sampling.temperature[:, None, None] * noise
 
 
 @functools.partial(jax.jit, static_argnames=("target", "drafter", "chunk"))
@@ -101,7 +98,7 @@ def prefill(
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((chunk, chunk), bool)), (batch, chunk, chunk))
     path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
     rows = jnp.arange(batch)
-    first_noise = _noise(sampling, prompt_length[:, None], target.vocab_size)[:, 0]
+    first_noise = _gumbel(sampling, prompt_length[:, None], target.vocab_size)[:, 0]
 
     def read(index: jax.Array, state: DecodeState) -> DecodeState:
         length = state.cache.length
@@ -109,9 +106,9 @@ def prefill(
         count = jnp.clip(prompt_length - index * chunk, 0, chunk)
         tokens = jnp.take_along_axis(state.text, positions, axis=1, mode="clip")
         output = target.forward(target_params, tokens, positions, state.cache, causal)
-        cache = commit(state.cache, output.keys, output.values, path, count)
         logits = target.unembed(target_params, output.hidden[rows, jnp.maximum(count - 1, 0)])
         token = noises.choose(logits, first_noise, sampling)
+        cache = commit(state.cache, output.keys, output.values, path, count_after(count, token >= 0))
         complete = (count > 0) & (cache.length == prompt_length)
         new_text = state.text.at[rows, jnp.where(complete, prompt_length, capacity)].set(token, mode="drop")
         seen = Observation(text=new_text, length=length, output=output, path=path, count=count)
@@ -135,17 +132,23 @@ def prefill(
 
 
 def _check(
-    target: Target, tree: DraftTree, logits: jax.Array, depth: jax.Array, noise: jax.Array, *,
-    length: jax.Array, sampling: Sampling, rule: Rule,
+    target: Target,
+    tree: DraftTree,
+    logits: jax.Array,
+    depth: jax.Array,
+    noise: jax.Array,
+    *,
+    length: jax.Array,
+    sampling: Sampling,
+    rule: Rule,
 ) -> tuple[Verdict, jax.Array]:
     """Verdict on the tree and the target's choice i32[B, N] behind each node."""
     at_node = jnp.take_along_axis(noise, depth[:, :, None], axis=1)
-    choice = (noises.warp(logits, sampling) + at_node).argmax(-1).astype(jnp.int32)
+    choice = noises.choose(logits, at_node, sampling)
     if rule == "match":
         return verify.match(tree, choice), choice
     uniforms = noises.uniform(sampling, length[:, None], tree.tokens.shape[1])[:, 0]
-    scale = jnp.where(sampling.temperature > 0, sampling.temperature, 1)[:, None, None]
-    return verify.residual(tree, logits, sampling, uniforms, at_node / scale), choice
+    return verify.residual(tree, logits, sampling, uniforms, at_node), choice
 
 
 def one_round(
@@ -165,16 +168,18 @@ def one_round(
     steps = jnp.arange(drafter.max_depth + 1)[None, :]
     positions = length[:, None] + 1 + steps
     with jax.named_scope("noise"):
-        noise = _noise(sampling, positions, target.vocab_size)
-        if share_noise:
-            draft_noise = noise
-        elif rule == "residual" and drafter.draws:
-            draft_noise = _noise(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
-        else:
-            draft_noise = jnp.zeros_like(noise)
+        noise = _gumbel(sampling, positions, target.vocab_size)
+        draft_noise = noise if share_noise else jnp.zeros_like(noise)
+        if rule == "residual" and drafter.draws:
+            draft_noise = _gumbel(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
     with jax.named_scope("draft"):
         tree, drafter_state = drafter.propose(
-            drafter_params, target_params, state.drafter, state.text, length, draft_noise
+            drafter_params,
+            target_params,
+            state.drafter,
+            state.text,
+            length,
+            sampling.temperature[:, None, None] * draft_noise,
         )
     with jax.named_scope("target"):
         seen = ancestors(tree.parents, drafter.max_depth)
@@ -182,9 +187,7 @@ def one_round(
         output = target.forward(target_params, tree.tokens, length[:, None] + depth, state.cache, seen)
         logits = target.unembed(target_params, output.hidden)
     with jax.named_scope("verify"):
-        verdict, choice = _check(
-            target, tree, logits, depth, noise, length=length, sampling=sampling, rule=rule
-        )
+        verdict, choice = _check(target, tree, logits, depth, noise, length=length, sampling=sampling, rule=rule)
         on_path = jnp.take_along_axis(tree.tokens, jnp.maximum(jnp.roll(verdict.path, -1, axis=1), 0), axis=1)
         written = jnp.where(steps == verdict.num_accepted[:, None], verdict.next_token[:, None], on_path)
         room = sampling.max_new_tokens - state.num_new

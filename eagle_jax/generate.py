@@ -102,7 +102,13 @@ class Generator:
         text, lengths = self._pad(prompts, settings)
         started = time.perf_counter()
         state = prefill(
-            self.target, self.drafter, self.target_params, self.drafter_params, text, lengths, settings,
+            self.target,
+            self.drafter,
+            self.target_params,
+            self.drafter_params,
+            text,
+            lengths,
+            settings,
             chunk=self.prefill_chunk,
         )
         jax.block_until_ready(state)
@@ -114,8 +120,15 @@ class Generator:
                 return
             started = time.perf_counter()
             state = decode(
-                self.target, self.drafter, self.target_params, self.drafter_params, state, settings, rounds_per_call,
-                rule=self.rule, share_noise=self.share_noise,
+                self.target,
+                self.drafter,
+                self.target_params,
+                self.drafter_params,
+                state,
+                settings,
+                rounds_per_call,
+                rule=self.rule,
+                share_noise=self.share_noise,
             )
             jax.block_until_ready(state)
             decode_seconds += time.perf_counter() - started

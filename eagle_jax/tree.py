@@ -1,9 +1,9 @@
-"""What follows from the parents of a draft tree: depths, ancestors, positions, paths. And the plainest trees.
+r"""What follows from the parents of a draft tree: depths, ancestors, positions, paths. And the plainest trees.
 
     parents  -1 0 0 1 1 2       0            ancestors (row sees column)
-    node      0 1 2 3 4 5      / \\             0 1 2 3 4 5
+    node      0 1 2 3 4 5      / \             0 1 2 3 4 5
                               1   2         3 [x x . x . .]
-                             / \\   \\        5 [x . x . . x]
+                             / \   \       5 [x . x . . x]
                             3   4   5
 
 A tree is a fixed number of slots; its shape is data, so one compiled program serves every tree (DESIGN 3).

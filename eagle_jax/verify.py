@@ -90,7 +90,9 @@ def residual(
         new_target, new_draft = at(jnp.full_like(walk.node, child))
         return _Walk(
             node=jnp.where(taken, child, walk.node),
-            target=jnp.where(taken[:, None], new_target, jnp.where(refused, _normalise(left, walk.target), walk.target)),
+            target=jnp.where(
+                taken[:, None], new_target, jnp.where(refused, _normalise(left, walk.target), walk.target)
+            ),
             draft=jnp.where(taken[:, None], new_draft, jnp.where(refused, rest, walk.draft)),
         )
 

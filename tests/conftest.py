@@ -12,11 +12,11 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_forc
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# Programs that take seconds to compile are kept between runs. Tests that count compilations listen for
+# `/jax/core/compile/backend_compile_duration`, which jax reports whether a program was compiled or found on disk.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# Programs that take seconds to compile are kept between runs. Tests that count compilations listen for
-# `/jax/core/compile/backend_compile_duration`, which jax reports whether a program was compiled or found on disk.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

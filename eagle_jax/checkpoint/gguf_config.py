@@ -58,6 +58,13 @@ class _Keys:
             raise self.error(key, "is missing")
         return self.get(key)
 
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive number; required where no default is given."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if not isinstance(value, int) or value < 1:
+            raise self.error(key, f"is {str(value)[:60]}, expected one positive number for all layers")
+        return value
+
     def error(self, key: str, what: str) -> ValueError:
         return ValueError(f"{self._origin}: metadata key {self._prefix}{key} {what}")
 
@@ -83,12 +90,15 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{file.path}: general.architecture is {architecture!r}; supported are {known}")
     keys = _Keys(file, architecture)
-    num_heads, width = keys.need("attention.head_count"), keys.need("embedding_length")
-    head_dim = keys.get("attention.key_length", width // num_heads)
+    num_heads, width = keys.count("attention.head_count"), keys.count("embedding_length")
+    head_dim = keys.count("attention.key_length", width // num_heads)
+    num_layers = keys.count("block_count")
+    if f"blk.{num_layers - 1}.attn_norm.weight" not in file.tensors:
+        raise keys.error("block_count", f"is {num_layers}, but the last layer has no tensors")
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.get(key, head_dim) != head_dim:
             raise keys.error(key, f"is {keys.get(key)}, but the head size is {head_dim}")
-    vocab_size = keys.get("vocab_size", len(file.metadata.get("tokenizer.ggml.tokens", ())))
+    vocab_size = keys.count("vocab_size", len(file.metadata.get("tokenizer.ggml.tokens", ())))
     theta = float(keys.get("rope.freq_base", 10000.0))
     scaling = _rope_scaling(keys)
     if ROPE_FACTORS in file.tensors:
@@ -96,12 +106,12 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     config = ModelConfig(
         vocab_size=vocab_size,
         width=width,
-        mlp_width=keys.need("feed_forward_length"),
-        num_layers=keys.need("block_count"),
+        mlp_width=keys.count("feed_forward_length"),
+        num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=keys.get("attention.head_count_kv", num_heads),
+        num_kv_heads=keys.count("attention.head_count_kv", num_heads),
         head_dim=head_dim,
-        max_positions=keys.need("context_length"),
+        max_positions=keys.count("context_length"),
         norm_eps=_shortest(keys.need("attention.layer_norm_rms_epsilon")),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -114,9 +124,6 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         eos_ids=eos_ids(file.metadata),
     )
     keys.reject_the_rest()
-    for name in ("mlp_width", "num_heads", "num_kv_heads"):
-        if not isinstance(getattr(config, name), int):
-            raise ValueError(f"{file.path}: {name} is {getattr(config, name)!r}; one number for all layers is supported")
     return config
 
 
@@ -163,7 +170,7 @@ def _llama3_scaling(file: GGUFFile, head_dim: int, theta: float, declared: RopeS
     worst = float(np.abs(plain / divisors / scaled - 1).max())
     if not math.isfinite(worst) or worst > 1e-4:
         raise ValueError(
-            f"{file.path}: tensor {ROPE_FACTORS} (largest {factor:g}) is off by {worst:.2g} from the llama3 scaling with"
-            f" original length {_LLAMA3.original_max_positions}, low 1 and high 4, the only one read from GGUF"
+            f"{file.path}: tensor {ROPE_FACTORS} (largest {factor:g}) is off by {worst:.2g} from the llama3 scaling"
+            f" with original length {_LLAMA3.original_max_positions}, low 1 and high 4, the only one read from GGUF"
         )
     return scaling

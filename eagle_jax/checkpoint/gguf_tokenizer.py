@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-_CONTROL, _USER_DEFINED = 3, 4
-"""Token types: markers such as end of text, and words that BPE may not split."""
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+"""Token types: pieces that BPE makes, markers such as end of text, and words that BPE may not split."""
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -24,14 +24,23 @@ def _isolate(pattern: str) -> list[Any]:
     return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
 
 
+_TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 _BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 
-_SPLITS = {
+_SPLITS: dict[str, list[Any]] = {
     "gpt-2": [_BYTE_LEVEL],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _BYTE_LEVEL],
-    "llama-bpe": _isolate(_LLAMA3_SPLIT),
-    "qwen2": _isolate(_QWEN2_SPLIT),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _isolate(_LLAMA3_SPLIT)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _isolate(_QWEN2_SPLIT)),
+    "tekken": _isolate(_TEKKEN_SPLIT),  # Mistral from Nemo on
 }
+_WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken")
+"""Rules whose vocabularies take a word as it is where it is a token, whatever its merges say."""
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -50,13 +59,13 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     tokenizer = builders[kind](metadata, {token: index for index, token in enumerate(tokens)})
     types = metadata.get("tokenizer.ggml.token_type", [])
     listed = [(token, sort) for token, sort in zip(tokens, types, strict=False) if sort in (_CONTROL, _USER_DEFINED)]
-    tokenizer.add_tokens(
-        [AddedToken(token, special=sort == _CONTROL, normalized=False) for token, sort in listed]
-    )
-    # llama.cpp: these two families start a text with BOS unless the file says otherwise.
-    default = kind == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    tokenizer.add_tokens([AddedToken(token, special=sort == _CONTROL, normalized=False) for token, sort in listed])
+    # As llama.cpp: these families start a text with BOS unless the file says otherwise.
+    default = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST
     if metadata.get("tokenizer.ggml.add_bos_token", default):
-        bos = metadata["tokenizer.ggml.bos_token_id"]
+        bos = metadata.get("tokenizer.ggml.bos_token_id")
+        if bos is None:
+            raise ValueError("texts start with BOS, but tokenizer.ggml.bos_token_id is missing")
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", pair=None, special_tokens=[(tokens[bos], bos)]
         )
@@ -70,8 +79,8 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int]) -> Tokenizer
     merges = [tuple(merge.split(" ")) for merge in metadata.get("tokenizer.ggml.merges", [])]
     if not merges:
         raise ValueError("tokenizer.ggml.merges is missing or empty")
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
-    if pre == "qwen2":
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _WHOLE_WORDS_FIRST))
+    if _SPLITS[pre] is _SPLITS["qwen2"]:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[pre])
     tokenizer.decoder = decoders.ByteLevel()
@@ -79,13 +88,18 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int]) -> Tokenizer
 
 
 def _sentencepiece(metadata: Mapping[str, Any], vocab: dict[str, int]) -> Tokenizer:
-    """SentencePiece stores scores instead of merges; any pair of pieces that makes a piece is a merge, best first."""
+    """SentencePiece stores scores instead of merges: any pair of pieces that makes a piece is a merge, best first.
+
+    A space is put before each stretch of text between special tokens, as in llama.cpp and in Llama 2's own files.
+    """
     scores = metadata.get("tokenizer.ggml.scores")
     if not scores:
         raise ValueError("tokenizer.ggml.scores is missing or empty")
+    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(vocab)
     merges = [
-        (-scores[index], vocab[token[:cut]], vocab[token[cut:]], token[:cut], token[cut:])
+        (-scores[index], -cut, index, (token[:cut], token[cut:]))
         for token, index in vocab.items()
+        if types[index] == _NORMAL
         for cut in range(1, len(token))
         if token[:cut] in vocab and token[cut:] in vocab
     ]
@@ -93,13 +107,13 @@ def _sentencepiece(metadata: Mapping[str, Any], vocab: dict[str, int]) -> Tokeni
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocab,
-            merges=[merge[-2:] for merge in sorted(merges)],
+            merges=[merge[-1] for merge in sorted(merges)],
             unk_token=None if unknown is None else metadata["tokenizer.ggml.tokens"][unknown],
             fuse_unk=True,
             byte_fallback=True,
         )
     )
-    space = [normalizers.Replace(" ", "▁")]
+    space: list[Any] = [normalizers.Replace(" ", "▁")]
     strip = []
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
         space.insert(0, normalizers.Prepend("▁"))

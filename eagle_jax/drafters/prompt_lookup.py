@@ -55,7 +55,9 @@ def make_prompt_lookup(num_drafted: int = 10, max_ngram: int = 3, latest: bool =
       ValueError: a size below 1.
     """
     if num_drafted < 1 or max_ngram < 1:
-        raise ValueError(f"prompt lookup needs sizes of at least 1, got {num_drafted} tokens and n-grams of {max_ngram}")
+        raise ValueError(
+            f"prompt lookup needs sizes of at least 1, got {num_drafted} tokens and n-grams of {max_ngram}"
+        )
 
     def propose(
         params: Params, target_params: Params, state: DrafterState, text: jax.Array, length: jax.Array, noise: jax.Array

@@ -5,17 +5,22 @@ Submodules carry the names of the Hugging Face checkpoints, so that a weight's p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.rope import rotate
 
 Init = jax.nn.initializers.Initializer
+
+Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(queries [B, T, H, D], keys and values [B, T, K, D]) -> what each query gathers, [B, T, H, D]."""
+
+Mixed = tuple[jax.Array, jax.Array, jax.Array]
+"""Output [B, T, E], new keys and new values [B, T, K, D]."""
 
 
 def _named(init: Init, names: Sequence[str]) -> Init:
@@ -64,17 +69,13 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over cache and new tokens; `input_width` is 2E in an EAGLE-3 head, else E."""
+    """Projections, rotation and output of grouped-query attention; who sees whom is the caller's `mix`."""
 
     config: ModelConfig
-    window: int | None = None
-    input_width: int | None = None
-    prefix_block: int = 256
+    input_width: int | None = None  # 2E in an EAGLE-3 head, else E
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], positions: jax.Array, mask: jax.Array, prefix: Prefix
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
         """[B, T, input width] -> [B, T, E], and the new keys (after RoPE) and values, [B, T, K, D] each."""
         config = self.config
         inputs = {"embed": self.input_width or config.width}
@@ -87,8 +88,8 @@ class Attention(nn.Module):
             queries = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="q_norm")(queries)
             keys = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="k_norm")(keys)
         queries, keys = rotate(queries, *angles), rotate(keys, *angles)
-        mixed = attend(queries, keys, values, mask, prefix, positions, window=self.window, block=self.prefix_block)
-        return Projection(heads, {"embed": config.width}, config.output_bias, name="o_proj")(mixed), keys, values
+        output = Projection(heads, {"embed": config.width}, config.output_bias, name="o_proj")
+        return output(mix(queries, keys, values)), keys, values
 
 
 class MLP(nn.Module):

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from eagle_jax import cache as caches
-from eagle_jax.models.attention import Prefix
+from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.layers import MLP, Attention, RMSNorm
+from eagle_jax.models.layers import MLP, Attention, Mix, Mixed, RMSNorm
 from eagle_jax.models.rope import angles
 from eagle_jax.types import KVCache, Params, Target, TargetOutput
 
@@ -22,18 +22,13 @@ class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
     config: ModelConfig
-    window: int | None
-    prefix_block: int
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, turn: tuple[jax.Array, jax.Array], positions: jax.Array, mask: jax.Array, prefix: Prefix
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
         """[B, T, E] -> [B, T, E], new keys, new values."""
         config = self.config
-        attention = Attention(config, window=self.window, prefix_block=self.prefix_block, name="self_attn")
         normed = RMSNorm(config.width, config.norm_eps, name="input_layernorm")(x)
-        mixed, keys, values = attention(normed, turn, positions, mask, prefix)
+        mixed, keys, values = Attention(config, name="self_attn")(normed, turn, mix)
         x = x + mixed
         normed = RMSNorm(config.width, config.norm_eps, name="post_attention_layernorm")(x)
         return x + MLP(config, name="mlp")(normed), keys, values
@@ -51,9 +46,7 @@ class Transformer(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         shape = (config.vocab_size, config.width)
         self.embed_tokens = self.param("embed_tokens", init, shape, jnp.float32)
-        self.layers = [
-            DecoderLayer(config, config.window(layer), self.prefix_block) for layer in range(config.num_layers)
-        ]
+        self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tie_embeddings:
             init = nn.with_logical_partitioning(nn.initializers.normal(config.width**-0.5), ("vocab", "embed"))
@@ -75,8 +68,15 @@ class Transformer(nn.Module):
         inputs, keys, values = [], [], []
         for index, layer in enumerate(self.layers):
             inputs.append(x)
-            prefix = Prefix(cache.keys[index], cache.values[index], cache.length)
-            x, new_keys, new_values = layer(x, turn, positions, block_mask, prefix)
+            mix = functools.partial(
+                attend,
+                mask=block_mask,
+                prefix=Prefix(cache.keys[index], cache.values[index], cache.length),
+                positions=positions,
+                window=self.config.window(index),
+                block=self.prefix_block,
+            )
+            x, new_keys, new_values = layer(x, turn, mix)
             keys.append(new_keys)
             values.append(new_values)
         return TargetOutput(

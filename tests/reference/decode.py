@@ -9,20 +9,8 @@ import numpy as np
 
 from eagle_jax.sampling import gumbel, make_sampling
 from eagle_jax.types import Params, Target
+from tests.models.passes import whole_pass
 from tests.reference.sampling import choose
-
-
-@functools.cache
-def _logits_behind(target: Target, room: int) -> Callable[..., jax.Array]:
-    """(params, text i32[room], length) -> f32[V] behind the last of `length` tokens; what follows is not seen."""
-    positions = jnp.arange(room)[None]
-    mask = jnp.tril(jnp.ones((1, room, room), bool))
-
-    def run(params: Params, text: jax.Array, length: jax.Array) -> jax.Array:
-        output = target.forward(params, text[None], positions, target.init_cache(1, 1), mask)
-        return target.unembed(params, output.hidden[0, length - 1])
-
-    return jax.jit(run)
 
 
 @functools.cache
@@ -32,8 +20,8 @@ def _noise(vocab_size: int) -> Callable[..., jax.Array]:
 
 def logits_behind(target: Target, params: Params, text: Sequence[int], room: int = 96) -> np.ndarray:
     """f32[V]: logits of the token behind `text`, at most `room` tokens long."""
-    padded = jnp.asarray([*text, *[0] * (room - len(text))], jnp.int32)
-    return np.asarray(_logits_behind(target, room)(params, padded, jnp.int32(len(text))))
+    padded = jnp.asarray([[*text, *[0] * (room - len(text))]], jnp.int32)
+    return np.asarray(whole_pass(target, params, padded)[1][0, len(text) - 1])
 
 
 def decode(

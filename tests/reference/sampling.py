@@ -4,7 +4,7 @@ import numpy as np
 
 
 def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Law of softmax(logits / temperature); at 0 all mass on the first of the largest."""
+    """The law exp(logits / temperature), normalised; at temperature 0 all mass on the first of the largest."""
     logits = np.asarray(logits, np.float64)
     if temperature == 0:
         return np.eye(len(logits))[int(np.argmax(logits))]

@@ -1,0 +1,142 @@
+"""Reads a Hugging Face directory: `config.json` and safetensors, in one file or in shards.
+
+Where both `model.safetensors` and an index are there, the single file counts, as in `transformers`. Nothing is
+guessed: every tensor of the files has a place in the model, and every place its tensor.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from eagle_jax.checkpoint.assemble import Place, Progress, TensorSource, assemble
+from eagle_jax.checkpoint.hf_config import config_from_hf
+from eagle_jax.checkpoint.names import target_tensors
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.types import Params
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+LEGACY_BUFFERS = ("rotary_emb.inv_freq", "self_attn.masked_bias")
+"""Endings of tensors that old versions of transformers saved and that hold nothing learnt."""
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file, or one clear line."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
+    """The shape of the model in a directory."""
+    directory = pathlib.Path(directory)
+    try:
+        return config_from_hf(read_json(directory / "config.json"))
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+
+
+def load_params(
+    directory: str | os.PathLike[str],
+    config: ModelConfig,
+    *,
+    dtype: str = "float32",
+    place: Place | None = None,
+    progress: Progress | None = None,
+) -> Params:
+    """The parameter tree of a target; arguments and errors as for `assemble`.
+
+    A tied model may still store an `lm_head.weight`, but only one that equals its embedding.
+    """
+    specs = target_tensors(config)
+    with open_safetensors(weight_files(pathlib.Path(directory)), str(directory)) as source:
+        shapes = {name: shape for name, shape in source.shapes.items() if not name.endswith(LEGACY_BUFFERS)}
+        if config.tie_embeddings and "lm_head.weight" in shapes:
+            _check_redundant_head(source)
+            del shapes["lm_head.weight"]
+        return assemble(
+            specs, TensorSource(source.origin, shapes, source.read), dtype=dtype, place=place, progress=progress
+        )
+
+
+def weight_files(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
+    """The safetensors files of a checkpoint, each with the tensors that an index promises in it (None: no index)."""
+    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
+    if single.is_file():
+        return {single: None}
+    if not index.is_file():
+        raise ValueError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map")
+    files: dict[pathlib.Path, set[str] | None] = {}
+    for shard in sorted({str(shard) for shard in weight_map.values()}):
+        if not (directory / shard).is_file():
+            raise ValueError(f"{index} names the shard {shard}, which is not there")
+        files[directory / shard] = {name for name, holder in weight_map.items() if holder == shard}
+    return files
+
+
+@contextlib.contextmanager
+def open_safetensors(files: Mapping[pathlib.Path, set[str] | None], origin: str) -> Iterator[TensorSource]:
+    """Open safetensors files as one source.
+
+    Raises:
+      ValueError: a file is cut or damaged, disagrees with the index, holds a tensor that another one holds too, or one
+        that is not floating-point.
+    """
+    with contextlib.ExitStack() as stack:
+        holders: dict[str, Any] = {}
+        where: dict[str, pathlib.Path] = {}
+        for path in files:
+            try:
+                handle = stack.enter_context(safe_open(path, framework="numpy"))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+            for name in handle.keys():  # noqa: SIM118 (a handle is no dict)
+                if name in where:
+                    raise ValueError(f"{origin}: tensor {name} is in both {where[name].name} and {path.name}")
+                holders[name], where[name] = handle, path
+        _check_index(files, where)
+        shapes = {}
+        for name, handle in holders.items():
+            part = handle.get_slice(name)
+            if part.get_dtype() not in _FLOATS and not name.endswith(LEGACY_BUFFERS):
+                known = ", ".join(_FLOATS)
+                raise ValueError(f"{where[name]}: tensor {name} has type {part.get_dtype()}; {known} are supported")
+            shapes[name] = tuple(part.get_shape())
+        yield TensorSource(origin, shapes, lambda name: holders[name].get_tensor(name))
+
+
+def _check_index(files: Mapping[pathlib.Path, set[str] | None], where: Mapping[str, pathlib.Path]) -> None:
+    """Each file holds exactly the tensors that the index promises in it."""
+    for path, promised in files.items():
+        found = {name for name, holder in where.items() if holder == path}
+        if promised is not None and found != promised:
+            name = min(found ^ promised)
+            side = "the file but not in the index" if name in found else "the index but not in the file"
+            raise ValueError(f"{path}: tensor {name} is in {side}")
+
+
+def _check_redundant_head(source: TensorSource) -> None:
+    """A tied model reads its LM head from the embedding; a stored one that differs would be dropped silently."""
+    embedding = "model.embed_tokens.weight"
+    if embedding not in source.shapes:
+        raise ValueError(f"{source.origin}: tensor {embedding} is missing")
+    if not np.array_equal(source.read("lm_head.weight"), source.read(embedding)):
+        raise ValueError(f"{source.origin}: tie_word_embeddings is true, but lm_head.weight differs from {embedding}")

@@ -1,0 +1,139 @@
+"""EAGLE-2: a tree shaped by the drafter's confidence (arXiv 2406.16858, section 4). Expand, then re-rank.
+
+Expand: from the root's k best children on, D passes each feed the k most valuable nodes of the last level and add the k
+best children of each. A node's value is the product of the confidences along its path, here a sum of logs in float32.
+Re-rank: of all k + D k^2 nodes the N - 1 most valuable ones are kept, shallow before deep where values tie, and
+renumbered so that parents stand first. A child is never worth more than its parent, so the kept nodes form a tree.
+
+    candidates    [ k children of the root | k x k behind pass 0 | k x k behind pass 1 | ... ]
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eagle_jax.drafters import head as heads
+from eagle_jax.drafters.base import Drafter, Observation
+from eagle_jax.drafters.head import HeadState
+from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.tree import root_of
+from eagle_jax.types import NO_PARENT, DraftTree, Params
+
+
+class Candidates(NamedTuple):
+    """All nodes that expansion found, in the flat order above: M = k + D k^2."""
+
+    tokens: jax.Array  # i32[B, M]
+    log_values: jax.Array  # f32[B, M]
+    parents: jax.Array  # i32[B, M], flat index, NO_PARENT below the root
+
+
+def expand(
+    head: Head,
+    params: HeadParams,
+    target_params: Params,
+    state: HeadState,
+    noise: jax.Array,
+    *,
+    depth: int,
+    top_k: int,
+) -> Candidates:
+    """Grow the candidates level by level: one reading of the head's newest output and `depth` passes of k nodes."""
+    best = heads.best_children(head, params, target_params, state.newest[:, None], noise[:, 0], top_k)
+    tokens, values = best.tokens[:, 0], best.values[:, 0]
+    batch = tokens.shape[0]
+    found = [Candidates(tokens, values, jnp.full_like(tokens, NO_PARENT))]
+    flat = jnp.broadcast_to(jnp.arange(top_k), (batch, top_k))  # flat index of the nodes to feed
+    states = jnp.broadcast_to(state.newest[:, None], (batch, top_k, state.newest.shape[1]))
+    rows: jax.Array | None = None  # index of their parents among the nodes fed before
+    fed = heads.nothing_fed(head, state)
+    for step in range(depth):
+        outputs, fed = heads.feed(head, params, target_params, state, fed, tokens, states, rows, step + 1)
+        best = heads.best_children(head, params, target_params, outputs, noise[:, step + 1], top_k)
+        block_tokens = best.tokens.reshape(batch, -1)
+        block_values = (values[:, :, None] + best.values).reshape(batch, -1)
+        found.append(Candidates(block_tokens, block_values, jnp.repeat(flat, top_k, axis=1)))
+        values, kept = jax.lax.top_k(block_values, top_k)
+        tokens = jnp.take_along_axis(block_tokens, kept, axis=1)
+        states = jnp.take_along_axis(outputs, (kept // top_k)[:, :, None], axis=1)
+        rows = step * top_k + kept // top_k
+        flat = top_k + step * top_k**2 + kept
+    return Candidates(*(jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)))
+
+
+def rerank(candidates: Candidates, root: jax.Array, nodes: int, max_depth: int) -> DraftTree:
+    """Keep the `nodes` - 1 most valuable candidates below `root` i32[B]."""
+    values, chosen = jax.lax.top_k(candidates.log_values, nodes - 1)
+    order = jnp.argsort(chosen, axis=1)
+    chosen, values = jnp.take_along_axis(chosen, order, axis=1), jnp.take_along_axis(values, order, axis=1)
+    parents = jnp.take_along_axis(candidates.parents, chosen, axis=1)
+    # Place of the parent among the chosen, counted from node 1; the root where there is none.
+    place = (parents[:, :, None] == chosen[:, None, :]).argmax(-1) + 1
+    batch = root.shape[0]
+    return DraftTree(
+        tokens=jnp.concatenate([root[:, None], jnp.take_along_axis(candidates.tokens, chosen, axis=1)], axis=1),
+        parents=jnp.concatenate(
+            [jnp.full((batch, 1), NO_PARENT), jnp.where(parents == NO_PARENT, 0, place)], axis=1
+        ).astype(jnp.int32),
+        candidate=jnp.ones((batch, nodes), bool),
+        log_values=jnp.concatenate([jnp.zeros((batch, 1)), values], axis=1),
+        max_depth=max_depth,
+    )
+
+
+def check_sizes(nodes: int, depth: int, top_k: int) -> None:
+    """Refuse triples that name no tree.
+
+    Raises:
+      ValueError: a size too small, or more nodes than expansion finds.
+    """
+    if nodes < 2 or depth < 0 or top_k < 1:
+        raise ValueError(f"nodes must be at least 2, depth 0 and top_k 1, got {nodes}, {depth} and {top_k}")
+    most = top_k + depth * top_k**2
+    if nodes - 1 > most:
+        raise ValueError(f"nodes - 1 is {nodes - 1}, but depth {depth} and top_k {top_k} find only {most} nodes")
+
+
+@functools.cache
+def make_eagle2(
+    head: Head, nodes: int = 60, depth: int = 7, top_k: int = 10, *, name: str = "eagle2", dtype: str = "float32"
+) -> Drafter:
+    """Dynamic tree; the head's `HeadParams` are the drafter's params.
+
+    Args:
+      head: an EAGLE head of either kind.
+      nodes: N, the root included.
+      depth: D, passes behind the first reading; the deepest node stands at D + 1.
+      top_k: k, children per node and nodes per level.
+      name: of the drafter.
+      dtype: of the head's cache.
+
+    Raises:
+      ValueError: sizes that name no tree.
+    """
+    check_sizes(nodes, depth, top_k)
+
+    def propose(
+        params: HeadParams,
+        target_params: Params,
+        state: HeadState,
+        text: jax.Array,
+        length: jax.Array,
+        noise: jax.Array,
+    ) -> tuple[DraftTree, HeadState]:
+        candidates = expand(head, params, target_params, state, noise, depth=depth, top_k=top_k)
+        return rerank(candidates, root_of(text, length), nodes, depth + 1), state
+
+    def observe(params: HeadParams, target_params: Params, state: HeadState, observation: Observation) -> HeadState:
+        return heads.observe(head, params, target_params, state, observation)
+
+    return Drafter(
+        name=name,
+        nodes=nodes,
+        max_depth=depth + 1,
+        init=lambda batch, capacity: heads.init_state(head, batch, capacity, dtype),
+        propose=propose,
+        observe=observe,
+    )

@@ -1,0 +1,159 @@
+"""What every EAGLE drafter does with its head, whatever the tree.
+
+Alignment (DESIGN 3): tokens x_0..x_{n-1} are in the target's cache, the root is x_n. Slot p of the head joins the
+target's features at p with token x_{p+1}; its output at slot n - 1 predicts x_{n+1}. A node of depth d is fed at slot
+n - 1 + d. The head's cache keeps rows made from the target's features only: rows made from guesses are scratch.
+
+    slot of the head      0    1   ...  n-1  | n     n      n+1   <- tree nodes of depth 1, 1, 2
+    feature of the target f_0  f_1 ...  f_n-1| own   own    own
+    token                 x_1  x_2 ...  x_n  | a     b      a'
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from eagle_jax.cache import commit, count_after, init_cache
+from eagle_jax.drafters.base import Observation
+from eagle_jax.models.attention import Prefix, attend
+from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.types import KVCache, Params
+
+
+@struct.dataclass
+class HeadState:
+    """What an EAGLE drafter carries from round to round."""
+
+    cache: KVCache  # one layer; as long as the target's
+    newest: jax.Array  # [B, E], the head's output at its last slot, which speaks of the root's children
+
+
+class Fed(NamedTuple):
+    """Tree nodes that the head has read in this round, in the order of reading."""
+
+    keys: jax.Array  # [B, M, K, D]
+    values: jax.Array  # [B, M, K, D]
+    seen: jax.Array  # bool[B, M, M], the ancestors of each among them, itself included
+
+
+class Best(NamedTuple):
+    """The best children of some nodes."""
+
+    values: jax.Array  # f32[B, T, k], log-confidence, best first
+    tokens: jax.Array  # i32[B, T, k], ids of the target's vocabulary
+    logits: jax.Array  # f32[B, T, U], before the noise
+
+
+def init_state(head: Head, batch: int, capacity: int, dtype: str) -> HeadState:
+    """The state before the first token."""
+    layer = head.config.layer
+    return HeadState(
+        cache=init_cache(1, batch, capacity, layer.num_kv_heads, layer.head_dim, jnp.dtype(dtype)),
+        newest=jnp.zeros((batch, layer.width), dtype),
+    )
+
+
+def observe(
+    head: Head, params: HeadParams, target_params: Params, state: HeadState, observation: Observation
+) -> HeadState:
+    """Read the target's features of the tokens that joined the text, each with the token behind it."""
+    batch, size = observation.path.shape
+    steps = jnp.arange(size)[None, :]
+    output = observation.output
+    features = output.hidden if head.config.kind == "eagle" else output.taps
+    features = jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
+    slots = observation.length[:, None] + steps
+    behind = jnp.take_along_axis(observation.text, slots + 1, axis=1, mode="clip")
+    embedded = head.embed(params, target_params, behind)
+    prefix = Prefix(state.cache.keys[0], state.cache.values[0], observation.length)
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
+
+    def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        return attend(queries, keys, values, causal, prefix, slots)
+
+    states, keys, values = head.step(params, head.fuse(params, features), embedded, slots, mix)
+    last = jnp.maximum(observation.count - 1, 0)
+    newest = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+    count = count_after(observation.count, newest[:, 0] > -jnp.inf)
+    cache = commit(
+        state.cache.replace(length=observation.length), (keys,), (values,), jnp.broadcast_to(steps, slots.shape), count
+    )
+    return HeadState(cache=cache, newest=jnp.where((observation.count > 0)[:, None], newest, state.newest))
+
+
+def nothing_fed(head: Head, state: HeadState) -> Fed:
+    """Before the first pass over tree nodes."""
+    batch, layer = state.newest.shape[0], head.config.layer
+    rows = jnp.zeros((batch, 0, layer.num_kv_heads, layer.head_dim), state.cache.keys[0].dtype)
+    return Fed(keys=rows, values=rows, seen=jnp.zeros((batch, 0, 0), bool))
+
+
+def feed(
+    head: Head,
+    params: HeadParams,
+    target_params: Params,
+    state: HeadState,
+    fed: Fed,
+    tokens: jax.Array,
+    states: jax.Array,
+    parents: jax.Array | None,
+    depth: int,
+) -> tuple[jax.Array, Fed]:
+    """Have the head read one more level of the tree.
+
+    Args:
+      fed: the nodes read before.
+      tokens: i32[B, T], the new nodes, all at the same depth.
+      states: [B, T, E], the head's output at the parent of each.
+      parents: i32[B, T], index of the parent among the nodes read before; None: the parent is the root.
+      depth: of the new nodes, the root at 0.
+
+    Returns:
+      The head's output [B, T, E] at the new nodes, and all nodes read so far.
+    """
+    batch, size = tokens.shape
+    before = fed.seen.shape[1]
+    own = jnp.broadcast_to(jnp.eye(size, dtype=bool), (batch, size, size))
+    above = jnp.zeros((batch, size, before), bool)
+    if parents is not None:
+        above = jnp.take_along_axis(fed.seen, parents[:, :, None], axis=1)
+    mask = jnp.concatenate([above, own], axis=2)
+    slots = jnp.broadcast_to(state.cache.length[:, None] + depth - 1, (batch, size))
+    prefix = Prefix(state.cache.keys[0], state.cache.values[0], state.cache.length)
+
+    def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        keys = jnp.concatenate([fed.keys, keys.astype(fed.keys.dtype)], axis=1)
+        values = jnp.concatenate([fed.values, values.astype(fed.values.dtype)], axis=1)
+        return attend(queries, keys, values, mask, prefix, slots)
+
+    outputs, keys, values = head.step(params, states, head.embed(params, target_params, tokens), slots, mix)
+    seen = jnp.concatenate([jnp.pad(fed.seen, ((0, 0), (0, 0), (0, size))), mask], axis=1)
+    fed = Fed(
+        keys=jnp.concatenate([fed.keys, keys.astype(fed.keys.dtype)], axis=1),
+        values=jnp.concatenate([fed.values, values.astype(fed.values.dtype)], axis=1),
+        seen=seen,
+    )
+    return outputs, fed
+
+
+def best_children(
+    head: Head, params: HeadParams, target_params: Params, states: jax.Array, noise: jax.Array, count: int
+) -> Best:
+    """The `count` most confident children of nodes whose outputs are `states` [B, T, E].
+
+    `noise` f32[B, V] is that of the position behind the nodes; a draft vocabulary gathers its share of the target's.
+    Confidence is log_softmax(logits + noise), never divided by the temperature (DESIGN 2).
+
+    Raises:
+      ValueError: more children than the draft vocabulary has tokens.
+    """
+    logits = head.logits(params, target_params, states)
+    if count > logits.shape[-1]:
+        raise ValueError(f"top_k is {count}, the draft vocabulary has {logits.shape[-1]} tokens")
+    if params.target_ids is not None:
+        noise = jnp.take(noise, params.target_ids, axis=1)
+    values, ids = jax.lax.top_k(jax.nn.log_softmax(logits + noise[:, None, :]), count)
+    tokens = ids if params.target_ids is None else jnp.take(params.target_ids, ids)
+    return Best(values=values, tokens=tokens.astype(jnp.int32), logits=logits)

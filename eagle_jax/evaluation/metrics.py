@@ -1,0 +1,92 @@
+"""The numbers that are reported, each defined once (DESIGN 8).
+
+tau counts tokens per round, the bonus token included and the first token of an answer, which comes from the prompt,
+left out. Near-ties are judged by the margin of the best noisy score over the second best.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eagle_jax.generate import Generation
+from eagle_jax.sampling import gumbel, make_sampling, noisy_scores
+from eagle_jax.types import Params, Sampling, Target
+
+_PAD = 256
+"""Texts are padded to a multiple of this, so that few lengths are compiled."""
+
+
+def tau(generations: Sequence[Generation]) -> float:
+    """Tokens per round over all answers: (written - the first of each) / rounds; NaN where no round was run."""
+    rounds = sum(sum(generation.rounds) for generation in generations)
+    return _behind_first(generations) / rounds if rounds else float("nan")
+
+
+def tokens_per_second(generations: Sequence[Generation], *, with_prefill: bool = False) -> float:
+    """Speed of decoding: tokens behind the first of each answer per second of rounds.
+
+    With prefill: all tokens per second of prefill and rounds together. NaN where that took no time.
+    """
+    seconds = sum(generation.decode_seconds for generation in generations)
+    count = _behind_first(generations)
+    if with_prefill:
+        seconds += sum(generation.prefill_seconds for generation in generations)
+        count = sum(generation.num_tokens for generation in generations)
+    return count / seconds if seconds > 0 else float("nan")
+
+
+def _behind_first(generations: Sequence[Generation]) -> int:
+    return sum(generation.num_tokens - len(generation.tokens) for generation in generations)
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """Index at which two answers first differ (the end of one counts), or None where they are equal."""
+    for index, (a, b) in enumerate(itertools.zip_longest(one, other)):
+        if a != b:
+            return index
+    return None
+
+
+@functools.partial(jax.jit, static_argnames=("target",))
+def _best_two(target: Target, params: Params, text: jax.Array, length: jax.Array, sampling: Sampling) -> jax.Array:
+    """The two highest noisy scores f32[2] for the token behind text[0, :length]."""
+    size = text.shape[1]
+    positions = jnp.arange(size)[None, :]
+    causal = jnp.tril(jnp.ones((1, size, size), bool))
+    hidden = target.forward(params, text, positions, target.init_cache(1, 1), causal).hidden
+    logits = target.unembed(params, jnp.take(hidden, length - 1, axis=1))
+    noise = gumbel(sampling, jnp.full((1, 1), length), target.vocab_size)[:, 0]
+    return jax.lax.top_k(noisy_scores(logits, noise, sampling)[0], 2)[0]
+
+
+def margin(
+    target: Target,
+    params: Params,
+    text: Sequence[int],
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    sequence: int = 0,
+) -> float:
+    """How much the best choice for the token behind `text` leads the second best, in units of logits.
+
+    Computed by one pass over the text with the keyed noise of decoding. Infinite where top-k or top-p left one token.
+
+    Args:
+      target, params: the model.
+      text: token ids, prompt included; at least one.
+      temperature, top_k, top_p, seed, sequence: as the row was sampled.
+    """
+    sampling = make_sampling(
+        1, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sequence=[sequence], max_new_tokens=1
+    )
+    padded = np.zeros((1, -(-len(text) // _PAD) * _PAD), np.int32)
+    padded[0, : len(text)] = text
+    best, second = np.asarray(_best_two(target, params, jnp.asarray(padded), jnp.int32(len(text)), sampling))
+    return float(best - second)

@@ -1,0 +1,93 @@
+"""Reads prompts: `question.jsonl` files of the Spec-Bench kind, or a prompt a line.
+
+Spec-Bench (Xia et al., arXiv 2401.07851, section 4) and the EAGLE repository keep one JSON object a line:
+
+    {"question_id": 81, "category": "writing", "turns": ["Compose ...", "Rewrite ..."], "reference": [...]}
+    {"prompt": "Compose ..."}
+
+Knows no tokenizer and no model.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One conversation to be held: what the user says in each turn."""
+
+    question_id: int
+    category: str
+    turns: tuple[str, ...]
+
+
+def from_prompt(prompt: str, question_id: int = 0) -> Question:
+    """A question of one turn.
+
+    Raises:
+      ValueError: nothing but white space.
+    """
+    if not prompt.strip():
+        raise ValueError(f"the prompt is empty: {prompt!r}")
+    return Question(question_id, "", (prompt,))
+
+
+def read_questions(path: str | os.PathLike[str], num_prompts: int | None = None) -> list[Question]:
+    """The questions of a file in its order, blank lines left out.
+
+    Args:
+      path: JSON lines; a `{"prompt": ...}` gets its index in the file as `question_id`.
+      num_prompts: how many to take from the start; None takes all.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a line that is no question (the message gives its number), a file without any, or `num_prompts` below
+        1 or above what the file holds.
+    """
+    path = pathlib.Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would also split inside a JSON string
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    questions: list[Question] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            questions.append(_parse(line, len(questions)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    if not questions:
+        raise ValueError(f"{path} holds no question")
+    if num_prompts is None:
+        return questions
+    if not 1 <= num_prompts <= len(questions):
+        raise ValueError(f"num_prompts is {num_prompts}, {path} holds {len(questions)} questions")
+    return questions[:num_prompts]
+
+
+def _parse(line: str, index: int) -> Question:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+    if "turns" not in record and "prompt" not in record:
+        raise ValueError(f"expected the key 'turns' or 'prompt', got {', '.join(record) or 'none'}")
+    if "turns" not in record:
+        return from_prompt(_typed(record, "prompt", str), index)
+    turns = tuple(_typed(record, "turns", list))
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise ValueError(f"turns must be texts, one at least and none empty, got {list(turns)!r}")
+    return Question(_typed(record, "question_id", int, index), _typed(record, "category", str, ""), turns)
+
+
+def _typed(record: dict[str, Any], key: str, kind: type, default: object = None) -> Any:
+    value = record.get(key, default)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{key} must be a {kind.__name__}, got {value!r}")
+    return value

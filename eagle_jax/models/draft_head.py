@@ -1,0 +1,186 @@
+"""The draft heads of EAGLE: one decoder layer that guesses from the target's own features.
+
+EAGLE-1/2 (arXiv 2401.15077, section 3.1; 2406.16858): the state is a guess of the target's next feature.
+
+    state' = layer(fc([embedding(x_{p+1}); state_p]))          logits = LM head of the target on state'
+
+EAGLE-3 (arXiv 2503.01840, section 3.1): three tapped layers are fused once; afterwards the head feeds on itself.
+
+    state_p = fc([low; mid; high])                             logits = own LM head on norm(state')
+    state'  = layer([norm(embedding(x_{p+1})); norm(state_p)]), residual around state_p
+
+Slot p joins the target's features at position p with the token at p + 1; its output speaks of position p + 2. Knows
+neither trees nor caches: who attends to whom is the caller's `mix`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.layers import MLP, Attention, Mix, Mixed, Projection, RMSNorm
+from eagle_jax.models.rope import angles
+from eagle_jax.types import Params, Target
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """Shape of a draft head."""
+
+    kind: Literal["eagle", "eagle3"]
+    layer: ModelConfig  # of its one layer; `vocab_size` is the target's
+    feature_width: int  # of what `fc` reads beside the embedding: the target's E, or 3 E for EAGLE-3
+    fc_bias: bool = False  # EAGLE-1 heads mostly have one
+    fc_norm: bool = False  # EAGLE-3.1: RMSNorm on each tap before fc
+    norm_output: bool = False  # EAGLE-3.1: the state fed back is the one behind the final norm
+    num_taps: int = 3
+
+
+@struct.dataclass
+class HeadParams:
+    """Weights of a draft head; the parts left out are the target's."""
+
+    weights: Params  # fc, the layer and the norms, under their names in published checkpoints
+    lm_head: jax.Array | None = None  # [U, E], rows of the draft vocabulary; None: the target's LM head, U = V
+    target_ids: jax.Array | None = None  # i32[U], target token of each draft token; None: the same ids, U = V
+    embedding: jax.Array | None = None  # [V, E]; None: the target's
+
+
+class EagleLayer(nn.Module):
+    """A decoder layer whose attention reads `input_width` features and whose residual stream is `x`."""
+
+    config: ModelConfig
+    fused_input: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedded: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
+        """x and embedded [B, T, E] -> [B, T, E], new keys, new values."""
+        config = self.config
+        read = x  # EAGLE-1 has no norm here
+        if self.fused_input:
+            embedded = RMSNorm(config.width, config.norm_eps, name="input_layernorm")(embedded)
+            read = jnp.concatenate([embedded, RMSNorm(config.width, config.norm_eps, name="hidden_norm")(x)], axis=-1)
+        mixed, keys, values = Attention(config, read.shape[-1], name="self_attn")(read, turn, mix)
+        x = x + mixed
+        normed = RMSNorm(config.width, config.norm_eps, name="post_attention_layernorm")(x)
+        return x + MLP(config, name="mlp")(normed), keys, values
+
+
+class EagleModule(nn.Module):
+    """EAGLE-1/2: `fc` joins embedding and state at every step; no norm before the layer and none behind it."""
+
+    config: HeadConfig
+
+    def setup(self) -> None:
+        """Declares the weights under their published names."""
+        layer = self.config.layer
+        inputs = {"embed": layer.width + self.config.feature_width}
+        self.fc = Projection(inputs, {"embed": layer.width}, self.config.fc_bias)
+        self.layers_0 = EagleLayer(layer, fused_input=False)
+
+    def fuse(self, features: jax.Array) -> jax.Array:
+        """The target's feature is the state: [B, T, E] -> [B, T, E]."""
+        return features
+
+    def readout(self, x: jax.Array) -> jax.Array:
+        """What the LM head reads: the state itself."""
+        return x
+
+    def __call__(self, states: jax.Array, embedded: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
+        """One pass, as `Head.step`."""
+        return self.layers_0(self.fc(jnp.concatenate([embedded, states], axis=-1)), embedded, turn, mix)
+
+
+class Eagle3Module(nn.Module):
+    """EAGLE-3: `fc` fuses the taps once; embedding and state meet in the attention."""
+
+    config: HeadConfig
+
+    def setup(self) -> None:
+        """Declares the weights under their published names."""
+        config = self.config
+        width, eps = config.layer.width, config.layer.norm_eps
+        self.fc = Projection({"embed": config.feature_width}, {"embed": width}, config.fc_bias)
+        self.midlayer = EagleLayer(config.layer, fused_input=True)
+        self.norm = RMSNorm(width, eps)
+        if config.fc_norm:
+            self.fc_norm = [RMSNorm(config.feature_width // config.num_taps, eps) for _ in range(config.num_taps)]
+
+    def fuse(self, features: jax.Array) -> jax.Array:
+        """Taps side by side [B, T, 3 E] -> the first state [B, T, E]."""
+        if self.config.fc_norm:
+            taps = jnp.split(features, self.config.num_taps, axis=-1)
+            features = jnp.concatenate([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], axis=-1)
+        return self.fc(features)
+
+    def readout(self, x: jax.Array) -> jax.Array:
+        """What the LM head reads: the normed state."""
+        return x if self.config.norm_output else self.norm(x)
+
+    def __call__(self, states: jax.Array, embedded: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
+        """One pass, as `Head.step`."""
+        x, keys, values = self.midlayer(states, embedded, turn, mix)
+        return (self.norm(x) if self.config.norm_output else x), keys, values
+
+
+class Head(NamedTuple):
+    """A draft head as pure functions of its weights."""
+
+    config: HeadConfig
+    init: Callable[[jax.Array], Params]
+    """key -> random float32 `HeadParams.weights`, boxed with logical axis names."""
+    fuse: Callable[[HeadParams, jax.Array], jax.Array]
+    """(params, the target's features [B, T, feature_width]) -> states [B, T, E]"""
+    embed: Callable[[HeadParams, Params, jax.Array], jax.Array]
+    """(params, target_params, tokens i32[...]) -> [..., E]"""
+    step: Callable[[HeadParams, jax.Array, jax.Array, jax.Array, Mix], Mixed]
+    """(params, states [B,T,E], embedded [B,T,E], positions i32[B,T], mix) -> next states, keys, values. Positions are
+    the head's own: slot p stands at p."""
+    readout: Callable[[HeadParams, jax.Array], jax.Array]
+    """(params, states [..., E]) -> what the LM head reads [..., E]"""
+    logits: Callable[[HeadParams, Params, jax.Array], jax.Array]
+    """(params, target_params, states [..., E]) -> f32[..., U]"""
+
+
+@functools.cache
+def make_head(config: HeadConfig, target: Target) -> Head:
+    """The head as pure functions; equal arguments give the same object, so nothing is compiled twice."""
+    module = EagleModule(config) if config.kind == "eagle" else Eagle3Module(config)
+    width = config.layer.width
+
+    def init(key: jax.Array) -> Params:
+        def everything(module: nn.Module) -> jax.Array:
+            features = jnp.zeros((1, 1, config.feature_width))
+            none, turn = jnp.zeros((1, 1, width)), angles(config.layer, jnp.zeros((1, 1), jnp.int32))
+            return module.readout(module(module.fuse(features), none, turn, lambda q, k, v: q)[0])
+
+        return nn.init(everything, module)(key)["params"]
+
+    def fuse(params: HeadParams, features: jax.Array) -> jax.Array:
+        return module.apply({"params": params.weights}, features, method="fuse")
+
+    def embed(params: HeadParams, target_params: Params, tokens: jax.Array) -> jax.Array:
+        if params.embedding is None:
+            return target.embed(target_params, tokens)
+        return jnp.take(params.embedding, tokens, axis=0)
+
+    def step(params: HeadParams, states: jax.Array, embedded: jax.Array, positions: jax.Array, mix: Mix) -> Mixed:
+        return module.apply({"params": params.weights}, states, embedded, angles(config.layer, positions), mix)
+
+    def readout(params: HeadParams, states: jax.Array) -> jax.Array:
+        return module.apply({"params": params.weights}, states, method="readout")
+
+    def logits(params: HeadParams, target_params: Params, states: jax.Array) -> jax.Array:
+        read = readout(params, states)
+        if params.lm_head is None:
+            return target.unembed(target_params, read)
+        rows = params.lm_head.astype(read.dtype)
+        return jnp.einsum("...e,ue->...u", read, rows, preferred_element_type=jnp.float32)
+
+    return Head(config, init, fuse, embed, step, readout, logits)

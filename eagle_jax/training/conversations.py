@@ -1,0 +1,177 @@
+"""JSONL of conversations to token ids and the mask of what the target wrote.
+
+A line: `{"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}], ...}`. Where the target's own
+answer is there as token ids, those count and nothing is tokenised anew:
+
+    answer_ids   token ids of the last message, without its end token
+    finished     whether the answer ended by itself; then the end token is appended and learnt
+    end_id       the token that ended it; the tokenizer's first stop id where left out
+
+Then the last answer alone is supervised. Without ids every assistant turn is: from where the chat template leaves it to
+the assistant up to the end token. A broken line is an error that names file, line and reason.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+ROLES = ("system", "user", "assistant")
+
+
+class ChatTokenizer(Protocol):
+    """What of a tokenizer is needed here (`eagle_jax.chat.Tokenizer`)."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """Tokens that end an answer."""
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Prompt ids of a conversation, up to where the answer begins."""
+
+
+class Example(NamedTuple):
+    """One document."""
+
+    tokens: np.ndarray  # i32[n]
+    supervised: np.ndarray  # bool[n]
+
+    @property
+    def slots(self) -> np.ndarray:
+        """Slots that can carry a loss (`batch`): i64[...], ascending."""
+        return np.flatnonzero(self.supervised[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """The documents of some files."""
+
+    examples: list[Example]
+    broken: list[str]  # reasons, with file and line, of the lines left out
+
+
+def read_corpus(
+    paths: Iterable[str], tokenizer: ChatTokenizer, *, encode_plain: Any = None, skip_broken: bool = False
+) -> Corpus:
+    """Read and tokenise conversations.
+
+    Args:
+      paths: JSONL files.
+      tokenizer: the target's.
+      encode_plain: str -> token ids, for answers without ids; the tokenizer's `encode` without special tokens.
+      skip_broken: leave broken lines out instead of raising; they are listed in the result.
+
+    Raises:
+      ValueError: a broken line, named and counted, or no conversation at all.
+    """
+    examples, broken = [], []
+    for path in paths:
+        for number, line in _lines(path):
+            try:
+                examples.append(encode(parse(line, tokenizer.vocab_size), tokenizer, encode_plain))
+            except ValueError as error:
+                broken.append(f"{path}:{number}: {error}")
+    if broken and not skip_broken:
+        count = f"{len(broken)} broken line{'s' if len(broken) > 1 else ''}"
+        raise ValueError(f"{count}, the first is {broken[0]}; skip_broken leaves them out")
+    if not examples:
+        raise ValueError(f"no conversation in {', '.join(map(str, paths))}")
+    return Corpus(examples, broken)
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    with pathlib.Path(path).open(encoding="utf-8", errors="replace") as file:
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+def parse(line: str, vocab_size: int) -> dict[str, Any]:
+    """One line of a file, checked.
+
+    Raises:
+      ValueError: what is wrong with it.
+    """
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"a {type(record).__name__} instead of an object")
+    _check_messages(record.get("messages"))
+    ids = record.get("answer_ids")
+    if ids is None:
+        return record
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise ValueError(f"answer_ids must be a list of token ids below {vocab_size}")
+    if not isinstance(record.get("finished"), bool):
+        raise ValueError(f"answer_ids needs finished, true or false, got {record.get('finished')!r}")
+    end = record.get("end_id")
+    if end is not None and not (type(end) is int and 0 <= end < vocab_size):
+        raise ValueError(f"end_id must be a token id below {vocab_size}, got {end!r}")
+    return record
+
+
+def _check_messages(messages: Any) -> None:
+    """Optionally a system message, then user and assistant in turn, the assistant last."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages must be a list of at least one message")
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError("every message must be an object with the texts role and content")
+        if message["role"] not in ROLES:
+            raise ValueError(f"role {message['role']!r} is not one of {', '.join(ROLES)}")
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
+        raise ValueError(f"roles must be user and assistant in turn, the assistant last, got {', '.join(roles)}")
+
+
+def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: Any = None) -> Example:
+    """Token ids and mask of a checked record.
+
+    Raises:
+      ValueError: no stop id, a template that rewrites earlier turns, or an answer without ids and no `encode_plain`.
+    """
+    if not tokenizer.stop_ids:
+        raise ValueError("the tokenizer has no stop id, so no answer would ever end")
+    messages, ids = record["messages"], record.get("answer_ids")
+    prompt = tokenizer.chat(messages[:-1])
+    if ids is not None:
+        end = record.get("end_id")
+        answer = [*ids, *([tokenizer.stop_ids[0] if end is None else end] if record["finished"] else [])]
+        spans = []
+    else:
+        if encode_plain is None:
+            raise ValueError("the answer has no answer_ids, and nothing to tokenise it with was given")
+        answer = [*encode_plain(messages[-1]["content"]), tokenizer.stop_ids[0]]
+        spans = [_earlier_answer(messages, index, prompt, tokenizer) for index in _earlier_answers(messages)]
+    tokens = np.asarray([*prompt, *answer], np.int32)
+    supervised = np.zeros(len(tokens), bool)
+    for start, stop in [*spans, (len(prompt), len(tokens))]:
+        supervised[start:stop] = True
+    if supervised[:2].any():
+        raise ValueError("the answer begins in the first two tokens, before any slot of a head")
+    return Example(tokens, supervised)
+
+
+def _earlier_answers(messages: Sequence[Mapping[str, str]]) -> list[int]:
+    return [index for index, message in enumerate(messages[:-1]) if message["role"] == "assistant"]
+
+
+def _earlier_answer(
+    messages: Sequence[Mapping[str, str]], index: int, prompt: list[int], tokenizer: ChatTokenizer
+) -> tuple[int, int]:
+    """Where the answer `messages[index]` and its end token stand in the prompt of the last turn."""
+    before = tokenizer.chat(messages[:index])
+    if prompt[: len(before)] != before:
+        raise ValueError(f"the chat template rewrites what stands before message {index}; train on single turns")
+    stops = [place for place in range(len(before), len(prompt)) if prompt[place] in tokenizer.stop_ids]
+    if not stops:
+        raise ValueError(f"the chat template does not end message {index} with a stop id")
+    return len(before), stops[0] + 1

@@ -1,0 +1,199 @@
+"""What the frozen target says about a batch: taps, last hidden state, most probable next token.
+
+One pure function, so that a training step can compute features online in its own compiled program. Where the same text
+is read many times, `FeatureCache` keeps them on disk: three flat files over all documents one after the other, filled
+batch by batch, resumable, and tied to the text and the target by a fingerprint.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax import lax
+
+from eagle_jax.training.batch import NO_SLOT, Batch, Features
+from eagle_jax.training.conversations import Example
+from eagle_jax.training.data import Packing, assemble, pack
+from eagle_jax.types import NO_TOKEN, Params, Target
+
+DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+"""Types that features can be stored in."""
+
+FIELDS = ("taps", "hidden", "choice")
+
+
+def compute_features(
+    target: Target, params: Params, batch: Batch, *, everywhere: bool = False, chunk: int = 128
+) -> Features:
+    """One pass of the frozen target over packed text; documents do not see each other.
+
+    Args:
+      target, params: the target.
+      batch: the text.
+      everywhere: find the most probable token behind every position (the official alignment asks for it), not only
+        where `batch.slots` does.
+      chunk: rows whose logits f32[chunk, V] exist at a time.
+    """
+    size, length = batch.tokens.shape
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    mask = causal & (batch.segments[:, :, None] == batch.segments[:, None, :])
+    output = target.forward(params, batch.tokens, batch.positions, target.init_cache(size, 1), mask)
+    rows = jnp.arange(size)[:, None]
+    asked = jnp.broadcast_to(jnp.arange(length), (size, length))
+    if not everywhere:
+        asked = jnp.where(batch.slots == NO_SLOT, length, batch.slots + 1)
+    hidden = output.hidden.at[rows, asked].get(mode="fill", fill_value=0)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat = jnp.pad(flat, [(0, -flat.shape[0] % chunk), (0, 0)]).reshape(-1, chunk, flat.shape[1])
+    choice = lax.map(lambda some: target.unembed(params, some).argmax(-1).astype(jnp.int32), flat)
+    choice = choice.reshape(-1)[: asked.size].reshape(asked.shape)
+    everything = jnp.full((size, length), NO_TOKEN, jnp.int32).at[rows, asked].set(choice, mode="drop")
+    return jax.tree.map(lax.stop_gradient, Features(output.taps, output.hidden, everything))
+
+
+def fingerprint(examples: Sequence[Example], target_name: str, params: Params, everywhere: bool) -> str:
+    """A hash of the text and of the target that reads it (its first numbers of every weight)."""
+    digest = hashlib.sha256(json.dumps([target_name, everywhere]).encode())
+    for example in examples:
+        digest.update(np.int64(len(example.tokens)).tobytes() + example.tokens.tobytes())
+        digest.update(np.packbits(example.supervised).tobytes())
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf.ravel()[:64]).tobytes())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Features of a set of documents on disk.
+
+    Args:
+      directory: created where it does not exist.
+      examples: the documents.
+      identity: their `fingerprint`.
+      dtype: what features are stored in: float32, bfloat16 or float16.
+
+    Raises:
+      ValueError: an unknown dtype, or a directory with the features of another text, target or dtype.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], examples: Sequence[Example], identity: str, dtype: str = "float16"
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"features cannot be stored as {dtype!r}; {', '.join(DTYPES)} are supported")
+        self.directory, self.examples, self.dtype = pathlib.Path(directory), examples, dtype
+        self.offsets = np.cumsum([0, *(len(example.tokens) for example in examples)])
+        self._about = {"identity": identity, "dtype": dtype, "tokens": int(self.offsets[-1])}
+        self._arrays: dict[str, np.memmap] = {}
+        known = self.directory / "about.json"
+        if known.is_file():
+            found = json.loads(known.read_text(encoding="utf-8"))
+            for key, value in self._about.items():
+                if found.get(key) != value:
+                    raise ValueError(f"{self.directory} holds other features: {key} is {found.get(key)}, not {value}")
+            self._open("r+", found["widths"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether all documents are in it."""
+        return self._done() < 0
+
+    def fill(
+        self,
+        target: Target,
+        params: Params,
+        *,
+        length: int,
+        batch: int,
+        everywhere: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> bool:
+        """Compute what is missing; returns whether everything is there now.
+
+        Args:
+          target, params: the target.
+          length: tokens a row; no document may be longer.
+          batch: rows a pass.
+          everywhere: as `compute_features` takes it.
+          stop: asked after every pass; True ends the work, and the next call goes on.
+          progress: called with (passes done, passes in all).
+
+        Raises:
+          ValueError: a document longer than a row, or a feature too large for the dtype.
+        """
+        packing = pack(self.examples, length)
+        if packing.num_cut or packing.num_dropped:
+            raise ValueError(f"{packing.num_cut + packing.num_dropped} documents are longer than {length} tokens")
+        passes = [packing.rows[start : start + batch] for start in range(0, len(packing.rows), batch)]
+        wanted = jnp.dtype(DTYPES[self.dtype])
+
+        @jax.jit
+        def run(params: Params, text: Batch) -> tuple[Features, jax.Array]:
+            found = compute_features(target, params, text, everywhere=everywhere)
+            small = found.replace(taps=found.taps.astype(wanted), hidden=found.hidden.astype(wanted))
+            return small, jnp.maximum(jnp.abs(found.taps).max(), jnp.abs(found.hidden).max())
+
+        for index in range(self._done(), len(passes) if not self.complete else 0):
+            rows = [*passes[index], *[[]] * (batch - len(passes[index]))]
+            assembled = [assemble(packing, row) for row in rows]
+            text = Batch(**{name: jnp.asarray(np.stack([row[name] for row in assembled])) for name in assembled[0]})
+            found, largest = jax.device_get(run(params, text))
+            if not largest <= float(jnp.finfo(wanted).max):
+                raise ValueError(f"a feature reaches {largest:g}, too large for {self.dtype}: store bfloat16")
+            self._write(packing, rows, found)
+            self._mark(index + 1 if index + 1 < len(passes) else -1)
+            progress(index + 1, len(passes))
+            if stop():
+                break
+        return self.complete
+
+    def lookup(self, document: int) -> dict[str, np.ndarray]:
+        """The features of one document: `taps`, `hidden` and `choice`, [n, ...] each."""
+        place = slice(self.offsets[document], self.offsets[document + 1])
+        return {name: self._arrays[name][place] for name in FIELDS}
+
+    def _write(self, packing: Packing, rows: Sequence[Sequence[int]], found: Features) -> None:
+        if not self._arrays:
+            widths = {"taps": found.taps.shape[-1], "hidden": found.hidden.shape[-1]}
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._open("w+", widths)
+            _replace(self.directory / "about.json", json.dumps({**self._about, "widths": widths}))
+        for row, documents in enumerate(rows):
+            start = 0
+            for document in documents:
+                size = len(packing.examples[document].tokens)
+                place = slice(self.offsets[document], self.offsets[document + 1])
+                for name in FIELDS:
+                    self._arrays[name][place] = getattr(found, name)[row, start : start + size]
+                start += size
+
+    def _open(self, mode: Any, widths: dict[str, int]) -> None:
+        size, dtype = int(self.offsets[-1]), DTYPES[self.dtype]
+        for name in ("taps", "hidden"):
+            path, shape = self.directory / f"{name}.bin", (size, widths[name])
+            self._arrays[name] = np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+        self._arrays["choice"] = np.memmap(self.directory / "choice.bin", dtype=np.int32, mode=mode, shape=(size,))
+
+    def _done(self) -> int:
+        """Passes done; -1 for all."""
+        path = self.directory / "done"
+        return int(path.read_text()) if path.is_file() and self._arrays else 0
+
+    def _mark(self, passes: int) -> None:
+        for array in self._arrays.values():
+            array.flush()
+        _replace(self.directory / "done", str(passes))
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one."""
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

@@ -1,0 +1,137 @@
+"""Time what the design promises, each thing beside what it is compared with, and print a Markdown table.
+
+    python -m experiments.measure --what=pass_costs
+
+pass_costs: a target pass over 1 to 64 tokens behind a prompt. torch: plain decoding against `transformers` with PyTorch,
+prompt included. length: plain decoding in a large cache against a small one. sampling: T = 0.7, top-p 0.9 against T = 0.
+All numbers are medians in milliseconds; what is compared runs in alternation in one process.
+"""
+
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.drafters import make_vanilla
+from eagle_jax.evaluation.report import markdown_table
+from eagle_jax.evaluation.timing import alternate, seconds
+from eagle_jax.generate import Generator
+from eagle_jax.models.transformer import make_target
+from experiments import launch
+from experiments.torch_baseline import torch_writer
+
+PASS_SIZES = (1, 2, 4, 8, 16, 32, 64)
+SMALL, LARGE = 512, 4096
+TEXT = "The tortoise walked on without a pause, and the hare, who had slept too long, came second. "
+
+Table = tuple[list[str], list[list[object]]]
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
+flags.DEFINE_string("dtype", "float32", "of weights and caches", flag_values=FLAGS)
+flags.DEFINE_integer("prompt_tokens", 240, "length of the prompt", flag_values=FLAGS)
+flags.DEFINE_integer("new_tokens", 128, "tokens written behind it", flag_values=FLAGS)
+flags.DEFINE_integer("repeats", 7, "turns of which the median is taken", flag_values=FLAGS)
+
+
+def main() -> None:
+    """Load the target, measure, print."""
+    if FLAGS.prompt_tokens < 1 or FLAGS.new_tokens < 2 or FLAGS.prompt_tokens + FLAGS.new_tokens > SMALL - 1:
+        raise ValueError(
+            f"--prompt_tokens (1 or more) and --new_tokens (2 or more) must come to less than {SMALL}, "
+            f"got {FLAGS.prompt_tokens} and {FLAGS.new_tokens}"
+        )
+    with launch.status(f"Loading {FLAGS.target}") as progress:
+        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+    prompt = model.tokenizer.encode(TEXT * FLAGS.prompt_tokens)[: FLAGS.prompt_tokens]
+    with launch.status("Measuring"):
+        header, rows = MEASUREMENTS[FLAGS.what](model, prompt)
+    print(
+        f"{FLAGS.target}, {FLAGS.dtype}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}; "
+        f"prompt of {FLAGS.prompt_tokens} tokens, {FLAGS.new_tokens} new ones, medians of {FLAGS.repeats}\n"
+    )
+    print(markdown_table(header, rows))
+
+
+def pass_costs(model: LoadedModel, prompt: list[int]) -> Table:
+    """A pass over T tokens: forward, logits and argmax, with the prompt in a cache of 512 slots."""
+    target = make_target(model.config, FLAGS.dtype)
+    cache = target.init_cache(1, SMALL).replace(length=jnp.array([len(prompt)], jnp.int32))
+
+    def pass_over(size: int) -> Callable[[], float]:
+        tokens = jnp.array([(prompt * size)[:size]], jnp.int32)
+        positions = len(prompt) + jnp.arange(size)[None, :]
+        mask = jnp.tril(jnp.ones((1, size, size), bool))
+
+        @jax.jit
+        def run(params: object, cache: object) -> jax.Array:
+            output = target.forward(params, tokens, positions, cache, mask)
+            return target.unembed(params, output.hidden).argmax(-1)
+
+        return lambda: 1e3 * seconds(lambda: run(model.params, cache))
+
+    costs = alternate({str(size): pass_over(size) for size in PASS_SIZES}, FLAGS.repeats)
+    return ["tokens", "ms a pass", "over 1 token"], [[size, cost, cost / costs["1"]] for size, cost in costs.items()]
+
+
+def torch(model: LoadedModel, prompt: list[int]) -> Table:
+    """Whole answers, prompt included, by both programs."""
+    count = FLAGS.new_tokens
+    generator, write = plain(model, SMALL), torch_writer(model)
+    ours = generator.generate([prompt], max_new_tokens=count).tokens[0]
+    theirs = write(prompt, count)
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    names = ("transformers and torch", "eagle_jax")
+    costs = alternate(
+        {
+            names[0]: lambda: 1e3 * seconds(lambda: write(prompt, count)) / count,
+            names[1]: lambda: 1e3 * seconds(lambda: generator.generate([prompt], max_new_tokens=count).tokens) / count,
+        },
+        FLAGS.repeats,
+    )
+    rows = [[name, costs[name], costs[names[0]] / costs[name], f"{same}/{count}"] for name in names]
+    return ["plain decoding by", "ms a token", "speed-up", "equal tokens"], rows
+
+
+def length(model: LoadedModel, prompt: list[int]) -> Table:
+    """The same text in caches of two sizes."""
+    costs = alternate({str(size): per_token(plain(model, size), prompt, {}) for size in (SMALL, LARGE)}, FLAGS.repeats)
+    return ["cache slots", "ms a token", f"over {SMALL}"], [
+        [n, cost, cost / costs[str(SMALL)]] for n, cost in costs.items()
+    ]
+
+
+def sampling(model: LoadedModel, prompt: list[int]) -> Table:
+    """Greedy and sampled decoding by the same program."""
+    laws = {"T = 0": {"temperature": 0.0}, "T = 0.7, top-p 0.9": {"temperature": 0.7, "top_p": 0.9}}
+    generator = plain(model, SMALL)
+    costs = alternate({name: per_token(generator, prompt, law) for name, law in laws.items()}, FLAGS.repeats)
+    return ["sampling", "ms a token", "over T = 0"], [
+        [name, cost, cost / costs["T = 0"]] for name, cost in costs.items()
+    ]
+
+
+def plain(model: LoadedModel, capacity: int) -> Generator:
+    """Plain decoding with a cache of the given size."""
+    return Generator(make_target(model.config, FLAGS.dtype), model.params, make_vanilla(), capacity=capacity)
+
+
+def per_token(generator: Generator, prompt: list[int], law: dict[str, float]) -> Callable[[], float]:
+    """A run that writes --new_tokens tokens and gives the milliseconds of one round."""
+
+    def run() -> float:
+        result = generator.generate([prompt], max_new_tokens=FLAGS.new_tokens, **law)
+        return 1e3 * result.decode_seconds / sum(result.rounds)
+
+    return run
+
+
+MEASUREMENTS = {"pass_costs": pass_costs, "torch": torch, "length": length, "sampling": sampling}
+flags.DEFINE_enum("what", "pass_costs", list(MEASUREMENTS), "what to measure", flag_values=FLAGS)
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

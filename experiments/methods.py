@@ -1,0 +1,153 @@
+"""From flags to a drafting method and its weights, for every script that decodes.
+
+Tree sizes are the official triple: `nodes` counts the root, `depth` D means D + 1 drafted levels, `top_k` children a
+node. A chain has depth + 2 nodes and top_k 1.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import flags
+
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target, truncate_layers
+from eagle_jax.drafters import Drafter, make_chain, make_prompt_lookup, make_vanilla
+from eagle_jax.models.transformer import make_target
+from eagle_jax.types import Params
+from experiments.launch import status
+
+_SELF = "self:"
+
+
+class Settings(NamedTuple):
+    """What the flags say about drafting; None and "" where nothing was given."""
+
+    nodes: int | None = None
+    depth: int | None = None
+    top_k: int | None = None
+    draft: str = ""
+    head: str = ""
+    dtype: str = "float32"
+
+
+class Method(NamedTuple):
+    """One row of the table below."""
+
+    build: Callable[[LoadedModel, Settings], tuple[Drafter, Params]]
+    takes_draft: bool = False
+    takes_head: bool = False
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Add `--method` and the flags behind `Settings`."""
+    flags.DEFINE_string("method", "prompt_lookup", f"drafting method: {', '.join(METHODS)}", flag_values=values)
+    flags.DEFINE_integer("nodes", None, "tree slots, the root included", flag_values=values)
+    flags.DEFINE_integer("depth", None, "levels below the first: --depth=4 drafts 5 tokens deep", flag_values=values)
+    flags.DEFINE_integer("top_k", None, "children of a tree node", flag_values=values)
+    text = "draft model of chain: as --target, or self:K for the first K layers of the target"
+    flags.DEFINE_string("draft", "", text, flag_values=values)
+    flags.DEFINE_string("head", "", "trained draft head: a directory", flag_values=values)
+    flags.DEFINE_string("dtype", "float32", "of weights and caches: float32, bfloat16, float16", flag_values=values)
+
+
+def settings_from_flags(values: flags.FlagValues) -> tuple[str, Settings]:
+    """The method's name and its settings, checked as far as that goes without loading anything.
+
+    Raises:
+      ValueError: an unknown method, or a flag that the method does not take or cannot do without.
+    """
+    settings = Settings(*(getattr(values, field) for field in Settings._fields))
+    name = values.method
+    if name not in METHODS:
+        raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
+    for flag, given, taken in (
+        ("draft", settings.draft, METHODS[name].takes_draft),
+        ("head", settings.head, METHODS[name].takes_head),
+    ):
+        if given and not taken:
+            raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
+        if taken and not given:
+            raise ValueError(f"--method={name} needs --{flag}")
+    return name, settings
+
+
+def make_method(name: str, target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+    """The drafter and its weights.
+
+    Raises:
+      ValueError: sizes that the method cannot have, or a draft model that does not fit the target.
+    """
+    return METHODS[name].build(target, settings)
+
+
+def chain_length(settings: Settings, default: int) -> int:
+    """Drafted tokens of a method whose tree is a chain.
+
+    Raises:
+      ValueError: sizes that are no chain's.
+    """
+    nodes, depth, top_k = settings.nodes, settings.depth, settings.top_k
+    if top_k not in (None, 1):
+        raise ValueError(f"the tree of this method is a chain: --top_k must be 1, got {top_k}")
+    if nodes is not None and depth is not None and nodes != depth + 2:
+        raise ValueError(
+            f"the tree of this method is a chain: --depth={depth} has {depth + 2} nodes, got --nodes={nodes}"
+        )
+    drafted = depth + 1 if depth is not None else nodes - 1 if nodes is not None else default
+    if drafted < 1:
+        raise ValueError(f"a chain drafts at least 1 token (--nodes=2, --depth=0), got {drafted}")
+    return drafted
+
+
+def _vanilla(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+    del target
+    if settings.nodes not in (None, 1) or settings.depth is not None or settings.top_k is not None:
+        raise ValueError(f"vanilla drafts nothing: it takes no --depth and --top_k, and 1 node, got {settings.nodes}")
+    return make_vanilla(), ()
+
+
+def _prompt_lookup(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+    del target
+    return make_prompt_lookup(chain_length(settings, default=10)), ()
+
+
+def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+    num_drafted = chain_length(settings, default=5)
+    name = settings.draft
+    if name.startswith(_SELF):
+        count = name.removeprefix(_SELF)
+        if not count.isdecimal():
+            raise ValueError(f"--draft={_SELF}K takes a number of layers, got {count!r}")
+        config, params = truncate_layers(target.config, target.params, int(count))
+    elif name == target.name:
+        config, params = target.config, target.params
+    else:
+        with status(f"Loading draft {name}") as progress:
+            draft = load_target(name, settings.dtype, progress=progress)
+        check_vocabulary(target, draft)
+        config, params = draft.config, draft.params
+    return make_chain(make_target(config, settings.dtype), num_drafted), params
+
+
+def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
+    """Refuse a draft whose token ids mean something else.
+
+    Raises:
+      ValueError: the sizes differ, or the text of some id (about 500 ids are compared).
+    """
+    sizes = draft.config.vocab_size, target.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"draft {draft.name} has a vocabulary of {sizes[0]}, target {target.name} one of {sizes[1]}")
+    for token in range(0, target.tokenizer.vocab_size, max(1, target.tokenizer.vocab_size // 500)):
+        theirs, ours = draft.tokenizer.decode([token]), target.tokenizer.decode([token])
+        if theirs != ours:
+            raise ValueError(
+                f"draft {draft.name} has another vocabulary: token {token} is {theirs!r}, "
+                f"in target {target.name} {ours!r}"
+            )
+
+
+METHODS: dict[str, Method] = {
+    "vanilla": Method(_vanilla),
+    "prompt_lookup": Method(_prompt_lookup),
+    "chain": Method(_chain, takes_draft=True),
+}

@@ -1,0 +1,73 @@
+"""Plain decoding by `transformers` and PyTorch from the same weights: the outside yardstick of `measure`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from eagle_jax.checkpoint.names import lookup, target_tensors
+from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.models.config import ModelConfig, RopeScaling
+
+
+def torch_writer(model: LoadedModel) -> Callable[[list[int], int], list[int]]:
+    """A function (prompt, number of new tokens) -> greedy tokens, by `generate` of `LlamaForCausalLM` in float32.
+
+    Raises:
+      ValueError: PyTorch is not installed, or the model is not a plain Llama.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError("the comparison needs PyTorch, which is not installed: pip install torch==2.13.0") from error
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    reference = LlamaForCausalLM(LlamaConfig(**llama_settings(model.name, model.config)))
+    tensors = {
+        name: torch.from_numpy(spec.to_stored(np.array(lookup(model.params, spec.path), np.float32)))
+        for name, spec in target_tensors(model.config).items()
+    }
+    if model.config.tie_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    reference.load_state_dict(tensors)
+    reference.eval()
+
+    def write(prompt: list[int], num_new: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            whole = reference.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_new
+            )
+        return [int(token) for token in whole[0, len(prompt) :]]
+
+    return write
+
+
+def llama_settings(name: str, config: ModelConfig) -> dict[str, Any]:
+    """The arguments of `LlamaConfig`; no token ends a text.
+
+    Raises:
+      ValueError: a variation that Llama does not have.
+    """
+    if config.qk_norm or config.qkv_bias != config.output_bias or any(config.windows):
+        raise ValueError(f"the comparison with PyTorch knows plain Llama models, {name} is another one")
+    if config.rope_scaling != RopeScaling():
+        raise ValueError(f"the comparison with PyTorch knows no RoPE scaling, {name} has {config.rope_scaling.kind}")
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }

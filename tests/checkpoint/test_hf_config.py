@@ -1,0 +1,201 @@
+"""Reading `config.json`: every supported spelling, and a refusal for everything else."""
+
+from typing import Any
+
+import pytest
+
+from eagle_jax.checkpoint.hf_config import config_from_hf, rope_from_hf
+from eagle_jax.models.config import ModelConfig, RopeScaling
+from tests.checkpoint.files import CONFIG
+
+
+def read(model_type: str = "llama", **changes: Any) -> ModelConfig:
+    mapping = {**CONFIG, "model_type": model_type, **changes}
+    return config_from_hf({key: value for key, value in mapping.items() if value != "absent"})
+
+
+def test_plain_llama() -> None:
+    assert read() == ModelConfig(
+        vocab_size=64,
+        width=32,
+        mlp_width=64,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_positions=512,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        bos_id=1,
+        eos_ids=(2,),
+    )
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(7, (7,)), ([7, 9], (7, 9)), (None, ()), ("absent", ())])
+def test_eos_ids(value: Any, wanted: tuple[int, ...]) -> None:
+    assert read(eos_token_id=value).eos_ids == wanted
+
+
+@pytest.mark.parametrize(
+    ("model_type", "value", "wanted"),
+    [("llama", "absent", 8), ("llama", None, 8), ("mistral", None, 8), ("llama", 16, 16), ("qwen3", "absent", 128)],
+)
+def test_head_dim(model_type: str, value: Any, wanted: int) -> None:
+    assert read(model_type, head_dim=value, sliding_window=None).head_dim == wanted
+
+
+@pytest.mark.parametrize("value", ["absent", None])
+def test_llama_without_grouped_queries(value: Any) -> None:
+    assert read(num_key_value_heads=value).num_kv_heads == 4
+
+
+def test_biases_and_norms() -> None:
+    def flags(config: ModelConfig) -> tuple[bool, bool, bool, bool]:
+        return config.qkv_bias, config.output_bias, config.mlp_bias, config.qk_norm
+
+    assert flags(read()) == (False, False, False, False)
+    assert flags(read(attention_bias=True, mlp_bias=True)) == (True, True, True, False)
+    assert flags(read("mistral", attention_bias=True)) == (False, False, False, False)
+    assert flags(read("qwen2")) == (True, False, False, False)
+    assert flags(read("qwen3")) == (False, False, False, True)
+    assert flags(read("qwen3", attention_bias=True)) == (True, True, False, True)
+
+
+QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "wanted"),
+    [
+        ("llama", {"sliding_window": 9}, ()),
+        ("mistral", {"sliding_window": 9}, (9, 9, 9)),
+        ("mistral", {"sliding_window": None}, ()),
+        ("mistral", {}, (4096, 4096, 4096)),
+        ("qwen2", {"sliding_window": 9}, ()),
+        ("qwen2", QWEN_WINDOW, (None, 9, 9)),
+        ("qwen2", {**QWEN_WINDOW, "max_window_layers": 3}, ()),
+        ("qwen3", {**QWEN_WINDOW, "layer_types": MIXED}, (9, None, 9)),
+        ("qwen3", {"layer_types": ["full_attention"] * 3}, ()),
+    ],
+)
+def test_windows(model_type: str, changes: dict[str, Any], wanted: tuple[int | None, ...]) -> None:
+    assert read(model_type, **changes).windows == wanted
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "theta", "wanted"),
+    [
+        ({"rope_theta": "absent"}, 1e4, RopeScaling()),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, RopeScaling()),
+        ({"rope_theta": "absent", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 1e6, RopeScaling()),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, 1e4, RopeScaling(kind="linear", factor=2.0)),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 32}},
+            1e4,
+            RopeScaling(kind="llama3", original_max_positions=32, **LLAMA3),
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+            1e4,
+            RopeScaling(kind="yarn", factor=4.0, original_max_positions=128),
+        ),
+        # No original length: the model's own; a null factor: the ratio of the two lengths.
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            1e4,
+            RopeScaling(kind="yarn", factor=4.0, original_max_positions=512),
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 128}},
+            1e4,
+            RopeScaling(kind="yarn", factor=4.0, original_max_positions=128),
+        ),
+        # A length beside the scaling counts before one inside it.
+        (
+            {
+                "original_max_position_embeddings": 64,
+                "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+            },
+            1e4,
+            RopeScaling(kind="yarn", factor=4.0, original_max_positions=64),
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 2e4,
+                    "factor": 2.0,
+                    "beta_fast": 16,
+                    "beta_slow": 2,
+                    "attention_factor": 0.5,
+                    "mscale": 1.0,
+                    "mscale_all_dim": 0.5,
+                    "truncate": False,
+                    "finetuned": True,
+                }
+            },
+            2e4,
+            RopeScaling(
+                kind="yarn",
+                factor=2.0,
+                original_max_positions=512,
+                beta_fast=16.0,
+                beta_slow=2.0,
+                attention_factor=0.5,
+                mscale=1.0,
+                mscale_all_dim=0.5,
+                truncate=False,
+            ),
+        ),
+    ],
+)
+def test_rope(changes: dict[str, Any], theta: float, wanted: RopeScaling) -> None:
+    config = read(**changes)
+    assert (config.rope_theta, config.rope_scaling) == (theta, wanted)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"])
+def test_missing_key(key: str) -> None:
+    with pytest.raises(ValueError, match=f"config.json has no {key}"):
+        read(**{key: "absent"})
+
+
+def test_missing_kv_heads_of_qwen() -> None:
+    with pytest.raises(ValueError, match="config.json has no num_key_value_heads"):
+        read("qwen2", num_key_value_heads="absent")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gemma"}, "model_type 'gemma' is not supported; llama, mistral, qwen2, qwen3 are"),
+        ({"model_type": "absent"}, "model_type None is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; silu is"),
+        ({"num_local_experts": 8}, "num_local_experts is 8: mixtures of experts are not supported"),
+        ({"quantization_config": {"quant_method": "awq"}}, "asks for 'awq': quantised Hugging Face"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "'dynamic' is not supported; default, linear, llama3, yarn",
+        ),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "RoPE scaling 'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "RoPE scaling 'linear' needs factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "RoPE scaling 'llama3' needs low_freq_factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "mscale": 1.0}}, "'linear' has no parameter 'mscale'"),
+        ({"layer_types": MIXED}, "contradicts sliding_window None of a llama model"),
+        ({"model_type": "qwen3", "layer_types": MIXED}, "contradicts sliding_window None of a qwen3 model"),
+        ({"model_type": "qwen3", "layer_types": MIXED[:2]}, "3 times"),
+        ({"model_type": "qwen3", "layer_types": ["chunked_attention"] * 3}, "must name full_attention or sliding"),
+    ],
+)
+def test_refusals(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(**{"model_type": "llama", **changes})
+
+
+def test_rope_of_a_config_that_names_no_model() -> None:
+    assert rope_from_hf({"rope_theta": 5e5}) == (5e5, RopeScaling())

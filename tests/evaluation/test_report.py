@@ -1,0 +1,85 @@
+import json
+import math
+
+import numpy as np
+
+from eagle_jax.drafters import make_prompt_lookup, make_vanilla
+from eagle_jax.evaluation import report
+from eagle_jax.generate import Generation
+
+ABOUT = {"target": "toy", "method": "prompt_lookup", "temperature": 0.0, "seed": 0, "dtype": "float32", "device": "cpu"}
+
+
+def generation(tokens: list[int], rounds: int, seconds: float) -> Generation:
+    accepted = np.zeros((1, 1), np.int32)
+    return Generation(
+        tokens=[tokens], rounds=[rounds], accepted=accepted, prefill_seconds=0.5, decode_seconds=seconds, complete=True
+    )
+
+
+def answer(tokens: list[int], plain: list[int] | None, question_id: int = 0) -> report.Answer:
+    return report.Answer(
+        question_id=question_id,
+        prompt="Hi",
+        text="yes",
+        written=generation(tokens, 2, 1.0),
+        plain=None if plain is None else generation(plain, len(plain) - 1, 2.0),
+    )
+
+
+def test_record_without_comparison() -> None:
+    record = report.summarise(ABOUT, report.tree_size(make_prompt_lookup(4)), [answer([5, 6, 7, 8, 9], None, 81)], None)
+    assert record == {
+        **ABOUT,
+        "prompts": 1,
+        "tokens": 5,
+        "rounds": 2,
+        "tau": 2.0,
+        "tokens_per_second": 4.0,
+        "prefill_seconds": 0.5,
+        "decode_seconds": 1.0,
+        "tree": {"nodes": 5, "depth": 3, "top_k": 1},
+        "answers": [{"question_id": 81, "prompt": "Hi", "text": "yes", "token_ids": [5, 6, 7, 8, 9]}],
+    }
+    assert report.closing_lines(record) == ["5 tokens in 2 rounds: tau 2.00, 4.0 tokens/s"]
+
+
+def test_record_with_comparison() -> None:
+    answers = [answer([5, 6, 7, 8, 9], [5, 6, 7, 8, 9]), answer([5, 6, 7], [5, 6, 8])]
+    record = report.summarise(ABOUT, report.tree_size(make_prompt_lookup(4)), answers, 1.5e-6)
+    assert record["plain_tokens_per_second"] == 1.5
+    assert record["speedup"] == 2.0
+    assert record["identical_prompts"] == 1
+    assert record["first_difference_margin"] == 1.5e-6
+    assert report.closing_lines(record) == [
+        "8 tokens in 4 rounds: tau 1.50, 3.0 tokens/s",
+        "plain decoding: 1.5 tokens/s; speed-up 2.00, tokens identical in 1 of 2 answers",
+        "at the first difference the best score leads by 1.5e-06",
+    ]
+
+
+def test_identical_answers_say_so() -> None:
+    record = report.summarise(ABOUT, report.tree_size(make_vanilla()), [answer([5, 6], [5, 6])], None)
+    assert report.closing_lines(record)[1].endswith("tokens identical")
+    assert record["tree"] == {"nodes": 1, "depth": None, "top_k": None}
+
+
+def test_numbers_that_do_not_exist_are_null() -> None:
+    one = report.Answer(
+        question_id=0, prompt="Hi", text="", written=generation([2], 0, 0.0), plain=generation([2], 0, 0.0)
+    )
+    record = report.summarise(ABOUT, report.tree_size(make_vanilla()), [one], None)
+    assert [record[key] for key in ("tau", "tokens_per_second", "plain_tokens_per_second", "speedup")] == [None] * 4
+    assert "NaN" not in json.dumps(record)
+    assert report.closing_lines(record)[0] == "1 tokens in 0 rounds: tau -, - tokens/s"
+
+
+def test_an_infinite_margin_is_null_but_shown() -> None:
+    record = report.summarise(ABOUT, report.tree_size(make_vanilla()), [answer([5, 6], [5, 7])], math.inf)
+    assert record["first_difference_margin"] is None
+    assert report.closing_lines(record)[2].endswith("leads by inf")
+
+
+def test_markdown_table() -> None:
+    table = report.markdown_table(["tokens", "ms"], [[1, 25.127], ["plain", 1234.5], ["small", -0.00123456]])
+    assert table == "| tokens | ms |\n|---|---|\n| 1 | 25.13 |\n| plain | 1234.50 |\n| small | -0.00123 |"

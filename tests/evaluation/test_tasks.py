@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions
+
+SPEC_BENCH = (
+    '{"question_id": 81, "category": "writing", "turns": ["Write.", "Rewrite."], "reference": ["x"]}\n'
+    '{"question_id": 321, "category": "qa", "turns": ["Who?\\u2028Where?"]}'  # no newline at the end
+)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "question.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_reads_spec_bench(tmp_path: Path) -> None:
+    assert read_questions(write(tmp_path, SPEC_BENCH)) == [
+        Question(81, "writing", ("Write.", "Rewrite.")),
+        Question(321, "qa", ("Who?\u2028Where?",)),
+    ]
+
+
+def test_reads_plain_prompts_and_skips_blank_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"prompt": "One"}\r\n\n{"prompt": "Two\u2028lines"}\n')
+    assert read_questions(path) == [Question(0, "", ("One",)), Question(1, "", ("Two\u2028lines",))]
+
+
+def test_takes_the_first_few(tmp_path: Path) -> None:
+    path = write(tmp_path, SPEC_BENCH)
+    assert [question.question_id for question in read_questions(path, 1)] == [81]
+    assert len(read_questions(path, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no question"),
+        ("\n \n", "holds no question"),
+        ('{"prompt": "One"}\n{"prompt": ', "line 2: not JSON: Expecting value at column 12"),
+        ("[1]", "line 1: expected a JSON object, got list"),
+        ("{}", "expected the key 'turns' or 'prompt', got none"),
+        ('{"question": "Who?"}', "expected the key 'turns' or 'prompt', got question"),
+        ('{"prompt": 3}', "prompt must be a str, got 3"),
+        ('{"prompt": " \\n"}', "line 1: the prompt is empty"),
+        ('{"turns": "Who?"}', "turns must be a list, got 'Who?'"),
+        ('{"turns": []}', "turns must be texts, one at least and none empty"),
+        ('{"turns": ["Who?", ""]}', "turns must be texts, one at least and none empty"),
+        ('{"turns": ["Who?"], "question_id": "a"}', "question_id must be a int, got 'a'"),
+        ('{"turns": ["Who?"], "question_id": true}', "question_id must be a int, got True"),
+        ('{"turns": ["Who?"], "category": null}', "category must be a str, got None"),
+    ],
+)
+def test_refuses_broken_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r"question\.jsonl") as caught:
+        read_questions(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "question.jsonl"
+    path.write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(ValueError, match="is not UTF-8 text: invalid start byte at byte 12"):
+        read_questions(path)
+
+
+@pytest.mark.parametrize("count", [0, -1, 3])
+def test_refuses_impossible_counts(tmp_path: Path, count: int) -> None:
+    with pytest.raises(ValueError, match=rf"num_prompts is {count}, .* holds 2 questions"):
+        read_questions(write(tmp_path, SPEC_BENCH), count)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_questions(tmp_path / "none.jsonl")
+
+
+def test_empty_prompt() -> None:
+    assert from_prompt(" a ").turns == (" a ",)
+    with pytest.raises(ValueError, match="the prompt is empty: ' '"):
+        from_prompt(" ")

@@ -1,0 +1,61 @@
+"""A complete Hugging Face directory of a few kilobytes: a random Llama that reads and writes bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from eagle_jax.checkpoint.names import lookup, target_tensors
+from eagle_jax.testing import tiny_transformer
+
+CONTEXT = 160
+EOS = 256
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
+
+def write_model(folder: Path, seed: int = 0, vocab_size: int = 257) -> Path:
+    """Write config, weights and tokenizer of a model with random weights."""
+    folder.mkdir(parents=True)
+    sizes: dict[str, Any] = {"vocab_size": vocab_size, "num_layers": 2, "max_positions": CONTEXT}
+    config, _, params = tiny_transformer(seed, **sizes)
+    tensors = {
+        name: spec.to_stored(np.asarray(lookup(params, spec.path))) for name, spec in target_tensors(config).items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    settings = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "eos_token_id": EOS,
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={mark: index for index, mark in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    declared = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(declared))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the tiny model."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")

@@ -1,0 +1,192 @@
+"""What kind of program decoding is: compiled once, without a callback, without a copy of the cache."""
+
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend import core
+
+from eagle_jax import decode as decoding
+from eagle_jax.cache import commit
+from eagle_jax.drafters import make_chain, make_prompt_lookup, make_vanilla
+from eagle_jax.drafters.base import Drafter
+from eagle_jax.generate import Generator
+from eagle_jax.sampling import make_sampling
+from eagle_jax.testing import tiny_transformer
+from eagle_jax.types import KVCache, Params, Target, TargetOutput
+from tests.compilations import count_compilations
+from tests.drafts import make_oracle
+
+CAPACITY = 64
+
+
+class TestOneProgram:
+    def test_only_another_shape_compiles(self) -> None:
+        """Not another call, prompt length, temperature, seed, top-k, top-p, stop id, limit, nor another checkpoint."""
+        _, target, params = tiny_transformer(num_layers=1)
+        _, same, others = tiny_transformer(seed=1, num_layers=1)
+        assert same is target
+        drafter = make_chain(target, 3)
+        first = Generator(target, params, drafter, params, capacity=CAPACITY, prefill_chunk=16)
+        second = Generator(target, others, drafter, params, capacity=CAPACITY, prefill_chunk=16)
+        first.generate([[1, 2], [3]], max_new_tokens=8)
+        settings: list[dict[str, Any]] = [
+            {},
+            {"temperature": 1.0},
+            {"temperature": [0.0, 0.7], "seed": 3, "top_p": 0.9, "top_k": 3},
+            {"stop_ids": (5,), "sequence": (90, 91)},
+            {"max_new_tokens": 21},
+        ]
+        with count_compilations() as compiled:
+            for chosen in settings:
+                for generator in (first, second):
+                    generator.generate([[4] * 20, [1, 2, 3]], **{"max_new_tokens": 8, **chosen})
+        assert compiled == []
+
+    def test_the_count_counts(self) -> None:
+        with count_compilations() as compiled:
+            jax.jit(lambda x: x * 3)(jnp.ones(7))
+        assert compiled != []
+
+    def test_streaming_runs_the_same_program(self) -> None:
+        _, target, params = tiny_transformer(num_layers=1)
+        generator = Generator(target, params, make_prompt_lookup(), capacity=CAPACITY, prefill_chunk=16)
+        generator.generate([[1, 2], [3]], max_new_tokens=8)
+        with count_compilations() as compiled:
+            list(generator.stream([[4, 4, 4], [5]], rounds_per_call=2, max_new_tokens=8))
+        assert compiled == []
+
+
+def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """Every equation, those of inner jaxprs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if isinstance(inner, core.ClosedJaxpr):
+                    inner = inner.jaxpr
+                if isinstance(inner, core.Jaxpr):
+                    yield from _equations(inner)
+
+
+def _leaves_the_device(jaxpr: core.ClosedJaxpr) -> set[str]:
+    names = {equation.primitive.name for equation in _equations(jaxpr.jaxpr)}
+    return {name for name in names if re.search("callback|debug|infeed|outfeed|print", name)}
+
+
+def _arguments(
+    target: Target, params: Params, drafter: Drafter, drafts: Params, batch: int, capacity: int
+) -> list[Any]:
+    """Arguments of `decode` behind its two static ones; the state by its shapes alone."""
+    sampling = make_sampling(batch, temperature=1.0, top_k=5, top_p=0.9, stop_ids=(3,))
+    text, lengths = jnp.zeros((batch, capacity), jnp.int32), jnp.ones(batch, jnp.int32)
+    read = functools.partial(decoding.prefill, target, drafter, chunk=8)
+    state = jax.eval_shape(read, params, drafts, text, lengths, sampling)
+    return [params, drafts, state, sampling, 100]
+
+
+class TestProgram:
+    @pytest.mark.parametrize("rule", ["match", "residual"])
+    def test_nothing_leaves_the_device(self, rule: decoding.Rule) -> None:
+        _, target, params = tiny_transformer()
+        drafter = make_chain(target, 3)
+        arguments = _arguments(target, params, drafter, params, 2, 32)
+        run = functools.partial(decoding.decode, target, drafter, rule=rule, share_noise=rule == "match")
+        jaxpr = jax.make_jaxpr(run)(*arguments)
+        assert {"while", "scan"} <= {equation.primitive.name for equation in _equations(jaxpr.jaxpr)}
+        assert _leaves_the_device(jaxpr) == set()
+
+    def test_the_search_finds_what_it_looks_for(self) -> None:
+        """A print in a cond in a scan in a while loop is seen."""
+
+        def step(carry: jax.Array, _: None) -> tuple[jax.Array, None]:
+            def show() -> jax.Array:
+                jax.debug.print("{}", carry)
+                return carry + 1
+
+            return jax.lax.cond(carry > 2, show, lambda: carry + 1), None
+
+        def run(x: jax.Array) -> jax.Array:
+            return jax.lax.while_loop(lambda c: c < 9, lambda c: jax.lax.scan(step, c, None, length=2)[0], x)
+
+        assert _leaves_the_device(jax.make_jaxpr(jax.jit(run))(jnp.int32(0))) != set()
+
+
+def _stacked(target: Target) -> Target:
+    """The same model with the caches of all layers in one array [L, B, S, K, D], as many frameworks keep them."""
+
+    def forward(
+        params: Params, tokens: jax.Array, positions: jax.Array, cache: KVCache, block_mask: jax.Array
+    ) -> TargetOutput:
+        return target.forward(params, tokens, positions, _unstacked(cache), block_mask)
+
+    def init_cache(batch: int, capacity: int) -> KVCache:
+        return _restacked(target.init_cache(batch, capacity))
+
+    return target._replace(forward=forward, init_cache=init_cache)
+
+
+def _unstacked(cache: KVCache) -> KVCache:
+    return cache.replace(keys=tuple(cache.keys[0]), values=tuple(cache.values[0]))
+
+
+def _restacked(cache: KVCache) -> KVCache:
+    return cache.replace(keys=(jnp.stack(cache.keys),), values=(jnp.stack(cache.values),))
+
+
+def _stacked_commit(cache: KVCache, keys: Any, values: Any, path: jax.Array, count: jax.Array) -> KVCache:
+    """`commit`, layer after layer into the one array."""
+    after = commit(_unstacked(cache), keys, values, path, count)
+    stacked_keys, stacked_values = cache.keys[0], cache.values[0]
+    for layer, (new_keys, new_values) in enumerate(zip(after.keys, after.values, strict=True)):
+        stacked_keys = stacked_keys.at[layer].set(new_keys)
+        stacked_values = stacked_values.at[layer].set(new_values)
+    return KVCache(keys=(stacked_keys,), values=(stacked_values,), length=after.length)
+
+
+IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "fusion", "scatter", "dynamic-update-slice"}
+"""What may yield an array as large as a cache in the optimized program. The inside of a fusion is listed as well."""
+
+
+def _copies(target: Target, params: Params, drafter: Drafter, drafts: Params, batch: int, slots: int) -> list[str]:
+    """Signs in the compiled decode program that a whole cache array (one layer's keys or values) is written anew."""
+    arguments = _arguments(target, params, drafter, drafts, batch, slots)
+    program = decoding.decode.lower(target, drafter, *arguments).compile()
+    cache_size = batch * slots * 2 * 8
+    found = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())
+    signs = [op for dims, op in found if math.prod(map(int, dims.split(","))) >= cache_size and op not in IN_PLACE]
+    too_much = program.memory_analysis().temp_size_in_bytes >= 4 * cache_size
+    return signs + ["temporary memory"] * too_much
+
+
+class TestCopies:
+    """No round copies a cache: cost must follow what was written, not the capacity."""
+
+    SLOTS = 8192
+
+    @pytest.mark.parametrize("batch", [1, 8])
+    @pytest.mark.parametrize("nodes", [1, 8, 60])
+    def test_trees(self, nodes: int, batch: int) -> None:
+        _, target, params = tiny_transformer(num_layers=2)
+        drafts = (jnp.zeros((batch, self.SLOTS), jnp.int32), jnp.zeros(batch, jnp.int32))
+        drafter = {1: make_vanilla(), 8: make_oracle(64, 3, 2, unused=1), 60: make_oracle(64, 7, 8, unused=3)}[nodes]
+        assert drafter.nodes == nodes
+        assert _copies(target, params, drafter, drafts, batch, self.SLOTS) == []
+
+    def test_cache_of_a_draft_model(self) -> None:
+        _, target, params = tiny_transformer(num_layers=2)
+        assert _copies(target, params, make_chain(target, 3), params, 2, self.SLOTS) == []
+
+    @pytest.mark.parametrize("batch", [1, 8])
+    def test_a_stacked_cache_is_caught(self, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+        """Both signs: an instruction that copies, and the memory to copy to."""
+        _, target, params = tiny_transformer(num_layers=2)
+        monkeypatch.setattr(decoding, "commit", _stacked_commit)
+        signs = _copies(_stacked(target), params, make_vanilla(), (), batch, self.SLOTS)
+        assert len(set(signs)) >= 2
+        assert "temporary memory" in signs

@@ -1,0 +1,235 @@
+"""Top-k and top-p against sorting, the keyed noise against its promises and its law, and the checks on arguments."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from eagle_jax import sampling as fast
+from eagle_jax.types import NO_TOKEN, Sampling
+from tests.reference import sampling as slow
+
+VOCAB = 33
+ROWS = 64
+WARP = jax.jit(fast.warp, static_argnames="top_k_first")
+CHOOSE = jax.jit(fast.choose)
+GUMBEL = jax.jit(fast.gumbel, static_argnames=("vocab_size", "stream"))
+
+
+def random_logits(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """f32[ROWS, V]; `ties` are multiples of a half, zeros of both signs among them."""
+    logits = rng.normal(size=(ROWS, VOCAB)) * 3
+    if kind == "ties":
+        logits = np.where(rng.random(logits.shape) < 0.1, -0.0, np.round(logits * 2) / 2)
+    if kind == "masked":
+        logits[rng.random(logits.shape) < 0.4] = -np.inf
+        logits[:, 0] = 0.0
+    return logits.astype(np.float32)
+
+
+def between_steps(rng: np.random.Generator, logits: np.ndarray, temperature: float) -> float:
+    """A top_p well inside one step of the cumulative law, so that no rounding decides which token is the last."""
+    law = np.sort(slow.softmax(logits, temperature))[::-1]
+    wide = np.flatnonzero(law > 1e-3)
+    step = int(rng.choice(wide))
+    return float(law[:step].sum() + law[step] * rng.uniform(0.2, 0.8))
+
+
+@pytest.mark.parametrize("kind", ["smooth", "ties", "masked"])
+@pytest.mark.parametrize("top_k_first", [True, False])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), temperatures=st.sampled_from([(1e-3, 0.05), (0.3, 3.0), (20.0, 1e3)]))
+def test_warp_against_sorting(kind: str, top_k_first: bool, seed: int, temperatures: tuple[float, float]) -> None:
+    rng = np.random.default_rng(seed)
+    logits = random_logits(rng, kind)
+    temperature = np.where(rng.random(ROWS) < 0.1, 0.0, rng.uniform(*temperatures, ROWS)).astype(np.float32)
+    top_k = rng.choice([0, 1, 2, 5, VOCAB, VOCAB + 1, 10**6], ROWS)
+    top_p = np.ones(ROWS, np.float32)
+    for row in range(ROWS):
+        # Where top-p comes second it sees what top-k left over.
+        seen = slow.warp(logits[row], temperature[row], int(top_k[row]), 1.0) if top_k_first else logits[row]
+        if temperature[row] > 0 and rng.random() < 0.7:
+            top_p[row] = between_steps(rng, seen, temperature[row])
+    sampling = fast.make_sampling(ROWS, temperature=temperature, top_k=top_k, top_p=top_p)
+    found = np.asarray(WARP(logits, sampling, top_k_first=top_k_first))
+    wanted = [slow.warp(logits[r], temperature[r], int(top_k[r]), top_p[r], top_k_first) for r in range(ROWS)]
+    np.testing.assert_array_equal(found, np.asarray(wanted, np.float32))
+
+
+def test_top_p_at_its_ends() -> None:
+    """1 keeps everything, tokens without any mass included; the smallest keeps the most probable token and its ties."""
+    logits = np.array([[0.0, 3.0, 3.0, -200.0]] * 2, np.float32)
+    tiny = float(np.finfo(np.float32).tiny)
+    found = np.asarray(WARP(logits, fast.make_sampling(2, temperature=1.0, top_p=[1.0, tiny])))
+    assert np.isfinite(found).tolist() == [[True] * 4, [False, True, True, False]]
+
+
+def test_top_p_keeps_ties_with_the_last_one() -> None:
+    """Of four equal tokens none comes before the others, so half the mass keeps all four."""
+    found = np.asarray(WARP(np.zeros((1, 4), np.float32), fast.make_sampling(1, temperature=1.0, top_p=0.5)))
+    assert np.isfinite(found).all()
+
+
+def test_masks_take_any_number_of_nodes() -> None:
+    """[B, N, V] is masked node by node, each with the settings of its row."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(3, 5, VOCAB)).astype(np.float32)
+    sampling = fast.make_sampling(3, temperature=[1.0, 0.5, 0.0], top_k=[4, 0, 2], top_p=[1.0, 0.6, 0.1])
+    found = np.asarray(WARP(logits, sampling))
+    for node in range(5):
+        np.testing.assert_array_equal(found[:, node], WARP(logits[:, node], sampling))
+    np.testing.assert_array_equal(found[2], logits[2])
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_choose_is_the_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = random_logits(rng, "smooth")
+    noise = rng.gumbel(size=logits.shape).astype(np.float32)
+    temperature = np.float32(rng.choice([0, 0.3, 1, 5], ROWS))
+    top_k = rng.choice([0, 3], ROWS)
+    sampling = fast.make_sampling(ROWS, temperature=temperature, top_k=top_k)
+    found = np.asarray(CHOOSE(logits, noise, sampling)).tolist()
+    assert found == [slow.choose(logits[r], noise[r], temperature[r], int(top_k[r]), 1.0) for r in range(ROWS)]
+
+
+def test_ties_go_to_the_lower_id() -> None:
+    logits = jnp.asarray([[0.0, 2.0, 2.0, 1.0]])
+    assert fast.choose(logits, jnp.zeros((1, 4)), fast.make_sampling(1)).tolist() == [1]
+
+
+class TestKeyedNoise:
+    """Noise is a function of (seed, sequence, position), of nothing else, and of all three."""
+
+    sampling = fast.make_sampling(4, seed=[7, 7, 8, 7], sequence=[3, 4, 3, 3])
+    positions = jnp.asarray([[10, 11, 12]] * 4)
+
+    def test_equal_keys_give_equal_noise(self) -> None:
+        noise = np.asarray(GUMBEL(self.sampling, self.positions, 50))
+        np.testing.assert_array_equal(noise[0], noise[3])
+
+    def test_each_part_of_the_key_counts(self) -> None:
+        noise = np.asarray(GUMBEL(self.sampling, self.positions, 50))
+        different = [noise[0, 0], noise[0, 1], noise[1, 0], noise[2, 0]]
+        different.append(np.asarray(GUMBEL(self.sampling, self.positions, 50, stream=fast.DRAFT_STREAM))[0, 0])
+        for i, one in enumerate(different):
+            for other in different[:i]:
+                assert (one != other).all()
+
+    def test_batch_row_and_shape_do_not_count(self) -> None:
+        noise = np.asarray(GUMBEL(self.sampling, self.positions, 50))
+        alone = fast.make_sampling(1, seed=8, sequence=[3], temperature=0.7, top_k=5, stop_ids=(1, 2))
+        for column, position in enumerate([10, 11, 12]):
+            single = np.asarray(fast.gumbel(alone, jnp.asarray([[position]]), 50))
+            np.testing.assert_array_equal(single[0, 0], noise[2, column])
+
+    def test_seed_and_sequence_are_not_interchangeable(self) -> None:
+        swapped = fast.make_sampling(2, seed=[3, 4], sequence=[4, 3])
+        noise = np.asarray(GUMBEL(swapped, jnp.asarray([[9], [9]]), 50))
+        assert (noise[0] != noise[1]).all()
+
+    def test_large_keys(self) -> None:
+        most = 2**32 - 1
+        noise = np.asarray(GUMBEL(fast.make_sampling(1, seed=most, sequence=[most]), jnp.asarray([[2**31 - 1]]), 50))
+        assert np.isfinite(noise).all()
+
+    def test_uniforms_have_their_own_stream(self) -> None:
+        uniforms = np.asarray(jax.jit(fast.uniform, static_argnums=2)(self.sampling, self.positions, 2000))
+        assert (uniforms >= 0).all()
+        assert (uniforms < 1).all()
+        assert stats.kstest(uniforms.ravel(), "uniform").pvalue > 0.01
+        noise = np.asarray(GUMBEL(self.sampling, self.positions, 2000))
+        assert abs(stats.spearmanr(uniforms[0].ravel(), noise[0].ravel()).statistic) < 0.05
+
+
+@pytest.fixture(scope="module")
+def draws() -> np.ndarray:
+    """Two million values of the noise, from 2000 positions of 20 sequences."""
+    sampling = fast.make_sampling(20, seed=5)
+    positions = jnp.broadcast_to(jnp.arange(2000), (20, 2000))
+    return np.asarray(GUMBEL(sampling, positions, 50))
+
+
+class TestGumbelLaw:
+    def test_bulk(self, draws: np.ndarray) -> None:
+        """One value a key, so that the keys themselves are put to the test."""
+        assert stats.kstest(draws[:, :, 0].ravel(), stats.gumbel_r.cdf).pvalue > 0.01
+        assert stats.kstest(draws[0].ravel(), stats.gumbel_r.cdf).pvalue > 0.01
+
+    @pytest.mark.parametrize("rarity", [1e-3, 1e-4, 1e-5])
+    def test_upper_tail(self, draws: np.ndarray, rarity: float) -> None:
+        """The winners live here: as many values as there should be, spread as they should be."""
+        tail = draws[draws > stats.gumbel_r.isf(rarity)]
+        assert stats.binomtest(len(tail), draws.size, rarity).pvalue > 0.01
+        assert stats.kstest(stats.gumbel_r.sf(tail) / rarity, "uniform").pvalue > 0.01
+
+    def test_lower_tail(self, draws: np.ndarray) -> None:
+        tail = draws[draws < stats.gumbel_r.ppf(1e-3)]
+        assert stats.binomtest(len(tail), draws.size, 1e-3).pvalue > 0.01
+
+    def test_upper_tail_is_not_a_grid(self, draws: np.ndarray) -> None:
+        """Uniforms with 24 bits would repeat themselves among two million draws: the largest are all different."""
+        largest = np.sort(draws.ravel())[-2000:]
+        assert len(np.unique(largest)) == 2000
+
+    def test_neighbouring_keys_are_independent(self, draws: np.ndarray) -> None:
+        for one, other in [(draws[:, :-1], draws[:, 1:]), (draws[:-1], draws[1:]), (draws[..., :-1], draws[..., 1:])]:
+            assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.003
+
+
+class TestMakeSampling:
+    def test_one_value_serves_every_row(self) -> None:
+        sampling = fast.make_sampling(3, temperature=0.5, top_k=4, top_p=0.9, seed=2, stop_ids=(5, 6), max_new_tokens=7)
+        expected: dict[str, Any] = {
+            "temperature": 0.5,
+            "top_k": 4,
+            "top_p": np.float32(0.9),
+            "seed": 2,
+            "max_new_tokens": 7,
+        }
+        for name, value in expected.items():
+            assert getattr(sampling, name).tolist() == [value] * 3
+        assert sampling.sequence.tolist() == [0, 1, 2]
+        assert sampling.stop_ids.tolist() == [[5, 6]] * 3
+
+    def test_no_stop_id_matches_no_token(self) -> None:
+        assert fast.make_sampling(2).stop_ids.tolist() == [[NO_TOKEN]] * 2
+
+    def test_other_values_have_the_same_shape(self) -> None:
+        def shapes(sampling: Sampling) -> list[tuple[Any, Any]]:
+            return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(sampling)]
+
+        plain, other = (
+            fast.make_sampling(2),
+            fast.make_sampling(2, temperature=[0, 1.5], top_k=3, top_p=0.5, seed=[1, 2]),
+        )
+        assert shapes(plain) == shapes(other)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"temperature": -0.1}, ["temperature", "-0.1"]),
+            ({"temperature": float("nan")}, ["temperature", "nan"]),
+            ({"temperature": [1.0, 2.0]}, ["temperature", "2", "3"]),
+            ({"top_k": -1}, ["top_k", "-1"]),
+            ({"top_p": 0.0}, ["top_p", "0"]),
+            ({"top_p": 1.01}, ["top_p", "1.01"]),
+            ({"seed": -1}, ["seed", "-1"]),
+            ({"seed": 2**32}, ["seed", str(2**32)]),
+            ({"sequence": [0, 1]}, ["sequence", "2", "3"]),
+            ({"sequence": [0, 1, -5]}, ["sequence", "-5"]),
+            ({"stop_ids": (3, -1)}, ["stop_ids", "-1"]),
+            ({"max_new_tokens": 0}, ["max_new_tokens", "0"]),
+        ],
+    )
+    def test_misuse_is_named(self, arguments: dict[str, Any], words: list[str]) -> None:
+        with pytest.raises(ValueError, match=words[0]) as error:
+            fast.make_sampling(3, **arguments)
+        for word in words:
+            assert word in str(error.value)

@@ -1,0 +1,64 @@
+"""The unrolled recipe against the official EAGLE-3 training pass: logits, losses, accuracies and gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.training.batch import Tally
+from eagle_jax.training.unroll import unroll
+from eagle_jax.training.unroll_recipe import OFFICIAL, make_unroll_recipe
+from tests.training import golden as fixtures
+
+
+def run(golden: fixtures.Golden) -> tuple[jax.Array, Tally, HeadParams]:
+    recipe = make_unroll_recipe(golden.head, dataclasses.replace(OFFICIAL, chunk=16, block=8))
+    divisors = recipe.count(golden.batch)
+
+    def loss(weights: object, lm_head: jax.Array) -> tuple[jax.Array, Tally]:
+        params = HeadParams(weights, lm_head, golden.params.target_ids)
+        return recipe.loss(
+            params, golden.target_params, golden.vocabulary, golden.batch, golden.features, divisors, jax.random.key(0)
+        )
+
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (total, tally), (weights, lm_head) = both(golden.params.weights, golden.params.lm_head)
+    return total, tally, HeadParams(weights, lm_head)
+
+
+@pytest.mark.parametrize("seed", fixtures.SEEDS)
+def test_logits(seed: int) -> None:
+    golden = fixtures.load(seed)
+    states = unroll(
+        golden.head, golden.params, golden.target_params, golden.batch, golden.features.taps, golden.batch.slots, 7
+    )
+    logits = jnp.stack([golden.head.logits(golden.params, golden.target_params, state) for state in states])
+    real = golden.results["attention_mask"].astype(bool)  # what padding slots compute, nobody reads
+    np.testing.assert_allclose(
+        np.asarray(logits)[:, real], golden.results["logits"][:, real], atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("seed", fixtures.SEEDS)
+def test_losses_and_accuracies(seed: int) -> None:
+    golden = fixtures.load(seed)
+    total, tally, _ = run(golden)
+    results = golden.results
+    size = golden.batch.tokens.size
+    np.testing.assert_allclose(tally.cross_entropy / size, results["losses"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(total, results["total_loss"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(tally.correct / (tally.rows + 1e-6), results["accuracies"], atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(tally.in_vocabulary, results["position_mask"].sum((1, 2)))
+
+
+@pytest.mark.parametrize("seed", fixtures.SEEDS)
+def test_gradients(seed: int) -> None:
+    golden = fixtures.load(seed)
+    _, _, grads = run(golden)
+    found = {**fixtures.stored_grads(golden, grads.weights), "lm_head.weight": np.asarray(grads.lm_head)}
+    assert set(found) == set(golden.grads)
+    for name, wanted in golden.grads.items():
+        np.testing.assert_allclose(found[name], wanted, atol=1e-4, rtol=0, err_msg=name)
