@@ -1,0 +1,38 @@
+"""Draft-tree speculative decoding in JAX: EAGLE, EAGLE-2, EAGLE-3 and their peers, exact at any temperature."""
+
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.decode import DecodeState, decode, prefill
+from eagle_jax.drafters import (
+    Drafter,
+    make_chain,
+    make_eagle1,
+    make_eagle2,
+    make_eagle3,
+    make_prompt_lookup,
+    make_vanilla,
+)
+from eagle_jax.generate import Generation, Generator
+from eagle_jax.models.transformer import make_target
+from eagle_jax.types import DraftTree, Sampling, Target, Verdict
+
+__all__ = [
+    "DecodeState",
+    "DraftTree",
+    "Drafter",
+    "Generation",
+    "Generator",
+    "LoadedModel",
+    "Sampling",
+    "Target",
+    "Verdict",
+    "decode",
+    "load_target",
+    "make_chain",
+    "make_eagle1",
+    "make_eagle2",
+    "make_eagle3",
+    "make_prompt_lookup",
+    "make_target",
+    "make_vanilla",
+    "prefill",
+]

@@ -67,7 +67,8 @@ class TextStream:
     """Turns ids that arrive bit by bit into text that never has to be taken back.
 
     A character may be spread over several tokens, and a tokenizer may join tokens with spaces; so each push decodes a
-    short context with and without the new tokens and gives out the difference, once it ends in a whole character.
+    short context with and without the new tokens and gives out the difference, once it ends in a whole character. The
+    pieces joined are `decode` of all ids (but SentencePiece decoders show a broken run of bytes differently in parts).
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
@@ -119,7 +120,10 @@ def _declared_eos(path: pathlib.Path) -> list[int]:
     """`eos_token_id` of a JSON file: a number, a list or absent."""
     if not path.is_file():
         return []
-    declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a readable JSON object: {error}") from error
     if declared is None:
         return []
     return list(declared) if isinstance(declared, list) else [declared]

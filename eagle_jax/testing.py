@@ -23,9 +23,10 @@ from eagle_jax.types import KVCache, Params, Target, TargetOutput
 def bigram_target(vocab_size: int, seed: int = 0, *, scale: float = 1.5) -> tuple[Target, Params]:
     """A target whose next token depends on the current token alone.
 
-    Its parameters are `{"table": f32[V, V]}`, row t holding the logits behind token t; hidden states are those rows
-    (E = V), and `unembed` is the identity, so logits are equal bit for bit in every batch shape. The one layer's key is
-    the token's id and its value the position ([B, T, 1, 1] each): a test can read back what a cache holds.
+    Its parameters are `{"table": f32[V, V]}`, row t holding the logits behind token t. These rows are embeddings and
+    hidden states too (E = V), and `unembed` is the identity, so logits are equal bit for bit in every batch shape. The
+    one layer's key is the token's id and its value the position ([B, T, 1, 1] each): a test can read back what a cache
+    holds.
 
     Args:
       vocab_size: V.
@@ -38,11 +39,14 @@ def bigram_target(vocab_size: int, seed: int = 0, *, scale: float = 1.5) -> tupl
 
 @functools.cache
 def _bigram(vocab_size: int) -> Target:
+    def embed(params: Params, tokens: jax.Array) -> jax.Array:
+        return params["table"][tokens]
+
     def forward(
         params: Params, tokens: jax.Array, positions: jax.Array, cache: KVCache, block_mask: jax.Array
     ) -> TargetOutput:
         del cache, block_mask  # the current token is all that counts
-        hidden = params["table"][tokens]
+        hidden = embed(params, tokens)
         return TargetOutput(
             hidden=hidden,
             taps=jnp.concatenate([hidden] * 3, axis=-1),
@@ -52,7 +56,7 @@ def _bigram(vocab_size: int) -> Target:
 
     return Target(
         forward=forward,
-        embed=lambda params, tokens: jax.nn.one_hot(tokens, vocab_size),
+        embed=embed,
         unembed=lambda params, hidden: hidden,
         init_cache=lambda batch, capacity: init_cache(1, batch, capacity, 1, 1, jnp.dtype("float32")),
         vocab_size=vocab_size,

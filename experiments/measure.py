@@ -2,11 +2,12 @@
 
     python -m experiments.measure --what=pass_costs
 
-pass_costs: a target pass over 1 to 64 tokens behind a prompt. torch: plain decoding against `transformers` with PyTorch,
-prompt included. length: plain decoding in a large cache against a small one. sampling: T = 0.7, top-p 0.9 against T = 0.
-All numbers are medians in milliseconds; what is compared runs in alternation in one process.
+pass_costs: a target pass over 1 to 64 tokens behind a prompt. torch: plain decoding against `transformers` and PyTorch,
+prompt included. length: plain decoding in a large cache and in a small one. sampling: T = 0.7, top-p 0.9 and T = 0.
+Numbers are medians in milliseconds; what is compared runs in alternation in one process.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from eagle_jax.evaluation.report import markdown_table
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generate import Generator
 from eagle_jax.models.transformer import make_target
+from eagle_jax.types import KVCache, Params
 from experiments import launch
 from experiments.torch_baseline import torch_writer
 
@@ -49,8 +51,9 @@ def main() -> None:
     prompt = model.tokenizer.encode(TEXT * FLAGS.prompt_tokens)[: FLAGS.prompt_tokens]
     with launch.status("Measuring"):
         header, rows = MEASUREMENTS[FLAGS.what](model, prompt)
+    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     print(
-        f"{FLAGS.target}, {FLAGS.dtype}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}; "
+        f"{FLAGS.target}, {FLAGS.dtype}, {device}, jax {jax.__version__}; "
         f"prompt of {FLAGS.prompt_tokens} tokens, {FLAGS.new_tokens} new ones, medians of {FLAGS.repeats}\n"
     )
     print(markdown_table(header, rows))
@@ -59,7 +62,7 @@ def main() -> None:
 def pass_costs(model: LoadedModel, prompt: list[int]) -> Table:
     """A pass over T tokens: forward, logits and argmax, with the prompt in a cache of 512 slots."""
     target = make_target(model.config, FLAGS.dtype)
-    cache = target.init_cache(1, SMALL).replace(length=jnp.array([len(prompt)], jnp.int32))
+    cache = dataclasses.replace(target.init_cache(1, SMALL), length=jnp.array([len(prompt)], jnp.int32))
 
     def pass_over(size: int) -> Callable[[], float]:
         tokens = jnp.array([(prompt * size)[:size]], jnp.int32)
@@ -67,7 +70,7 @@ def pass_costs(model: LoadedModel, prompt: list[int]) -> Table:
         mask = jnp.tril(jnp.ones((1, size, size), bool))
 
         @jax.jit
-        def run(params: object, cache: object) -> jax.Array:
+        def run(params: Params, cache: KVCache) -> jax.Array:
             output = target.forward(params, tokens, positions, cache, mask)
             return target.unembed(params, output.hidden).argmax(-1)
 

@@ -22,7 +22,7 @@ def torch_writer(model: LoadedModel) -> Callable[[list[int], int], list[int]]:
         raise ValueError("the comparison needs PyTorch, which is not installed: pip install torch==2.13.0") from error
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    reference = LlamaForCausalLM(LlamaConfig(**llama_settings(model.name, model.config)))
+    reference: Any = LlamaForCausalLM(LlamaConfig(**llama_settings(model.name, model.config)))
     tensors = {
         name: torch.from_numpy(spec.to_stored(np.array(lookup(model.params, spec.path), np.float32)))
         for name, spec in target_tensors(model.config).items()

@@ -1,4 +1,4 @@
-"""Drafters made for tests: one that knows the answer, and any drafter with its proposals taken away."""
+"""Drafters made for tests: one that knows the answer, and any drafter with a switch for its proposals."""
 
 import functools
 
@@ -52,11 +52,15 @@ def make_oracle(vocab_size: int, max_depth: int, width: int = 1, unused: int = 0
 
 
 @functools.cache
-def emptied(drafter: Drafter) -> Drafter:
-    """The same drafter, but none of its nodes may be accepted."""
+def gated(drafter: Drafter) -> Drafter:
+    """The same drafter behind a switch: its params become (open bool[], params); shut, no node may be accepted."""
 
-    def propose(*arguments: object) -> tuple[DraftTree, DrafterState]:
-        tree, state = drafter.propose(*arguments)
-        return tree.replace(candidate=tree.candidate.at[:, 1:].set(False)), state
+    def propose(params: Params, *rest: object) -> tuple[DraftTree, DrafterState]:
+        is_open, inner = params
+        tree, state = drafter.propose(inner, *rest)
+        return tree.replace(candidate=tree.candidate.at[:, 1:].set(tree.candidate[:, 1:] & is_open)), state
 
-    return drafter._replace(propose=propose)
+    def observe(params: Params, *rest: object) -> DrafterState:
+        return drafter.observe(params[1], *rest)
+
+    return drafter._replace(propose=propose, observe=observe)

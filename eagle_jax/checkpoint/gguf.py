@@ -88,6 +88,8 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         raise ValueError(f"{path} ({size} bytes) is not a complete GGUF file: {error}") from error
     if reader.endianess is not gguf.GGUFEndian.LITTLE:
         raise ValueError(f"{path}: big-endian GGUF is not supported, only little-endian")
+    if metadata.get("split.count", 1) > 1:
+        raise ValueError(f"{path} is one of {metadata['split.count']} parts; join them with llama-gguf-split --merge")
     return GGUFFile(path, metadata, {tensor.name: tensor for tensor in reader.tensors})
 
 

@@ -71,7 +71,7 @@ def load_target(
     path = pathlib.Path(name).expanduser()
     if name == SMOLLM2:
         return _from_gguf(name, open_gguf(smollm2_path()), dtype, place, progress)
-    if path.is_dir():
+    if name and path.is_dir():
         return _from_directory(name, path, dtype, place, progress)
     if path.is_file() and path.suffix == ".gguf":
         return _from_gguf(name, open_gguf(path), dtype, place, progress)

@@ -14,10 +14,13 @@ the assistant up to the end token. A broken line is an error that names file, li
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+EncodePlain = Callable[[str], list[int]]
+"""Text to token ids, without special tokens."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -58,14 +61,18 @@ class Corpus:
 
 
 def read_corpus(
-    paths: Iterable[str], tokenizer: ChatTokenizer, *, encode_plain: Any = None, skip_broken: bool = False
+    paths: Iterable[str],
+    tokenizer: ChatTokenizer,
+    *,
+    encode_plain: EncodePlain | None = None,
+    skip_broken: bool = False,
 ) -> Corpus:
     """Read and tokenise conversations.
 
     Args:
       paths: JSONL files.
       tokenizer: the target's.
-      encode_plain: str -> token ids, for answers without ids; the tokenizer's `encode` without special tokens.
+      encode_plain: for answers without ids.
       skip_broken: leave broken lines out instead of raising; they are listed in the result.
 
     Raises:
@@ -73,7 +80,9 @@ def read_corpus(
     """
     examples, broken = [], []
     for path in paths:
-        for number, line in _lines(path):
+        for number, line in enumerate(pathlib.Path(path).read_bytes().split(b"\n"), start=1):
+            if not line.strip():
+                continue
             try:
                 examples.append(encode(parse(line, tokenizer.vocab_size), tokenizer, encode_plain))
             except ValueError as error:
@@ -86,12 +95,7 @@ def read_corpus(
     return Corpus(examples, broken)
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
-    with pathlib.Path(path).open(encoding="utf-8", errors="replace") as file:
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-
-
-def parse(line: str, vocab_size: int) -> dict[str, Any]:
+def parse(line: bytes | str, vocab_size: int) -> dict[str, Any]:
     """One line of a file, checked.
 
     Raises:
@@ -99,6 +103,8 @@ def parse(line: str, vocab_size: int) -> dict[str, Any]:
     """
     try:
         record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(record, dict):
@@ -132,7 +138,7 @@ def _check_messages(messages: Any) -> None:
         raise ValueError(f"roles must be user and assistant in turn, the assistant last, got {', '.join(roles)}")
 
 
-def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: Any = None) -> Example:
+def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: EncodePlain | None = None) -> Example:
     """Token ids and mask of a checked record.
 
     Raises:

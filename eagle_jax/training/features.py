@@ -45,17 +45,31 @@ def compute_features(
     causal = jnp.tril(jnp.ones((length, length), bool))
     mask = causal & (batch.segments[:, :, None] == batch.segments[:, None, :])
     output = target.forward(params, batch.tokens, batch.positions, target.init_cache(size, 1), mask)
-    rows = jnp.arange(size)[:, None]
-    asked = jnp.broadcast_to(jnp.arange(length), (size, length))
-    if not everywhere:
-        asked = jnp.where(batch.slots == NO_SLOT, length, batch.slots + 1)
-    hidden = output.hidden.at[rows, asked].get(mode="fill", fill_value=0)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    flat = jnp.pad(flat, [(0, -flat.shape[0] % chunk), (0, 0)]).reshape(-1, chunk, flat.shape[1])
-    choice = lax.map(lambda some: target.unembed(params, some).argmax(-1).astype(jnp.int32), flat)
-    choice = choice.reshape(-1)[: asked.size].reshape(asked.shape)
-    everything = jnp.full((size, length), NO_TOKEN, jnp.int32).at[rows, asked].set(choice, mode="drop")
-    return jax.tree.map(lax.stop_gradient, Features(output.taps, output.hidden, everything))
+    if everywhere:
+        asked = jnp.ones(size * length, bool)
+    else:
+        places = jnp.where(batch.slots == NO_SLOT, length, batch.slots + 1)
+        rows = jnp.arange(size)[:, None]
+        asked = jnp.zeros((size, length), bool).at[rows, places].set(True, mode="drop").reshape(-1)
+    hidden = output.hidden.reshape(size * length, -1)
+    choice = _choices(target, params, hidden, asked, chunk).reshape(size, length)
+    return jax.tree.map(lax.stop_gradient, Features(output.taps, output.hidden, choice))
+
+
+def _choices(target: Target, params: Params, hidden: jax.Array, asked: jax.Array, chunk: int) -> jax.Array:
+    """Most probable token behind hidden [N, E] where `asked` bool[N], else NO_TOKEN; costs as much as is asked."""
+    num_rows = asked.shape[0]
+    order = jnp.argsort(~asked, stable=True)
+    order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
+
+    def find(index: jax.Array, choices: jax.Array) -> jax.Array:
+        some = lax.dynamic_slice_in_dim(order, index * chunk, chunk)
+        found = target.unembed(params, hidden.at[some].get(mode="fill", fill_value=0)).argmax(-1)
+        return choices.at[some].set(found.astype(jnp.int32), mode="drop")
+
+    num_chunks = (asked.sum() + chunk - 1) // chunk
+    choices = lax.fori_loop(0, num_chunks, find, jnp.full(num_rows, NO_TOKEN, jnp.int32))
+    return jnp.where(asked, choices, NO_TOKEN)
 
 
 def fingerprint(examples: Sequence[Example], target_name: str, params: Params, everywhere: bool) -> str:

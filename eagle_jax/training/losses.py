@@ -16,21 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eagle_jax.types import NO_TOKEN
+
 
 class VocabularyLoss(NamedTuple):
-    """What the vocabulary says about I steps at N rows."""
+    """What the vocabulary says about I steps at N rows; rows without weight are not computed (0 and NO_TOKEN)."""
 
     total: jax.Array  # f32[], sum of weights * cross-entropy: the only part that is differentiated
     cross_entropy: jax.Array  # f32[I, N]
     choice: jax.Array  # i32[I, N], the head's most probable row of its vocabulary
-
-
-class _Chunk(NamedTuple):
-    """Some rows and what is known of them."""
-
-    reads: jax.Array  # [I, C, E]
-    teacher: jax.Array  # [C, Et]
-    weights: jax.Array  # f32[I, C]
 
 
 def vocabulary_loss(
@@ -79,14 +73,9 @@ def _loss(
     chunk: int,
     train_lm_head: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    def measure(carry: None, rows: _Chunk) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        target_logits, logits = _logits(rows, lm_head, teacher_lm_head)
-        cross_entropy, _ = _cross_entropy(target_logits, logits)
-        return carry, (cross_entropy, _choice(logits))
-
-    _, (cross_entropy, choice) = lax.scan(measure, None, _split(reads, teacher, weights, chunk))
-    cross_entropy, choice = _join(cross_entropy, weights), _join(choice, weights)
-    return (weights * cross_entropy).sum(), cross_entropy, choice
+    del train_lm_head
+    found = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk, grads=())
+    return _outputs(found, weights)
 
 
 def _forward(
@@ -98,33 +87,20 @@ def _forward(
     chunk: int,
     train_lm_head: bool,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    """The loss and, from the same logits, its gradients with respect to `reads` and `lm_head`."""
-
-    def measure(lm_head_grad: jax.Array, rows: _Chunk) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        target_logits, logits = _logits(rows, lm_head, teacher_lm_head)
-        cross_entropy, difference = _cross_entropy(target_logits, logits)
-        logit_grad = (difference * rows.weights[:, :, None]).astype(lm_head.dtype)
-        read_grad = jnp.einsum("icu,ue->ice", logit_grad, lm_head, preferred_element_type=jnp.float32)
-        if train_lm_head:
-            lm_head_grad += jnp.einsum("icu,ice->ue", logit_grad, rows.reads, preferred_element_type=jnp.float32)
-        return lm_head_grad, (cross_entropy, _choice(logits), read_grad.astype(reads.dtype))
-
-    start = jnp.zeros(lm_head.shape if train_lm_head else (), jnp.float32)
-    rows = _split(reads, teacher, weights, chunk)
-    lm_head_grad, (cross_entropy, choice, read_grad) = lax.scan(measure, start, rows)
-    cross_entropy, choice = _join(cross_entropy, weights), _join(choice, weights)
-    outputs = (weights * cross_entropy).sum(), cross_entropy, choice
-    return outputs, (_join(read_grad, weights), lm_head_grad, lm_head, teacher, teacher_lm_head, cross_entropy)
+    grads: tuple[str, ...] = ("reads", "lm_head") if train_lm_head else ("reads",)
+    found = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk, grads)
+    saved = (found["reads"], found.get("lm_head", jnp.zeros(())), lm_head, teacher, teacher_lm_head)
+    return _outputs(found, weights), (*saved, found["cross_entropy"])
 
 
 def _backward(
     chunk: int, train_lm_head: bool, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array, jax.Array]
 ) -> tuple[jax.Array, ...]:
     del chunk
-    read_grad, lm_head_grad, lm_head, teacher, teacher_lm_head, cross_entropy = saved
+    reads, lm_head_grad, lm_head, teacher, teacher_lm_head, cross_entropy = saved
     scale = cotangents[0]
     return (
-        (scale * read_grad).astype(read_grad.dtype),
+        (scale * reads).astype(reads.dtype),
         (scale * lm_head_grad).astype(lm_head.dtype) if train_lm_head else jnp.zeros_like(lm_head),
         jnp.zeros_like(teacher),
         jnp.zeros_like(teacher_lm_head),
@@ -135,45 +111,68 @@ def _backward(
 _loss.defvjp(_forward, _backward)
 
 
-def _split(reads: jax.Array, teacher: jax.Array, weights: jax.Array, chunk: int) -> _Chunk:
-    """Rows in chunks along a new first axis; the last chunk is filled up with rows of weight 0."""
-    num_rows = teacher.shape[0]
-    chunk = min(chunk, num_rows)
-    missing = -num_rows % chunk
-
-    def by_steps(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
-
-    padded = jnp.pad(teacher, [(0, missing), (0, 0)]).reshape(-1, chunk, teacher.shape[1])
-    return _Chunk(by_steps(reads), padded, by_steps(weights))
+def _outputs(found: dict[str, jax.Array], weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return (weights * found["cross_entropy"]).sum(), found["cross_entropy"], found["choice"]
 
 
-def _join(chunks: jax.Array, weights: jax.Array) -> jax.Array:
-    """[chunks, I, C, ...] -> [I, N, ...], the filling left out."""
-    whole = jnp.moveaxis(chunks, 0, 1)
-    return whole.reshape(whole.shape[0], -1, *whole.shape[3:])[:, : weights.shape[1]]
+def _scan(
+    reads: jax.Array,
+    lm_head: jax.Array,
+    teacher: jax.Array,
+    teacher_lm_head: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    grads: tuple[str, ...],
+) -> dict[str, jax.Array]:
+    """Cross-entropy, choice and the wanted gradients of the weighted sum, by name.
+
+    Rows without any weight come last and are not computed: the number of chunks is a run-time number.
+    """
+    num_steps, num_rows, _ = reads.shape
+    active = (weights != 0).any(0)
+    order = jnp.argsort(~active, stable=True)
+    order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
+
+    def measure(index: jax.Array, found: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        some = lax.dynamic_slice_in_dim(order, index * chunk, chunk)
+
+        def pick(x: jax.Array) -> jax.Array:
+            return x.at[:, some].get(mode="fill", fill_value=0)
+
+        def put(name: str, values: jax.Array) -> None:
+            found[name] = found[name].at[:, some].set(values.astype(found[name].dtype), mode="drop")
+
+        found, read = dict(found), pick(reads)
+        p = jax.nn.softmax(_logits("ce,ue->cu", pick(teacher[None])[0], teacher_lm_head), axis=-1)
+        logits = _logits("ice,ue->icu", read, lm_head)
+        cross_entropy, difference = _cross_entropy(p, logits)
+        put("cross_entropy", cross_entropy)
+        put("choice", logits.argmax(-1))
+        if grads:
+            logit_grad = (difference * pick(weights)[:, :, None]).astype(read.dtype)
+            put("reads", _logits("icu,ue->ice", logit_grad, lm_head))
+        if "lm_head" in grads:
+            found["lm_head"] += jnp.einsum("icu,ice->ue", logit_grad, read, preferred_element_type=jnp.float32)
+        return found
+
+    start = {
+        "cross_entropy": jnp.zeros((num_steps, num_rows), jnp.float32),
+        "choice": jnp.full((num_steps, num_rows), NO_TOKEN, jnp.int32),
+        **({"reads": jnp.zeros_like(reads)} if grads else {}),
+        **({"lm_head": jnp.zeros(lm_head.shape, jnp.float32)} if "lm_head" in grads else {}),
+    }
+    return lax.fori_loop(0, (active.sum() + chunk - 1) // chunk, measure, start)
 
 
-def _logits(rows: _Chunk, lm_head: jax.Array, teacher_lm_head: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The target's f32[C, U] and the head's f32[I, C, U]."""
-    target = jnp.einsum(
-        "ce,ue->cu", rows.teacher, teacher_lm_head.astype(rows.teacher.dtype), preferred_element_type=jnp.float32
-    )
-    logits = jnp.einsum("ice,ue->icu", rows.reads, lm_head.astype(rows.reads.dtype), preferred_element_type=jnp.float32)
-    return target, logits
+def _logits(axes: str, x: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.einsum(axes, x, rows.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _cross_entropy(target_logits: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """- sum p log q, f32[I, C], and softmax(q) - p, its gradient with respect to the logits, f32[I, C, U]."""
-    p = jax.nn.softmax(target_logits, axis=-1)
+def _cross_entropy(p: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """- sum p log q, f32[I, C], for p f32[C, U] and logits f32[I, C, U], and its gradient, softmax(q) - p."""
     top = logits.max(-1, keepdims=True)
     shifted = jnp.exp(logits - top)
     mass = shifted.sum(-1, keepdims=True)
     # p sums to 1, so - sum p (z - lse) = lse - sum p z.
     cross_entropy = (top + jnp.log(mass))[:, :, 0] - (p[None] * logits).sum(-1)
     return cross_entropy, shifted / mass - p[None]
-
-
-def _choice(logits: jax.Array) -> jax.Array:
-    return logits.argmax(-1).astype(jnp.int32)

@@ -81,7 +81,7 @@ def tally_of(
       vocabulary: what `found.choice` indexes.
     """
     drafted = found.choice if vocabulary.target_ids is None else vocabulary.target_ids[found.choice]
-    correct = valid & (drafted.reshape(valid.shape) == choice[None])
+    correct = valid & known[None] & (drafted.reshape(valid.shape) == choice[None])
     so_far, joint = None, []
     for step in range(valid.shape[0]):
         # Row n of this step continues the chain that row n - 1 of the step before belongs to.

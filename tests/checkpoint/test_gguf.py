@@ -163,10 +163,14 @@ def test_factors_of_another_scaling(tmp_path: Path) -> None:
         ({"llama.rope.scaling.type": "longrope"}, ["'longrope'", "none, linear, yarn"]),
         ({"llama.rope.scaling.type": "yarn"}, ["llama.rope.scaling.factor is missing"]),
         ({"llama.rope.scaling.attn_factor": 0.5}, ["llama.rope.scaling.attn_factor is 0.5", "only 1.0"]),
-        ({"llama.feed_forward_length": [64, 64, 32]}, ["llama.feed_forward_length is [64, 64, 32]", "one positive number"]),
+        (
+            {"llama.feed_forward_length": [64, 64, 32]},
+            ["llama.feed_forward_length is [64, 64, 32]", "one positive number"],
+        ),
     ],
 )
 def test_metadata_that_is_refused(tmp_path: Path, metadata: dict[str, Any], parts: list[str]) -> None:
+    metadata = dict(metadata)
     architecture = metadata.pop("general.architecture", "llama")
     fails(write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS, architecture=architecture, metadata=metadata), *parts)
 
@@ -240,6 +244,10 @@ def test_damage_in_the_header_is_never_anything_but_a_value_error(
         load(path)
     except ValueError as error:
         assert "\n" not in str(error)  # noqa: PT017 (a harmless change may also load)
+
+
+def test_split_file(tmp_path: Path) -> None:
+    fails(write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS, metadata={"split.count": 3}), "is one of 3 parts")
 
 
 def test_big_endian(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_missing_key(key: str) -> None:
 
 
 def test_missing_kv_heads_of_qwen() -> None:
-    with pytest.raises(ValueError, match="config.json has no num_key_value_heads"):
+    with pytest.raises(ValueError, match=r"config\.json has no num_key_value_heads"):
         read("qwen2", num_key_value_heads="absent")
 
 

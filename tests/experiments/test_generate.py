@@ -188,7 +188,7 @@ def test_bad_flags(
     [
         (
             ["--max_new_tokens=200"],
-            f"of 6 tokens and --max_new_tokens=200 come to 206, the context of TINY is {CONTEXT}",
+            f"a prompt of 6 tokens and 200 new ones come to 206, the model's context is {CONTEXT}",
         ),
         (["--method=vanilla", "--nodes=4"], "and 1 node, got 4"),
         (["--nodes=8", "--depth=3"], "--depth=3 has 5 nodes, got --nodes=8"),

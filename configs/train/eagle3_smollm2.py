@@ -1,0 +1,64 @@
+"""An EAGLE-3 head for SmolLM2-135M-Instruct on two cores (arXiv 2503.01840, with a frozen LM head of 8,192 rows).
+
+    python -m experiments.train --config=configs/train/eagle3_smollm2.py --data=answers.jsonl --run=runs/eagle3
+
+with --features=DIRECTORY, so that the target reads the text only once.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The defaults; every field can be set by a flag, as in --config.optimizer.learning_rate=1e-3."""
+    config = ml_collections.ConfigDict()
+    config.target = "smollm2-135m"
+    config.dtype = "float32"  # of the target and of activations; weights that are trained stay float32
+    config.seed = 0
+    config.epochs = 5.0
+
+    config.head = ml_collections.ConfigDict()
+    config.head.kind = "eagle3"
+    config.head.draft_vocab_size = 8192  # 0 is the whole vocabulary
+    config.head.fc_norm = False
+    config.head.norm_output = False
+
+    config.recipe = ml_collections.ConfigDict()
+    config.recipe.num_steps = 4
+    config.recipe.decay = 0.8
+    config.recipe.normalise = True
+    config.recipe.alignment = "target"
+    config.recipe.train_lm_head = False
+
+    config.data = ml_collections.ConfigDict()
+    config.data.length = 768  # tokens a packed row
+    config.data.slots = 528  # of those, supervised ones
+    config.data.batch = 2  # rows a step
+    config.data.accumulate = 1  # micro-batches a step
+    config.data.heldout = 32  # conversations never trained on
+
+    config.features = ml_collections.ConfigDict()
+    config.features.dtype = "float16"
+    config.features.batch = 4  # rows a pass
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.final_share = 0.05
+    config.optimizer.warmup_share = 0.03
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+
+    config.loop = ml_collections.ConfigDict()
+    config.loop.log_every = 10
+    config.loop.save_every = 100
+    config.loop.heldout_every = 100
+    config.loop.evaluate_every = 500
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.num_prompts = 8
+    config.evaluation.max_new_tokens = 64
+    config.evaluation.nodes = 16
+    config.evaluation.depth = 5
+    config.evaluation.top_k = 4
+    return config

@@ -1,0 +1,98 @@
+"""Asks questions, one at a time, of a drafting method and, in alternation, of plain decoding.
+
+Knows questions, generators and the model's tokenizer; not where they come from, nor what becomes of the answers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from eagle_jax.chat import TextStream
+from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.drafters.base import Drafter
+from eagle_jax.evaluation import metrics
+from eagle_jax.evaluation.report import Answer
+from eagle_jax.evaluation.tasks import Question
+from eagle_jax.generate import Generator
+from eagle_jax.types import Target
+
+Show = Callable[[str], None]
+"""Takes the next piece of text; pieces end in whole characters."""
+
+
+def prompt_ids(model: LoadedModel, question: Question) -> list[int]:
+    """The first turn as the model is asked: by its chat template, or as plain text where it has none."""
+    text = question.turns[0]
+    if model.tokenizer.has_chat_template:
+        return model.tokenizer.chat([{"role": "user", "content": text}])
+    return model.tokenizer.encode(text)
+
+
+def slots(target: Target, prompts: Sequence[Sequence[int]], drafter: Drafter, max_new_tokens: int) -> int:
+    """Cache slots that serve every prompt, so that one program does.
+
+    Raises:
+      ValueError: the longest text does not fit into the model's context.
+    """
+    prompt = max(map(len, prompts))
+    longest = prompt + max_new_tokens
+    if longest > target.max_positions:
+        raise ValueError(
+            f"a prompt of {prompt} tokens and {max_new_tokens} new ones come to {longest}, "
+            f"the model's context is {target.max_positions}"
+        )
+    return max(512, 1 << (longest + drafter.max_depth).bit_length())
+
+
+def ask(
+    model: LoadedModel,
+    method: Generator,
+    plain: Generator | None,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    *,
+    show: Show,
+    **sampling: Any,
+) -> Iterator[Answer]:
+    """Yield the answers one by one; the sequence id of a question is its index.
+
+    Args:
+      model: for its tokenizer and stop ids.
+      method: writes the answers.
+      plain: writes each of them once more, unseen; None leaves that out.
+      questions: with one prompt each.
+      prompts: their token ids.
+      show: called with each piece of text as rounds finish.
+      **sampling: as `make_sampling` takes it, without `sequence` and `stop_ids`.
+    """
+    for index, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
+        options = {**sampling, "sequence": [index], "stop_ids": model.stop_ids}
+        # Every other time plain decoding goes first, so that a machine that slows down slows both.
+        early = plain.generate([prompt], **options) if plain and index % 2 else None
+        stream, pieces, shown = TextStream(model.tokenizer.decode), [], 0
+        for written in method.stream([prompt], **options):
+            pieces.append(stream.push(written.tokens[0][shown:]))
+            shown = len(written.tokens[0])
+            show(pieces[-1])
+        pieces.append(stream.finish())
+        show(pieces[-1])
+        late = plain.generate([prompt], **options) if plain and not index % 2 else None
+        yield Answer(
+            question_id=question.question_id,
+            prompt=question.turns[0],
+            text="".join(pieces),
+            written=written,
+            plain=early or late,
+        )
+
+
+def margin_at_difference(
+    method: Generator, prompts: Sequence[list[int]], answers: Sequence[Answer], **law: Any
+) -> float | None:
+    """Margin of the target's best score where an answer first differs from plain decoding; None where none does."""
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if answer.plain is None or answer.identical:
+            continue
+        reference = answer.plain.tokens[0]
+        common = reference[: metrics.first_difference(answer.written.tokens[0], reference)]
+        return metrics.margin(method.target, method.target_params, prompt + common, sequence=index, **law)
+    return None

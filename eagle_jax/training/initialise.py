@@ -1,0 +1,112 @@
+"""The head before its first step: shape, draft vocabulary, weights.
+
+The LM head is made of the target's own rows for the tokens that answers use most; the embedding is the target's. Both
+stay frozen by default, so a head of this kind stores neither, and what is trained is one layer and what fuses features.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import Head, HeadConfig
+from eagle_jax.training.batch import Vocabulary
+from eagle_jax.training.conversations import Example
+from eagle_jax.types import Params
+
+
+def head_config(
+    target: ModelConfig,
+    kind: Literal["eagle", "eagle3"],
+    *,
+    mlp_width: int | None = None,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    fc_bias: bool | None = None,
+    fc_norm: bool = False,
+    norm_output: bool = False,
+) -> HeadConfig:
+    """A head shaped like one layer of its target, without the biases and query/key norms that engines do not load.
+
+    Args:
+      target: the model that the head drafts for.
+      kind: eagle (EAGLE-1/2) or eagle3.
+      mlp_width, num_heads, num_kv_heads: the target's where left out.
+      fc_bias: left out, a bias for eagle and none for eagle3, as published heads have it.
+      fc_norm, norm_output: EAGLE-3.1.
+    """
+    layer = dataclasses.replace(
+        target,
+        num_layers=1,
+        mlp_width=mlp_width or target.mlp_width,
+        num_heads=num_heads or target.num_heads,
+        num_kv_heads=num_kv_heads or target.num_kv_heads,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        windows=(),
+        tie_embeddings=False,
+        tap_layers=(),
+    )
+    num_taps = len(target.taps)
+    return HeadConfig(
+        kind=kind,
+        layer=layer,
+        feature_width=target.width * (num_taps if kind == "eagle3" else 1),
+        fc_bias=kind == "eagle" if fc_bias is None else fc_bias,
+        fc_norm=fc_norm,
+        norm_output=norm_output,
+        num_taps=num_taps,
+    )
+
+
+def count_tokens(examples: Sequence[Example], vocab_size: int) -> np.ndarray:
+    """How often each token is supervised, i64[V]."""
+    counts = np.zeros(vocab_size, np.int64)
+    for example in examples:
+        counts += np.bincount(example.tokens[example.supervised], minlength=vocab_size)
+    return counts
+
+
+def choose_draft_vocabulary(counts: np.ndarray, size: int, always: Sequence[int] = ()) -> np.ndarray:
+    """The `size` most frequent tokens, ascending: i32[U]; ties go to the lower id.
+
+    Args:
+      counts: i64[V] of `count_tokens`.
+      size: U.
+      always: tokens that belong to it whatever their count: those that end an answer.
+
+    Raises:
+      ValueError: a size below that of `always` or above V.
+    """
+    if not max(1, len(set(always))) <= size <= len(counts):
+        raise ValueError(f"the draft vocabulary must have 1 to {len(counts)} tokens, got {size}")
+    wanted = counts.copy()
+    wanted[list(always)] = counts.max() + 1
+    chosen = np.argsort(-wanted, kind="stable")[:size]
+    return np.sort(chosen).astype(np.int32)
+
+
+def target_lm_head(params: Params) -> jax.Array:
+    """The target's LM head [V, E]: the embedding itself where the two are tied."""
+    return params["lm_head"] if "lm_head" in params else params["embed_tokens"]
+
+
+def make_vocabulary(target_params: Params, target_ids: np.ndarray | None, dtype: str = "float32") -> Vocabulary:
+    """Rows of the target's LM head for the draft vocabulary; None is the whole vocabulary."""
+    rows = target_lm_head(target_params)
+    if target_ids is None:
+        return Vocabulary(rows.astype(dtype))
+    ids = jnp.asarray(target_ids)
+    return Vocabulary(jnp.take(rows, ids, axis=0).astype(dtype), ids)
+
+
+def initial_weights(head: Head, seed: int) -> Params:
+    """Random float32 weights of the head, unboxed."""
+    return nn.unbox(head.init(jax.random.key(seed, impl="threefry2x32")))

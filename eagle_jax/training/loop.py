@@ -1,0 +1,188 @@
+"""The training loop: steps, checkpoints, metrics, and leaving whenever it is told to.
+
+A run may be made in pieces: after a time limit, SIGTERM or Ctrl-C the loop finishes its step, saves and returns; after
+a kill it goes on from its last checkpoint. Either way the numbers are those of one uninterrupted run. Real tau comes
+from a callable, so that the loop knows no decoder.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.training.batch import Tally, summarise
+from eagle_jax.training.run import Run
+from eagle_jax.training.step import Frozen, Rows, TrainState, empty_window, head_params
+
+Evaluate = Callable[[HeadParams], Mapping[str, float]]
+"""Head -> numbers measured with the real decoder; `tau` decides which weights are best."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long, and how often what; 0 is never (and, for the last step, once)."""
+
+    steps: int
+    log_every: int = 10
+    save_every: int = 100
+    heldout_every: int = 100
+    evaluate_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        if self.steps < 1 or self.log_every < 1 or self.save_every < 1:
+            raise ValueError(
+                "steps, log_every and save_every must be at least 1,"
+                f" got {self.steps}, {self.log_every} and {self.save_every}"
+            )
+        if self.heldout_every < 0 or self.evaluate_every < 0:
+            raise ValueError(f"intervals must be at least 0, got {self.heldout_every} and {self.evaluate_every}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How the loop ended."""
+
+    state: TrainState
+    finished: bool
+    reason: str  # why it stopped early; empty where it did not
+
+
+def train(
+    run: Run,
+    state: TrainState,
+    data: grain.DatasetIterator,
+    step: Callable[[TrainState, Frozen, Rows], TrainState],
+    frozen: Frozen,
+    config: LoopConfig,
+    *,
+    learning_rate: Callable[[int], Any] | None = None,
+    heldout: Iterable[Rows] = (),
+    measure: Callable[[dict[str, Any], Frozen, Rows], Tally] | None = None,
+    evaluate: Evaluate | None = None,
+    time_limit: float | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Train until `config.steps`, the time limit or a signal.
+
+    Args:
+      run: where checkpoints and metrics go; a run that has begun goes on.
+      state: the state before the first step.
+      data: an iterator of packed rows, as `data.make_iterator` gives it.
+      step: the compiled step.
+      frozen: what it reads.
+      config: how long and how often.
+      learning_rate: by step, for the metrics.
+      heldout: rows that are never trained on, measured every `heldout_every` steps with `measure`.
+      measure: the compiled measurement.
+      evaluate: real tau, every `evaluate_every` steps and at the end.
+      time_limit: seconds after which the loop saves and returns.
+      quiet: no progress bar.
+
+    Raises:
+      ValueError: the loss is no longer finite; the last checkpoint is from before.
+    """
+    state = run.restore(state, data)
+    heldout = list(heldout)
+    started, done = time.monotonic(), int(state.step)
+    with (
+        _asked_to_stop() as asked,
+        tqdm(total=config.steps, initial=done, disable=quiet, unit="step", dynamic_ncols=True, file=sys.stderr) as bar,
+    ):
+        clock, tokens = time.monotonic(), int(state.tokens)
+        reason = ""
+        while done < config.steps and not reason:
+            state = step(state, frozen, _on_device(next(data)))
+            done += 1
+            bar.update()
+            if done % config.log_every == 0 or done == config.steps:
+                jax.block_until_ready(state)
+                seconds, clock = time.monotonic() - clock, time.monotonic()
+                numbers = _window_numbers(state, done)
+                if learning_rate is not None:
+                    numbers["learning_rate"] = float(learning_rate(done - 1))
+                numbers["tokens"] = int(state.tokens)
+                numbers["tokens_per_second"] = (int(state.tokens) - tokens) / max(seconds, 1e-9)
+                tokens = int(state.tokens)
+                run.log(done, "train", numbers)
+                bar.set_postfix(loss=f"{numbers['loss']:.3f}", tau=f"{numbers['simulated_tau']:.3f}")
+                state = state.replace(window=empty_window(state.window.tally.rows.shape[0]))
+            if measure is not None and heldout and _due(done, config.heldout_every, config.steps):
+                run.log(done, "heldout", _measure(state, frozen, heldout, measure))
+            if evaluate is not None and _due(done, config.evaluate_every, config.steps):
+                found = dict(evaluate(head_params(state.trained, frozen.vocabulary)))
+                run.log(done, "real", found)
+                if "tau" in found:
+                    run.keep_best(state, found["tau"])
+            if time_limit is not None and time.monotonic() - started > time_limit:
+                reason = f"time limit of {time_limit:g} s"
+            reason = asked[0] if asked else reason
+            if done % config.save_every == 0 or done == config.steps or reason:
+                run.save(state, data)
+    return Outcome(state, done >= config.steps, "" if done >= config.steps else reason)
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)
+
+
+def _on_device(rows: Mapping[str, Any]) -> Rows:
+    return {name: jnp.asarray(values) for name, values in rows.items()}
+
+
+def _window_numbers(state: TrainState, done: int) -> dict[str, float]:
+    """Means since the last log.
+
+    Raises:
+      ValueError: the loss is not finite.
+    """
+    window = jax.device_get(state.window)
+    steps = max(int(window.steps), 1)
+    loss = float(window.loss) / steps
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} at step {done}: a smaller learning_rate, or float32 features")
+    return {"loss": loss, "grad_norm": float(window.grad_norm) / steps, **summarise(window.tally)}
+
+
+def _measure(
+    state: TrainState,
+    frozen: Frozen,
+    heldout: list[Rows],
+    measure: Callable[[dict[str, Any], Frozen, Rows], Tally],
+) -> dict[str, float]:
+    tallies = [measure(state.trained, frozen, _on_device(rows)) for rows in heldout]
+    return summarise(jax.tree.map(lambda *sums: sum(sums[1:], start=sums[0]), *tallies))
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[list[str]]:
+    """A list that gets the name of a signal once one asks for an end; the second one interrupts."""
+    asked: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # signals reach the main thread alone
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,147 @@
+"""A run's directory: who it belongs to, its checkpoints, its metrics.
+
+run.json            what was asked for; another request for the same directory is refused, nothing overwritten
+checkpoints/STEP/   train state and iterator state, written atomically by orbax; the newest two
+best/STEP/          the weights with the best real tau so far
+metrics.jsonl       one object a line; lines behind the checkpoint that a run goes on from are taken back
+tensorboard/        the same numbers
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import jax
+from orbax.checkpoint import v1 as ocp
+from tensorboardX import SummaryWriter
+
+from eagle_jax.training.step import TrainState
+
+
+class Run:
+    """An open run; a context manager, one process at a time.
+
+    Args:
+      directory: new, empty, or that of the same run.
+      identity: JSON-able description of everything that decides the numbers: config, data, target.
+
+    Raises:
+      ValueError: the directory holds something else, another run, or a run that another process works on.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
+        self.directory = pathlib.Path(directory).expanduser().absolute()
+        about = self.directory / "run.json"
+        wanted = json.loads(json.dumps(identity))
+        if about.is_file():
+            _check_same(self.directory, json.loads(about.read_text(encoding="utf-8")), wanted)
+        elif self.directory.exists() and any(self.directory.iterdir()):
+            raise ValueError(f"{self.directory} is not empty and not a training run: nothing was written")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.directory / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ValueError(f"{self.directory}: another process is training this run") from None
+        if not about.is_file():
+            new = about.with_suffix(".new")
+            new.write_text(json.dumps(wanted, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(new, about)
+        keep = ocp.training.preservation_policies.LatestN
+        self._checkpoints = ocp.training.Checkpointer(
+            self.directory / "checkpoints", preservation_policy=keep(2), cleanup_tmp_directories=True
+        )
+        self._best = ocp.training.Checkpointer(
+            self.directory / "best", preservation_policy=keep(1), cleanup_tmp_directories=True
+        )
+        self._board: SummaryWriter | None = None
+        self._metrics = self.directory / "metrics.jsonl"
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpoints.close()
+        self._best.close()
+        if self._board is not None:
+            self._board.close()
+        self._lock.close()
+
+    def save(self, state: TrainState, data: grain.DatasetIterator) -> None:
+        """Write a checkpoint, unless there is one of this step."""
+        step = int(state.step)
+        latest = self._checkpoints.latest
+        if latest is None or latest.step != step:
+            self._checkpoints.save_checkpointables(step, {"state": state, "data": data})
+
+    def restore(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
+        """The newest checkpoint, or `state` where there is none; sets `data`, and takes later metrics back."""
+        latest = self._checkpoints.latest
+        step = 0
+        if latest is not None:
+            step = latest.step
+            found = self._checkpoints.load_checkpointables(step, {"state": _abstract(state), "data": data})
+            state = found["state"]
+        self._forget_after(step)
+        self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+        return state
+
+    def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Append a line of metrics, and show it in TensorBoard under `kind`/."""
+        line = json.dumps({"step": step, "kind": kind, **values})
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.flush()
+
+    def keep_best(self, state: TrainState, tau: float) -> bool:
+        """Keep the weights if `tau` is above that of those kept; whether it was."""
+        latest, step = self._best.latest, int(state.step)
+        if latest is not None and (latest.metrics or {}).get("tau", 0.0) >= tau:
+            return False
+        if latest is not None and latest.step == step:
+            return False
+        self._best.save_checkpointables(step, {"state": state.trained}, metrics={"tau": tau})
+        return True
+
+    def best(self, trained: Any) -> tuple[int, Any] | None:
+        """Step and weights of the best real tau, shaped like `trained`; None where none was measured."""
+        latest = self._best.latest
+        if latest is None:
+            return None
+        return latest.step, self._best.load_checkpointables(latest.step, {"state": _abstract(trained)})["state"]
+
+    def _forget_after(self, step: int) -> None:
+        """Drop metrics of steps that are going to be repeated, and a line that a crash cut short."""
+        if not self._metrics.is_file():
+            return
+        kept = []
+        for line in self._metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # the crash
+        new = self._metrics.with_suffix(".new")
+        new.write_text("".join(kept), encoding="utf-8")
+        os.replace(new, self._metrics)
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _check_same(directory: pathlib.Path, found: Any, wanted: Any, path: str = "") -> None:
+    """Raise for the first difference between two descriptions."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            _check_same(directory, found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif found != wanted:
+        raise ValueError(f"{directory} is another run: its {path} is {found!r}, not {wanted!r}; nothing was written")

@@ -1,0 +1,211 @@
+"""One optimizer step as one compiled program: features, loss, gradients, update, and the sums that metrics come from.
+
+Micro-batches are scanned inside; the divisors of the loss are those of the whole batch, so accumulating gradients
+changes nothing but memory. All randomness is keyed by the step, so a resumed run repeats an uninterrupted one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.training.batch import Batch, Features, Recipe, Tally, Vocabulary
+from eagle_jax.training.features import compute_features
+from eagle_jax.types import Params, Target
+
+Rows = dict[str, jax.Array]
+"""Packed rows by field name, [rows, ...]: those of `Batch`, and those of `Features` where they are cached."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay (arXiv 1711.05101, 1608.03983)."""
+
+    steps: int
+    learning_rate: float = 3e-4
+    final_share: float = 0.1  # of the learning rate, at the last step
+    warmup_share: float = 0.03  # of all steps
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError(f"learning_rate and clip_norm must be above 0, got {self.learning_rate}, {self.clip_norm}")
+        if not 0 <= self.warmup_share < 1:
+            raise ValueError(f"warmup_share must be in [0, 1), got {self.warmup_share}")
+
+
+def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer and its learning rate by step."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=max(1, round(config.warmup_share * config.steps)),
+        decay_steps=max(config.steps, 2),
+        end_value=config.final_share * config.learning_rate,
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+    )
+    return optimizer, schedule
+
+
+@struct.dataclass
+class Frozen:
+    """What training reads and never changes."""
+
+    target_params: Params
+    vocabulary: Vocabulary
+
+
+@struct.dataclass
+class Window:
+    """Sums since the last line of metrics."""
+
+    tally: Tally
+    loss: jax.Array  # f32[]
+    grad_norm: jax.Array  # f32[], before clipping
+    steps: jax.Array  # i32[]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes: what a checkpoint holds."""
+
+    step: jax.Array  # i32[], steps done
+    tokens: jax.Array  # u32[], supervised tokens seen
+    trained: dict[str, Any]  # `weights` of the head, and `lm_head` [U, E] where it is trained
+    optimizer: Any
+    window: Window
+
+
+def empty_window(num_steps: int) -> Window:
+    """Sums over nothing, for a recipe of `num_steps` unrolled steps."""
+    # Arrays of their own: a donated state may not hold one buffer twice.
+    fields = ("rows", "in_vocabulary", "cross_entropy", "correct", "joint")
+    tally = Tally(**{name: jnp.zeros(num_steps) for name in fields}, feature_error=jnp.zeros(()))
+    return Window(tally, jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+
+def initial_state(trained: dict[str, Any], optimizer: optax.GradientTransformation, num_steps: int) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        tokens=jnp.zeros((), jnp.uint32),
+        trained=trained,
+        optimizer=optimizer.init(trained),
+        window=empty_window(num_steps),
+    )
+
+
+def head_params(trained: dict[str, Any], vocabulary: Vocabulary) -> HeadParams:
+    """The head as a drafter takes it."""
+    return HeadParams(
+        weights=trained["weights"],
+        lm_head=trained.get("lm_head", vocabulary.lm_head if vocabulary.target_ids is not None else None),
+        target_ids=vocabulary.target_ids,
+    )
+
+
+def make_loss(
+    recipe: Recipe, target: Target, dtype: str, everywhere: bool = False
+) -> Callable[[dict[str, Any], Frozen, Rows, jax.Array, jax.Array], tuple[jax.Array, Tally]]:
+    """The loss of rows as a function of (trained, frozen, rows, divisors, key); features are computed where missing."""
+
+    def loss(
+        trained: dict[str, Any], frozen: Frozen, rows: Rows, divisors: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Tally]:
+        batch = text_of(rows)
+        if "taps" in rows:
+            features = Features(rows["taps"], rows["hidden"], rows["choice"])
+        else:
+            features = compute_features(target, frozen.target_params, batch, everywhere=everywhere)
+        features = features.replace(taps=features.taps.astype(dtype), hidden=features.hidden.astype(dtype))
+        params = head_params(trained, frozen.vocabulary)
+        return recipe.loss(params, frozen.target_params, frozen.vocabulary, batch, features, divisors, key)
+
+    return loss
+
+
+def text_of(rows: Rows) -> Batch:
+    """The text among the fields of packed rows."""
+    return Batch(**{field: rows[field] for field in ("tokens", "segments", "positions", "supervised", "slots")})
+
+
+def make_train_step(
+    recipe: Recipe,
+    target: Target,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    seed: int = 0,
+    dtype: str = "float32",
+    everywhere: bool = False,
+) -> Callable[[TrainState, Frozen, Rows], TrainState]:
+    """The compiled step: (state, frozen, rows) -> state; the old state is donated.
+
+    Args:
+      recipe, target, optimizer: what is trained, and how.
+      accumulate: micro-batches that the rows of a step are split into.
+      seed: of the recipe's noise.
+      dtype: of activations; weights and the optimizer's state stay float32.
+      everywhere: as `compute_features` takes it.
+    """
+    loss = make_loss(recipe, target, dtype, everywhere)
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+
+    @functools.partial(jax.jit, donate_argnames=("state",))
+    def step(state: TrainState, frozen: Frozen, rows: Rows) -> TrainState:
+        divisors = recipe.count(text_of(rows))
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
+
+        def add(sums: Any, one: tuple[jax.Array, Rows]) -> tuple[Any, None]:
+            index, some = one
+            (value, tally), grads = differentiate(state.trained, frozen, some, divisors, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, sums, (value, tally, grads)), None
+
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), rows)
+        window = state.window
+        nothing = (jnp.zeros(()), empty_window(recipe.num_steps).tally, jax.tree.map(jnp.zeros_like, state.trained))
+        (value, tally, grads), _ = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
+        return TrainState(
+            step=state.step + 1,
+            tokens=state.tokens + tally.rows[0].astype(jnp.uint32),
+            trained=optax.apply_updates(state.trained, updates),
+            optimizer=optimizer_state,
+            window=Window(
+                tally=jax.tree.map(jnp.add, window.tally, tally),
+                loss=window.loss + value,
+                grad_norm=window.grad_norm + optax.global_norm(grads),
+                steps=window.steps + 1,
+            ),
+        )
+
+    return step
+
+
+def make_measure(
+    recipe: Recipe, target: Target, *, dtype: str = "float32", everywhere: bool = False
+) -> Callable[[dict[str, Any], Frozen, Rows], Tally]:
+    """The compiled measurement: (trained, frozen, rows) -> tally, nothing trained."""
+    loss = make_loss(recipe, target, dtype, everywhere)
+
+    @jax.jit
+    def measure(trained: dict[str, Any], frozen: Frozen, rows: Rows) -> Tally:
+        key = jax.random.key(0, impl="threefry2x32")
+        return loss(trained, frozen, rows, recipe.count(text_of(rows)), key)[1]
+
+    return measure

@@ -1,0 +1,259 @@
+"""What every drafting method owes: the target's own text, whatever it guesses. A new method is one line in DRAFTERS.
+
+Exactness cannot see a drafter that guesses badly, so the second half asks what a right drafter must reach: everything
+where draft and target are the same model, and the same guess whether a text was written or read.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from eagle_jax.decode import DecodeState, decode, prefill
+from eagle_jax.drafters import (
+    Drafter,
+    make_chain,
+    make_eagle1,
+    make_eagle2,
+    make_eagle3,
+    make_prompt_lookup,
+    make_vanilla,
+)
+from eagle_jax.generate import Generation, Generator
+from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, make_head
+from eagle_jax.sampling import make_sampling
+from eagle_jax.testing import bigram_target, tiny_transformer
+from eagle_jax.types import Params, Target
+from tests.compilations import count_compilations
+from tests.drafts import gated
+from tests.reference.decode import decode as plain
+
+CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=40)
+PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [7] * 33]
+NEW = 24
+STATIC_TREE = ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (1, 0, 0))
+CAPACITY = 80
+
+
+class Method(NamedTuple):
+    """A drafter and its weights."""
+
+    drafter: Drafter
+    params: Params = ()
+
+
+def noisy_target() -> Params:
+    """The target's weights with some noise: a draft model that is often right."""
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(PARAMS))))
+    return jax.tree.map(lambda w: w + 0.1 * w.std() * jax.random.normal(next(keys), w.shape), PARAMS)
+
+
+@functools.cache
+def random_head(kind: str, draft_vocab: int | None = None) -> tuple[Head, HeadParams]:
+    """An untrained head for the tiny target, over the first of its tokens."""
+    features = CONFIG.width * (3 if kind == "eagle3" else 1)
+    head = make_head(HeadConfig(kind=kind, layer=CONFIG, feature_width=features, fc_bias=kind == "eagle"), TARGET)
+    params = HeadParams(weights=nn.unbox(head.init(jax.random.key(2))))
+    if draft_vocab is not None:
+        ids = jnp.asarray(np.random.default_rng(0).permutation(CONFIG.vocab_size)[:draft_vocab])
+        params = params.replace(lm_head=PARAMS["lm_head"][ids], target_ids=ids)
+    return head, params
+
+
+def with_head(kind: str, make: Callable[..., Drafter], *sizes: Any, draft_vocab: int | None = None) -> Method:
+    """A drafter around an untrained head."""
+    head, params = random_head(kind, draft_vocab)
+    return Method(make(head, *sizes), params)
+
+
+DRAFTERS: dict[str, Callable[[], Method]] = {
+    "vanilla": lambda: Method(make_vanilla()),
+    "prompt_lookup": lambda: Method(make_prompt_lookup(5)),
+    "chain": lambda: Method(make_chain(TARGET, 3), noisy_target()),
+    "eagle": lambda: with_head("eagle", make_eagle1, STATIC_TREE),
+    "eagle2": lambda: with_head("eagle", make_eagle2, 12, 2, 4),
+    "eagle3": lambda: with_head("eagle3", make_eagle3, 10, 2, 3, draft_vocab=25),
+}
+
+
+@functools.cache
+def build(name: str) -> Method:
+    """One of the drafters behind a switch; the same object each time, so nothing compiles twice."""
+    drafter, params = DRAFTERS[name]()
+    return Method(gated(drafter), (jnp.asarray(True), params))
+
+
+def generator(name: str) -> Generator:
+    """A generator with one of the drafters."""
+    drafter, params = build(name)
+    return Generator(TARGET, PARAMS, drafter, params, capacity=CAPACITY, prefill_chunk=16)
+
+
+@functools.cache
+def wanted(temperature: float, seed: int) -> list[list[int]]:
+    """What the target alone answers."""
+    knobs = {"temperature": temperature, "seed": seed, "max_new_tokens": NEW}
+    return [plain(TARGET, PARAMS, prompt, sequence=row, **knobs) for row, prompt in enumerate(PROMPTS)]
+
+
+def generate(name: str, temperature: float, seed: int = 0, **changed: Any) -> Generation:
+    """All prompts in one batch."""
+    knobs = {"prompts": PROMPTS, "temperature": temperature, "seed": seed, "max_new_tokens": NEW, **changed}
+    return generator(name).generate(**knobs)
+
+
+@pytest.fixture(params=DRAFTERS)
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each method in turn."""
+    return request.param
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_same_tokens_as_plain_decoding(name: str, temperature: float, seed: int) -> None:
+    assert generate(name, temperature, seed).tokens == wanted(temperature, seed)
+
+
+def test_guesses_are_accepted_at_times(name: str) -> None:
+    """Else the tests above would see the empty path only."""
+    if name == "vanilla":
+        pytest.skip("proposes nothing")
+    accepted = generate(name, 0.0).accepted + generate(name, 1.0).accepted
+    assert accepted[:, 1:].sum() > 0
+
+
+def test_second_call_compiles_nothing(name: str) -> None:
+    generate(name, 0.0)
+    with count_compilations() as compiled:
+        generate(name, 0.7, seed=5, prompts=PROMPTS[::-1], max_new_tokens=9)
+    assert compiled == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_does_not_change_when_the_others_do(name: str, temperature: float) -> None:
+    """Row 1 between other prompts, at other temperatures and ends: the same tokens in the same rounds."""
+    first = generate(name, temperature)
+    others: dict[str, Any] = {
+        "prompts": [[9, 9], PROMPTS[1], [3] * 40, [1]],
+        "temperature": [1.5, temperature, 0.0, 0.6],
+        "sequence": [7, 1, 8, 9],
+        "max_new_tokens": [1, NEW, 30, 4],
+    }
+    second = generator(name).generate(**others)
+    assert second.tokens[1] == first.tokens[1]
+    assert second.rounds[1] == first.rounds[1]
+    np.testing.assert_array_equal(second.accepted[1], first.accepted[1])
+
+
+def test_nothing_proposed_is_plain_decoding(name: str) -> None:
+    """Tau is exactly 1."""
+    shut = generator(name)
+    shut.drafter_params = (jnp.asarray(False), shut.drafter_params[1])
+    for temperature in (0.0, 1.0):
+        found = shut.generate(PROMPTS, temperature=temperature, max_new_tokens=NEW)
+        assert found.tokens == wanted(temperature, 0)
+        assert found.rounds == [NEW - 1] * len(PROMPTS)
+        assert found.tau == 1.0
+
+
+def states_after_writing_and_reading(name: str, temperature: float) -> tuple[DecodeState, DecodeState]:
+    """The state a few rounds into an answer, and the state for a prompt that is that very text."""
+    drafter, params = build(name)
+    sampling = make_sampling(len(PROMPTS), temperature=temperature, max_new_tokens=100)
+    text = np.zeros((len(PROMPTS), CAPACITY), np.int32)
+    for row, prompt in enumerate(PROMPTS):
+        text[row, : len(prompt)] = prompt
+    lengths = jnp.asarray([len(prompt) for prompt in PROMPTS])
+    read = functools.partial(prefill, TARGET, drafter, PARAMS, params, chunk=16)
+    start = read(jnp.asarray(text), lengths, sampling)
+    written = decode(TARGET, drafter, PARAMS, params, start, sampling, 6)
+    return written, read(written.text, written.cache.length, sampling)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guess_depends_on_the_text_alone(name: str, temperature: float) -> None:
+    """No state is left from guesses: after six rounds a drafter proposes what it would after reading the text."""
+    drafter, params = build(name)
+    written, read = states_after_writing_and_reading(name, temperature)
+    length = written.cache.length
+    np.testing.assert_array_equal(read.cache.length, length)
+    end = np.asarray(length)[:, None] >= np.arange(CAPACITY)
+    np.testing.assert_array_equal(np.where(end, read.text, 0), np.where(end, written.text, 0))
+    noise = jnp.asarray(np.random.default_rng(0).gumbel(size=(len(PROMPTS), drafter.max_depth + 1, 40)), jnp.float32)
+    propose = jax.jit(drafter.propose)
+    one, _ = propose(params, PARAMS, written.drafter, written.text, length, temperature * noise)
+    other, _ = propose(params, PARAMS, read.drafter, written.text, length, temperature * noise)
+    for part in ("tokens", "parents", "candidate"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+    np.testing.assert_allclose(one.log_values, other.log_values, atol=1e-4)
+
+
+class TestDraftEqualsTarget:
+    """A draft that is the target itself is accepted whole in every round, at every temperature, in every batch."""
+
+    @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
+    @pytest.mark.parametrize("batch", [1, 8])
+    def test_chain(self, batch: int, temperature: float) -> None:
+        rng = np.random.default_rng(batch)
+        prompts = [rng.integers(40, size=n).tolist() for n in rng.integers(1, 30, batch)]
+        full = Generator(TARGET, PARAMS, make_chain(TARGET, 3), PARAMS, capacity=CAPACITY, prefill_chunk=16)
+        found = full.generate(prompts, temperature=temperature, max_new_tokens=1 + 8 * 4)
+        assert found.rounds == [8] * batch
+        assert found.accepted.tolist() == [[0, 0, 0, 8]] * batch
+        assert found.tau == 4.0
+
+    @staticmethod
+    def bigram_head(draft_vocab: bool) -> tuple[Target, Params, Head, HeadParams]:
+        """A head that passes the embedding through: behind it the bigram target's head says what the target says."""
+        target, params = bigram_target(16)
+        layer = dataclasses.replace(CONFIG, vocab_size=16, width=16)
+        head = make_head(HeadConfig(kind="eagle", layer=layer, feature_width=16), target)
+        weights = jax.tree.map(jnp.zeros_like, nn.unbox(head.init(jax.random.key(0))))
+        weights["fc"]["kernel"] = jnp.eye(32, 16)
+        head_params = HeadParams(weights=weights)
+        if draft_vocab:  # all tokens, in another order
+            ids = jnp.asarray(np.random.default_rng(0).permutation(16))
+            head_params = head_params.replace(lm_head=jnp.eye(16)[ids], target_ids=ids)
+        return target, params, head, head_params
+
+    @pytest.mark.parametrize(
+        ("make", "sizes", "draft_vocab"),
+        [
+            (make_eagle1, (STATIC_TREE,), False),
+            (make_eagle2, (1 + 3 + 3 * 3, 1, 3), True),
+            (make_eagle2, (1 + 4, 3, 1), False),
+        ],
+        ids=["static", "dynamic", "chain"],
+    )
+    def test_trees(self, make: Callable[..., Drafter], sizes: tuple[Any, ...], draft_vocab: bool) -> None:
+        """The path of first ranks is accepted, in a dynamic tree too where all candidates have a place."""
+        target, params, head, head_params = self.bigram_head(draft_vocab)
+        drafter = make(head, *sizes)
+        full = Generator(target, params, drafter, head_params, capacity=64, prefill_chunk=8)
+        for temperature in (0.0, 0.3, 1.0):
+            knobs = {"temperature": temperature, "max_new_tokens": 1 + 4 * (drafter.max_depth + 1)}
+            found = full.generate([[1], [2, 3], [4] * 9], **knobs)
+            assert found.rounds == [4] * 3
+            assert found.tau == drafter.max_depth + 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_width_one_trees_are_chains(temperature: float) -> None:
+    """EAGLE-2 with one child a node drafts what a static chain of the same head drafts."""
+    head, params = random_head("eagle")
+    dynamic, static = make_eagle2(head, 4, 2, 1), make_eagle1(head, ((0,), (0, 0), (0, 0, 0)))
+    found = [
+        Generator(TARGET, PARAMS, drafter, params, capacity=CAPACITY, prefill_chunk=16).generate(
+            PROMPTS, temperature=temperature, max_new_tokens=NEW
+        )
+        for drafter in (dynamic, static)
+    ]
+    assert found[0].tokens == found[1].tokens == wanted(temperature, 0)
+    np.testing.assert_array_equal(found[0].accepted, found[1].accepted)
+    assert found[0].accepted[:, 1:].sum() > 0
