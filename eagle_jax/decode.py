@@ -7,6 +7,7 @@ protocols of target and drafter, no method by name.
     state -> propose -> DraftTree -> target pass -> verify -> commit -> observe -> state
 """
 
+import dataclasses
 import functools
 from typing import Literal
 
@@ -112,8 +113,11 @@ def prefill(
         complete = (count > 0) & (cache.length == prompt_length)
         new_text = state.text.at[rows, jnp.where(complete, prompt_length, capacity)].set(token, mode="drop")
         seen = Observation(text=new_text, length=length, output=output, path=path, count=count)
-        return state.replace(
-            cache=cache, text=new_text, drafter=drafter.observe(drafter_params, target_params, state.drafter, seen)
+        return dataclasses.replace(
+            state,
+            cache=cache,
+            text=new_text,
+            drafter=drafter.observe(drafter_params, target_params, state.drafter, seen),
         )
 
     state = DecodeState(
@@ -128,7 +132,7 @@ def prefill(
     with jax.named_scope("prefill"):
         state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, state)
     first = jnp.take_along_axis(state.text, prompt_length[:, None], axis=1)
-    return state.replace(done=_ends(first, sampling)[:, 0] | (sampling.max_new_tokens <= 1))
+    return dataclasses.replace(state, done=_ends(first, sampling)[:, 0] | (sampling.max_new_tokens <= 1))
 
 
 def _check(
@@ -204,7 +208,8 @@ def one_round(
             text=text, length=length, output=output, path=verdict.path, count=count, tree=tree, choice=choice
         )
         drafter_state = drafter.observe(drafter_params, target_params, drafter_state, observation)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         cache=cache,
         drafter=drafter_state,
         text=text,

@@ -6,7 +6,7 @@ position does not depend on who drafted, on the tree, or on the neighbours in th
 formula. Knows neither trees nor drafters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ def _sortable(x: jax.Array) -> jax.Array:
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
-def _largest_threshold(ranks: jax.Array, enough: "jax.Array | object") -> jax.Array:
+def _largest_threshold(ranks: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Largest integer t i32[..., 1] for which `enough(ranks >= t)` bool[..., 1] still holds; no sort over V."""
     low = ranks.min(-1, keepdims=True)  # everything kept: enough
     high = ranks.max(-1, keepdims=True)

@@ -5,6 +5,7 @@ vocabulary. It keeps a cache of its own, in which a token's row depends on the t
 stay right when the guesses are accepted.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -65,14 +66,17 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
         # The row of the last accepted token may be missing (the chain ended with it), so it is always fed once more.
         fed = jnp.stack([root_of(text, length - 1), root], axis=1)
         by_depth = jnp.moveaxis(noise, 1, 0)
-        first, cache = step(params, state.replace(length=length - 1), fed, jnp.full_like(length, 2), by_depth[0])
+        first, cache = step(
+            params, dataclasses.replace(state, length=length - 1), fed, jnp.full_like(length, 2), by_depth[0]
+        )
         (cache, _), later = lax.scan(extend, (cache, first.token), by_depth[1:num_drafted])
         drafted = jax.tree.map(
             lambda one, rest: jnp.concatenate([one[:, None], jnp.moveaxis(rest, 0, 1)], axis=1), first, later
         )
         log_values = jnp.cumsum(drafted.log_value, axis=1)
         tree = chain_tree(root, drafted.token, jnp.full_like(length, num_drafted), log_values)
-        return tree.replace(draft_logits=jnp.pad(drafted.logits, ((0, 0), (0, 1), (0, 0)))), cache
+        draft_logits = jnp.pad(drafted.logits, ((0, 0), (0, 1), (0, 0)))
+        return dataclasses.replace(tree, draft_logits=draft_logits), cache
 
     def observe(params: Params, target_params: Params, state: KVCache, observation: Observation) -> DrafterState:
         del target_params
@@ -80,7 +84,9 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
             return state  # `propose` has the rows already, and takes the length from the text
         positions = observation.length[:, None] + observation.path
         tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
-        _, cache = step(params, state.replace(length=observation.length), tokens, observation.count, jnp.zeros(()))
+        _, cache = step(
+            params, dataclasses.replace(state, length=observation.length), tokens, observation.count, jnp.zeros(())
+        )
         return cache
 
     return Drafter(

@@ -21,10 +21,9 @@ from eagle_jax.types import NO_PARENT, DraftTree, Params
 
 Ranks = tuple[int, ...]
 
-PUBLISHED_TREE: tuple[Ranks, ...] = tuple(
-    tuple(map(int, ranks))
-    for ranks in "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001".split()
-)
+_PUBLISHED = "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"
+
+PUBLISHED_TREE: tuple[Ranks, ...] = tuple(tuple(map(int, ranks)) for ranks in _PUBLISHED.split())
 """The tree of the published code: 25 drafted nodes, at most 5 deep."""
 
 
@@ -53,14 +52,15 @@ def take_apart(paths: Sequence[Ranks]) -> StaticTree:
       ValueError: no node, a node given twice, or a node whose parent is not in the tree.
     """
     ordered: list[Ranks] = [(), *sorted(paths, key=lambda ranks: (len(ranks), ranks))]
-    index = {ranks: node for node, ranks in enumerate(ordered)}
+    index: dict[Ranks, int] = {ranks: node for node, ranks in enumerate(ordered)}
     if len(ordered) < 2 or len(index) != len(ordered):
         raise ValueError(f"a static tree needs distinct nodes, got {len(paths)} of which {len(set(paths))} differ")
     for ranks in ordered[1:]:
         if ranks[:-1] not in index:
             raise ValueError(f"node {ranks} of the static tree stands below {ranks[:-1]}, which is not in it")
     parents = np.array([NO_PARENT] + [index[ranks[:-1]] for ranks in ordered[1:]], np.int32)
-    levels, above = [], {(): 0}
+    levels: list[Level] = []
+    above: dict[Ranks, int] = {(): 0}
     for depth in range(max(map(len, ordered))):
         inner = [ranks for ranks in ordered if len(ranks) == depth and index[ranks] in parents]
         rows = {ranks: row for row, ranks in enumerate(inner)}

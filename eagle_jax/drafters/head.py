@@ -9,6 +9,7 @@ n - 1 + d. The head's cache keeps rows made from the target's features only: row
     token                 x_1  x_2 ...  x_n  | a     b      a'
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -78,7 +79,11 @@ def observe(
     newest = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
     count = count_after(observation.count, newest[:, 0] > -jnp.inf)
     cache = commit(
-        state.cache.replace(length=observation.length), (keys,), (values,), jnp.broadcast_to(steps, slots.shape), count
+        dataclasses.replace(state.cache, length=observation.length),
+        (keys,),
+        (values,),
+        jnp.broadcast_to(steps, slots.shape),
+        count,
     )
     return HeadState(cache=cache, newest=jnp.where((observation.count > 0)[:, None], newest, state.newest))
 

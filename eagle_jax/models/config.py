@@ -1,11 +1,10 @@
-"""Shape and constants of one Llama-family transformer, read from a Hugging Face `config.json` or from GGUF metadata.
+"""Shape and constants of one Llama-family transformer, as plain hashable data.
 
-Knows every published variation that the package runs (grouped queries, RoPE scalings, biases, query/key norms, sliding
-windows, tied embeddings) as plain data. Knows nothing of weights or of decoding.
+Holds every published variation that the package runs: grouped queries, RoPE scalings, biases, query/key norms, sliding
+windows, tied embeddings. Knows nothing of files, of weights or of decoding.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides the shape and the arithmetic of a transformer; hashable, so it can be a static argument."""
+    """Everything that decides shape and arithmetic of a transformer; hashable, so that it can be a static argument."""
 
     vocab_size: int
     width: int  # E

@@ -60,7 +60,7 @@ class EagleLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedded: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
-        """x and embedded [B, T, E] -> [B, T, E], new keys, new values."""
+        """State and embedding [B, T, E] -> [B, T, E], new keys, new values."""
         config = self.config
         read = x  # EAGLE-1 has no norm here
         if self.fused_input:
