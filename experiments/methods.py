@@ -50,13 +50,34 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def settings_from_flags(values: flags.FlagValues) -> tuple[str, Settings]:
-    """The method's name and its settings, checked as far as that goes without loading anything.
+    """The name and settings of `--method`, checked as far as that goes without loading anything.
 
     Raises:
       ValueError: an unknown method, or a flag that the method does not take or cannot do without.
     """
     settings = Settings(*(getattr(values, field) for field in Settings._fields))
-    name = values.method
+    check_settings(values.method, settings)
+    return values.method, settings
+
+
+def settings_for(name: str, values: flags.FlagValues) -> Settings:
+    """As `settings_from_flags`, for one of several methods: `--draft` and `--head` go to those that take them."""
+    settings = Settings(*(getattr(values, field) for field in Settings._fields))
+    if name in METHODS:
+        settings = settings._replace(
+            draft=settings.draft if METHODS[name].takes_draft else "",
+            head=settings.head if METHODS[name].takes_head else "",
+        )
+    check_settings(name, settings)
+    return settings
+
+
+def check_settings(name: str, settings: Settings) -> None:
+    """Refuse an unknown method, and flags that it does not take or cannot do without.
+
+    Raises:
+      ValueError: as said.
+    """
     if name not in METHODS:
         raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
     for flag, given, taken in (
@@ -67,7 +88,6 @@ def settings_from_flags(values: flags.FlagValues) -> tuple[str, Settings]:
             raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
         if taken and not given:
             raise ValueError(f"--method={name} needs --{flag}")
-    return name, settings
 
 
 def make_method(name: str, target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:

@@ -28,8 +28,8 @@ from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training import initialise, step
 from eagle_jax.training.batch import Recipe
-from eagle_jax.training.conversations import Example, read_corpus
-from eagle_jax.training.data import Packing, assemble, make_iterator, pack
+from eagle_jax.training.conversations import read_corpus
+from eagle_jax.training.data import Packing, Trimmed, assemble, make_iterator, pack, trim
 from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.features import FeatureCache, fingerprint
 from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
@@ -55,9 +55,9 @@ flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 class Material:
     """Text ready for training."""
 
+    text: Trimmed
     training: Packing
     heldout: Packing | None
-    examples: list[Example]  # of both, training first, as the feature cache numbers them
 
 
 def main() -> None:
@@ -71,14 +71,15 @@ def main() -> None:
         model = load_target(config.target, config.dtype, progress=progress)
     target = make_target(model.config, config.dtype)
     material = read_material(model, config)
-    identity = fingerprint(material.examples, model.name, model.params, everywhere(config))
+    identity = fingerprint(material.text.examples, model.name, model.params, everywhere(config))
     cache = fill_cache(target, model, material, config, identity, started)
     if cache is not None and not cache.complete:
         print("stopped while computing features; the same command goes on", flush=True)
         return
 
     head = make_head(make_head_config(model, config), target)
-    counts = initialise.count_tokens(material.training.examples, model.config.vocab_size)
+    answers = [material.text.examples[document] for row in material.training.rows for document in row]
+    counts = initialise.count_tokens(answers, model.config.vocab_size)
     ids = draft_vocabulary(counts, model, config)
     vocabulary = initialise.make_vocabulary(model.params, ids, config.dtype)
     steps = round(config.epochs * len(material.training.rows) / (config.data.batch * config.data.accumulate))
@@ -133,14 +134,16 @@ def read_material(model: LoadedModel, config: Any) -> Material:
     if corpus.broken:
         print(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}", flush=True)
     length, slots = config.data.length, config.data.slots
-    if not 0 <= config.data.heldout < len(corpus.examples):
-        raise ValueError(f"cannot hold out {config.data.heldout} of {len(corpus.examples)} conversations")
-    order = np.random.default_rng(config.seed).permutation(len(corpus.examples))
-    examples = [corpus.examples[index] for index in order]
-    training = pack(examples[config.data.heldout :], length, slots, seed=config.seed)
-    heldout = pack(examples[: config.data.heldout], length, slots) if config.data.heldout else None
-    both = [*training.examples, *(heldout.examples if heldout else [])]
-    return Material(training, heldout, both)
+    text = trim(corpus.examples, length, slots)
+    if not 0 <= config.data.heldout < len(text.examples):
+        raise ValueError(f"cannot hold out {config.data.heldout} of {len(text.examples)} conversations")
+    order = np.random.default_rng(config.seed).permutation(len(text.examples))
+    heldout, training = order[: config.data.heldout], order[config.data.heldout :]
+    return Material(
+        text,
+        pack(text.examples, length, slots, documents=training, seed=config.seed),
+        pack(text.examples, length, slots, documents=heldout) if len(heldout) else None,
+    )
 
 
 def fill_cache(
@@ -149,7 +152,7 @@ def fill_cache(
     """The features on disk, complete unless time ran out; None where they are computed in every step."""
     if not FLAGS.features:
         return None
-    cache = FeatureCache(FLAGS.features, material.examples, identity, config.features.dtype)
+    cache = FeatureCache(FLAGS.features, material.text.examples, identity, config.features.dtype)
     if cache.complete:
         return cache
     with tqdm(desc="features", unit="pass", disable=FLAGS.quiet, dynamic_ncols=True) as bar:
@@ -161,7 +164,7 @@ def fill_cache(
         cache.fill(
             target,
             model.params,
-            length=config.data.length,
+            length=config.features.length,
             batch=config.features.batch,
             everywhere=everywhere(config),
             stop=lambda: FLAGS.time_limit is not None and time.monotonic() - started > FLAGS.time_limit,
@@ -195,10 +198,8 @@ def heldout_rows(material: Material, cache: FeatureCache | None, batch: int) -> 
     packing = material.heldout
     if packing is None:
         return []
-    offset = len(material.training.examples)
-    lookup = (lambda document: cache.lookup(offset + document)) if cache else None
     documents = [*packing.rows, *[[]] * (-len(packing.rows) % batch)]
-    rows = [assemble(packing, some, lookup) for some in documents]
+    rows = [assemble(packing, some, cache.lookup if cache else None) for some in documents]
     if cache:  # an empty row has no fields of features yet
         rows = [{name: row.get(name, np.zeros_like(rows[0][name])) for name in rows[0]} for row in rows]
     return [
@@ -238,9 +239,9 @@ def describe(
     tokens, slots = packing.fill
     print(
         f"head: {head.config.kind}, {size / 1e6:.2f} million weights; draft vocabulary: {covered:.1%} of the answers\n"
-        f"data: {len(packing.examples)} conversations, {packing.num_supervised} supervised tokens in"
+        f"data: {sum(map(len, packing.rows))} conversations, {packing.num_supervised} supervised tokens in"
         f" {len(packing.rows)} rows ({tokens:.0%} of tokens, {slots:.0%} of slots used),"
-        f" {packing.num_cut} cut, {packing.num_dropped} dropped\n"
+        f" {material.text.num_cut} cut, {material.text.num_dropped} dropped\n"
         f"steps: {steps}",
         flush=True,
     )

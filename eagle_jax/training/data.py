@@ -26,62 +26,96 @@ Lookup = Callable[[int], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Trimmed:
+    """Documents that fit into a row."""
+
+    examples: list[Example]
+    num_cut: int  # documents that lost their end
+    num_dropped: int  # documents with no supervised token left
+
+
+@dataclasses.dataclass(frozen=True)
 class Packing:
     """Documents and the rows they share."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     rows: list[list[int]]  # documents of each row
     length: int  # T
     num_slots: int  # R
-    num_cut: int  # documents that lost their end
-    num_dropped: int  # documents with no supervised token left
 
     @property
     def num_supervised(self) -> int:
         """Tokens that carry a loss in one epoch."""
-        return sum(len(example.slots) for example in self.examples)
+        return sum(len(self.examples[document].slots) for row in self.rows for document in row)
 
     @property
     def fill(self) -> tuple[float, float]:
         """Shares of tokens and of slots that are in use."""
-        tokens = sum(len(example.tokens) for example in self.examples)
+        tokens = sum(len(self.examples[document].tokens) for row in self.rows for document in row)
         return tokens / (len(self.rows) * self.length), self.num_supervised / (len(self.rows) * self.num_slots)
 
 
-def pack(examples: Sequence[Example], length: int, num_slots: int | None = None, *, seed: int = 0) -> Packing:
-    """Cut documents to the capacities and pack them, longest first, into the first row with room.
+def trim(examples: Sequence[Example], length: int, num_slots: int | None = None) -> Trimmed:
+    """Cut documents to what a row holds, and drop those of which nothing supervised is left.
 
     Args:
       examples: documents.
       length: tokens a row.
       num_slots: slots a row that can carry a loss; None: as many as tokens.
-      seed: decides which documents are packed together.
 
     Raises:
-      ValueError: capacities below 3 and 1, or no document with a supervised token inside them.
+      ValueError: capacities below 3 and 1, or no document left.
     """
     num_slots = length if num_slots is None else num_slots
     if length < 3 or num_slots < 1:
         raise ValueError(f"a row needs at least 3 tokens and 1 slot, got {length} and {num_slots}")
-    cut = [_cut(example, length, num_slots) for example in examples]
-    kept = [example for example in cut if len(example.slots)]
+    kept, num_cut = [], 0
+    for example in examples:
+        slots = example.slots
+        # The first slot too many speaks of the token two behind it.
+        end = length if len(slots) <= num_slots else min(length, int(slots[num_slots]) + 2)
+        cut = Example(example.tokens[:end], example.supervised[:end])
+        if len(cut.slots):
+            kept.append(cut)
+            num_cut += end < len(example.tokens)
     if not kept:
         raise ValueError(f"none of {len(examples)} documents has a supervised token within the first {length}")
-    order = np.random.default_rng(seed).permutation(len(kept))
+    return Trimmed(kept, num_cut, len(examples) - len(kept))
+
+
+def pack(
+    examples: Sequence[Example],
+    length: int,
+    num_slots: int | None = None,
+    *,
+    documents: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Packing:
+    """Pack documents, longest first, each into the first row with room.
+
+    Args:
+      examples: trimmed documents.
+      length: tokens a row.
+      num_slots: slots a row that can carry a loss; None: as many as tokens.
+      documents: indices of those to pack; None: all.
+      seed: decides which documents are packed together.
+
+    Raises:
+      ValueError: a document that does not fit into a row.
+    """
+    num_slots = length if num_slots is None else num_slots
+    chosen = np.arange(len(examples)) if documents is None else np.asarray(documents, np.int64)
+    for document in chosen:
+        tokens, slots = len(examples[document].tokens), len(examples[document].slots)
+        if tokens > length or slots > num_slots:
+            raise ValueError(
+                f"document {document} has {tokens} tokens and {slots} slots, a row {length} and {num_slots}"
+            )
+    order = np.random.default_rng(seed).permutation(chosen)
     rows: list[list[int]] = []
     for start in range(0, len(order), WINDOW):
-        rows += _pack_window(kept, order[start : start + WINDOW], length, num_slots)
-    shortened = sum(
-        len(new.tokens) < len(old.tokens) and len(new.slots) > 0 for new, old in zip(cut, examples, strict=True)
-    )
-    return Packing(kept, rows, length, num_slots, shortened, len(examples) - len(kept))
-
-
-def _cut(example: Example, length: int, num_slots: int) -> Example:
-    slots = example.slots
-    if len(slots) > num_slots:
-        length = min(length, int(slots[num_slots]) + 2)  # the token that the first slot too many speaks of
-    return Example(example.tokens[:length], example.supervised[:length])
+        rows += _pack_window(examples, order[start : start + WINDOW], length, num_slots)
+    return Packing(examples, rows, length, num_slots)
 
 
 def _pack_window(examples: Sequence[Example], order: np.ndarray, length: int, num_slots: int) -> list[list[int]]:

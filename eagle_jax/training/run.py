@@ -93,7 +93,8 @@ class Run:
 
     def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append a line of metrics, and show it in TensorBoard under `kind`/."""
-        line = json.dumps({"step": step, "kind": kind, **values})
+        rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}
+        line = json.dumps({"step": step, "kind": kind, **rounded})
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         if self._board is not None:
