@@ -1,0 +1,6 @@
+"""Launch scripts, one absl main each: `python -m experiments.NAME --help`."""
+
+import os
+
+# Without PyTorch, which nothing here needs to run, transformers would say so on every start.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

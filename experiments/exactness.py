@@ -90,7 +90,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def read_law(text: str) -> dict[str, float]:
+def read_law(text: str) -> dict[str, Any]:
     """`0.7:0.9` -> temperature and top-p.
 
     Raises:
@@ -104,7 +104,7 @@ def read_law(text: str) -> dict[str, float]:
     return {"temperature": temperature, "top_p": top_p}
 
 
-def shown(law: dict[str, float]) -> str:
+def shown(law: dict[str, Any]) -> str:
     """A law as a table cell."""
     return f"T = {law['temperature']:g}" + (f", top-p {law['top_p']:g}" if law["top_p"] < 1 else "")
 

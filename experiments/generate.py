@@ -37,6 +37,10 @@ flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
 flags.DEFINE_float("top_p", 1.0, "keep the most probable tokens up to this mass", flag_values=FLAGS)
 flags.DEFINE_integer("sampling_top_k", 0, "keep this many of the most probable tokens; 0 keeps all", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of sampling: same seed, same text, whatever the method", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "rule", "match", ["match", "residual"], "how drafts are accepted; residual writes another text", flag_values=FLAGS
+)
+flags.DEFINE_bool("share_noise", True, "let the drafter see the noise that the target samples with", flag_values=FLAGS)
 flags.DEFINE_bool("compare", False, "write every answer by plain decoding too", flag_values=FLAGS)
 flags.DEFINE_string("json_output", None, "file for the numbers and answers, as one JSON object", flag_values=FLAGS)
 
@@ -56,7 +60,8 @@ def main() -> None:
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config, settings.dtype)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
-    method = Generator(target, model.params, drafter, drafter_params, capacity=capacity)
+    verification = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise}
+    method = Generator(target, model.params, drafter, drafter_params, capacity=capacity, **verification)
     plain = Generator(target, model.params, make_vanilla(), capacity=capacity) if FLAGS.compare else None
     options = {**law, "max_new_tokens": FLAGS.max_new_tokens}
     with launch.status("Compiling"):
@@ -75,11 +80,12 @@ def main() -> None:
         "method": name,
         "temperature": FLAGS.temperature,
         "seed": FLAGS.seed,
+        **verification,
         "dtype": settings.dtype,
         "device": jax.devices()[0].device_kind,
     }
     margin = runner.margin_at_difference(method, prompts, answers, **law)
-    record = report.summarise(settings_shown, report.tree_size(drafter), answers, margin)
+    record = report.summarise(settings_shown, report.tree_size(drafter, methods.children(name, settings)), answers, margin)
     show("\n".join(report.closing_lines(record)) + "\n")
     if output:
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

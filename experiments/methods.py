@@ -4,18 +4,32 @@ Tree sizes are the official triple: `nodes` counts the root, `depth` D means D +
 node. A chain has depth + 2 nodes and top_k 1.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 from absl import flags
 
-from eagle_jax.checkpoint.pretrained import LoadedModel, load_target, truncate_layers
-from eagle_jax.drafters import Drafter, make_chain, make_prompt_lookup, make_vanilla
+from eagle_jax.checkpoint.head_names import Kind
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target, truncate_layers
+from eagle_jax.drafters import (
+    Drafter,
+    make_chain,
+    make_eagle1,
+    make_eagle2,
+    make_eagle3,
+    make_prompt_lookup,
+    make_vanilla,
+)
+from eagle_jax.drafters.eagle2 import check_sizes
+from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params
 from experiments.launch import status
 
 _SELF = "self:"
+_TREE = (60, 7, 10)
+"""Nodes, depth and top_k of a dynamic tree."""
 
 
 class Settings(NamedTuple):
@@ -26,6 +40,7 @@ class Settings(NamedTuple):
     top_k: int | None = None
     draft: str = ""
     head: str = ""
+    draft_vocab: int | None = None
     dtype: str = "float32"
 
 
@@ -35,6 +50,7 @@ class Method(NamedTuple):
     build: Callable[[LoadedModel, Settings], tuple[Drafter, Params]]
     takes_draft: bool = False
     takes_head: bool = False
+    top_k: int = 1  # children of a node where --top_k is not given
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -45,7 +61,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("top_k", None, "children of a tree node", flag_values=values)
     text = "draft model of chain: as --target, or self:K for the first K layers of the target"
     flags.DEFINE_string("draft", "", text, flag_values=values)
-    flags.DEFINE_string("head", "", "trained draft head: a directory", flag_values=values)
+    text = "trained draft head of eagle, eagle2, eagle3: a directory or a Hugging Face id; else the one that ships"
+    flags.DEFINE_string("head", "", text, flag_values=values)
+    text = "tokens that a head may draft, the most frequent ones, 0 for all; else as many as the head recommends"
+    flags.DEFINE_integer("draft_vocab", None, text, flag_values=values)
     flags.DEFINE_string("dtype", "float32", "of weights and caches: float32, bfloat16, float16", flag_values=values)
 
 
@@ -61,12 +80,13 @@ def settings_from_flags(values: flags.FlagValues) -> tuple[str, Settings]:
 
 
 def settings_for(name: str, values: flags.FlagValues) -> Settings:
-    """As `settings_from_flags`, for one of several methods: `--draft` and `--head` go to those that take them."""
+    """As `settings_from_flags`, for one of several methods: flags for drafts and heads go to those that take them."""
     settings = Settings(*(getattr(values, field) for field in Settings._fields))
     if name in METHODS:
         settings = settings._replace(
             draft=settings.draft if METHODS[name].takes_draft else "",
             head=settings.head if METHODS[name].takes_head else "",
+            draft_vocab=settings.draft_vocab if METHODS[name].takes_head else None,
         )
     check_settings(name, settings)
     return settings
@@ -80,21 +100,30 @@ def check_settings(name: str, settings: Settings) -> None:
     """
     if name not in METHODS:
         raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
+    method = METHODS[name]
     for flag, given, taken in (
-        ("draft", settings.draft, METHODS[name].takes_draft),
-        ("head", settings.head, METHODS[name].takes_head),
+        ("draft", settings.draft, method.takes_draft),
+        ("head", settings.head, method.takes_head),
+        ("draft_vocab", settings.draft_vocab, method.takes_head),
     ):
-        if given and not taken:
+        if given not in ("", None) and not taken:
             raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
-        if taken and not given:
-            raise ValueError(f"--method={name} needs --{flag}")
+    if method.takes_draft and not settings.draft:
+        raise ValueError(f"--method={name} needs --draft")
+    if settings.draft_vocab is not None and settings.draft_vocab < 0:
+        raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
+
+
+def children(name: str, settings: Settings) -> int:
+    """The most children that a node of the method's tree has: `top_k` of the official triple."""
+    return settings.top_k or METHODS[name].top_k
 
 
 def make_method(name: str, target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     """The drafter and its weights.
 
     Raises:
-      ValueError: sizes that the method cannot have, or a draft model that does not fit the target.
+      ValueError: sizes that the method cannot have, or a draft model or head that does not fit the target.
     """
     return METHODS[name].build(target, settings)
 
@@ -148,6 +177,33 @@ def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     return make_chain(make_target(config, settings.dtype), num_drafted), params
 
 
+def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head, HeadParams]:
+    """The head that --head names or, left out, the one of this kind that ships for the target."""
+    with status(f"Loading head {settings.head or kind}"):
+        config, params = load_pretrained_head(
+            settings.head or kind, target, settings.dtype, draft_vocab=settings.draft_vocab
+        )
+    return make_head(config, make_target(target.config, settings.dtype)), params
+
+
+def _eagle(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+    sizes = settings.nodes, settings.depth, settings.top_k
+    if sizes != (None, None, None):
+        raise ValueError(f"the static tree of eagle is the published one, it takes no sizes; got {sizes}")
+    head, params = load_head("eagle", target, settings)
+    return make_eagle1(head, dtype=settings.dtype), params
+
+
+def _dynamic(
+    kind: Kind, make: Callable[..., Drafter], target: LoadedModel, settings: Settings
+) -> tuple[Drafter, Params]:
+    sizes = settings.nodes, settings.depth, settings.top_k
+    nodes, depth, top_k = (default if size is None else size for size, default in zip(sizes, _TREE, strict=True))
+    check_sizes(nodes, depth, top_k)
+    head, params = load_head(kind, target, settings)
+    return make(head, nodes, depth, top_k, dtype=settings.dtype), params
+
+
 def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
     """Refuse a draft whose token ids mean something else.
 
@@ -170,4 +226,7 @@ METHODS: dict[str, Method] = {
     "vanilla": Method(_vanilla),
     "prompt_lookup": Method(_prompt_lookup),
     "chain": Method(_chain, takes_draft=True),
+    "eagle": Method(_eagle, takes_head=True, top_k=4),
+    "eagle2": Method(functools.partial(_dynamic, "eagle", make_eagle2), takes_head=True, top_k=_TREE[2]),
+    "eagle3": Method(functools.partial(_dynamic, "eagle3", make_eagle3), takes_head=True, top_k=_TREE[2]),
 }

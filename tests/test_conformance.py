@@ -46,6 +46,7 @@ class Method(NamedTuple):
 
     drafter: Drafter
     params: Params = ()
+    remembers: bool = False  # its guess depends on how the text came about, not on the text alone
 
 
 def noisy_target() -> Params:
@@ -85,13 +86,13 @@ DRAFTERS: dict[str, Callable[[], Method]] = {
 @functools.cache
 def build(name: str) -> Method:
     """One of the drafters behind a switch; the same object each time, so nothing compiles twice."""
-    drafter, params = DRAFTERS[name]()
-    return Method(gated(drafter), (jnp.asarray(True), params))
+    method = DRAFTERS[name]()
+    return method._replace(drafter=gated(method.drafter), params=(jnp.asarray(True), method.params))
 
 
 def generator(name: str) -> Generator:
     """A generator with one of the drafters."""
-    drafter, params = build(name)
+    drafter, params, _ = build(name)
     return Generator(TARGET, PARAMS, drafter, params, capacity=CAPACITY, prefill_chunk=16)
 
 
@@ -164,7 +165,7 @@ def test_nothing_proposed_is_plain_decoding(name: str) -> None:
 
 def states_after_writing_and_reading(name: str, temperature: float) -> tuple[DecodeState, DecodeState]:
     """The state a few rounds into an answer, and the state for a prompt that is that very text."""
-    drafter, params = build(name)
+    drafter, params, _ = build(name)
     sampling = make_sampling(len(PROMPTS), temperature=temperature, max_new_tokens=100)
     text = np.zeros((len(PROMPTS), CAPACITY), np.int32)
     for row, prompt in enumerate(PROMPTS):
@@ -179,7 +180,9 @@ def states_after_writing_and_reading(name: str, temperature: float) -> tuple[Dec
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_guess_depends_on_the_text_alone(name: str, temperature: float) -> None:
     """No state is left from guesses: after six rounds a drafter proposes what it would after reading the text."""
-    drafter, params = build(name)
+    drafter, params, remembers = build(name)
+    if remembers:
+        pytest.skip("keeps a memory")
     written, read = states_after_writing_and_reading(name, temperature)
     length = written.cache.length
     np.testing.assert_array_equal(read.cache.length, length)

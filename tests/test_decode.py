@@ -1,4 +1,4 @@
-"""The decoding loop at its edges, and what kind of program it is: exact, compiled once, without copies or callbacks."""
+"""The decoding loop at its edges: where rounds, answers and caches end, rows beside each other, misuse."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eagle_jax import decode as decoding
+from eagle_jax.decode import decode, prefill
 from eagle_jax.drafters import make_chain, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generate import Generation, Generator
@@ -34,7 +34,7 @@ CAPACITY = 33 + LONGEST + 4 + 1  # not one slot more than the longest answer to 
 
 @functools.cache
 def _answers(temperature: float) -> list[list[int]]:
-    """What each prompt is answered with, by plain decoding."""
+    """What each prompt is answered with, by plain"""
     target, params = small_target()
     knobs = {"temperature": temperature, "max_new_tokens": LONGEST}
     return [plain(target, params, prompt, sequence=row, **knobs) for row, prompt in enumerate(PROMPTS)]
@@ -143,9 +143,9 @@ class TestEdges:
             written[row, : len(prompt)] = prompt
         sampling = make_sampling(2, temperature=1.0, max_new_tokens=[14, 11])
         drafts = (jnp.asarray(text), jnp.asarray([3, 2]))
-        read = functools.partial(decoding.prefill, target, oracle, params, drafts, chunk=4)
+        read = functools.partial(prefill, target, oracle, params, drafts, chunk=4)
         state = read(jnp.asarray(written), jnp.asarray([1, 5]), sampling)
-        state = decoding.decode(target, oracle, params, drafts, state, sampling, 100)
+        state = decode(target, oracle, params, drafts, state, sampling, 100)
         assert state.cache.length.tolist() == [1 + 13, 5 + 10]
         for row, length in enumerate([14, 15]):
             np.testing.assert_array_equal(state.cache.keys[0][row, :length, 0, 0], text[row, :length])

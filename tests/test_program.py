@@ -1,6 +1,7 @@
 """What kind of program decoding is: compiled once, without a callback, without a copy of the cache."""
 
 import functools
+import importlib
 import math
 import re
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from eagle_jax import decode as decoding
 from eagle_jax.cache import commit
+from eagle_jax.decode import Rule, decode, prefill
 from eagle_jax.drafters import make_chain, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generate import Generator
@@ -85,18 +86,18 @@ def _arguments(
     """Arguments of `decode` behind its two static ones; the state by its shapes alone."""
     sampling = make_sampling(batch, temperature=1.0, top_k=5, top_p=0.9, stop_ids=(3,))
     text, lengths = jnp.zeros((batch, capacity), jnp.int32), jnp.ones(batch, jnp.int32)
-    read = functools.partial(decoding.prefill, target, drafter, chunk=8)
+    read = functools.partial(prefill, target, drafter, chunk=8)
     state = jax.eval_shape(read, params, drafts, text, lengths, sampling)
     return [params, drafts, state, sampling, 100]
 
 
 class TestProgram:
     @pytest.mark.parametrize("rule", ["match", "residual"])
-    def test_nothing_leaves_the_device(self, rule: decoding.Rule) -> None:
+    def test_nothing_leaves_the_device(self, rule: Rule) -> None:
         _, target, params = tiny_transformer()
         drafter = make_chain(target, 3)
         arguments = _arguments(target, params, drafter, params, 2, 32)
-        run = functools.partial(decoding.decode, target, drafter, rule=rule, share_noise=rule == "match")
+        run = functools.partial(decode, target, drafter, rule=rule, share_noise=rule == "match")
         jaxpr = jax.make_jaxpr(run)(*arguments)
         assert {"while", "scan"} <= {equation.primitive.name for equation in _equations(jaxpr.jaxpr)}
         assert _leaves_the_device(jaxpr) == set()
@@ -156,7 +157,7 @@ IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "fusion", "scatter", "d
 def _copies(target: Target, params: Params, drafter: Drafter, drafts: Params, batch: int, slots: int) -> list[str]:
     """Signs in the compiled decode program that a whole cache array (one layer's keys or values) is written anew."""
     arguments = _arguments(target, params, drafter, drafts, batch, slots)
-    program = decoding.decode.lower(target, drafter, *arguments).compile()
+    program = decode.lower(target, drafter, *arguments).compile()
     cache_size = batch * slots * 2 * 8
     found = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())
     signs = [op for dims, op in found if math.prod(map(int, dims.split(","))) >= cache_size and op not in IN_PLACE]
@@ -186,7 +187,8 @@ class TestCopies:
     def test_a_stacked_cache_is_caught(self, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
         """Both signs: an instruction that copies, and the memory to copy to."""
         _, target, params = tiny_transformer(num_layers=2)
-        monkeypatch.setattr(decoding, "commit", _stacked_commit)
+        # The package exports a function of the module's name, so the module is not to be had as its attribute.
+        monkeypatch.setattr(importlib.import_module("eagle_jax.decode"), "commit", _stacked_commit)
         signs = _copies(_stacked(target), params, make_vanilla(), (), batch, self.SLOTS)
         assert len(set(signs)) >= 2
         assert "temporary memory" in signs

@@ -79,15 +79,19 @@ def assemble(
     check_names(specs, source)
     tree: dict[str, Any] = {}
     for done, (name, spec) in enumerate(specs.items(), start=1):
-        value = spec.to_tree(_convert(source.read(name), wanted, name, source.origin))
+        value = spec.to_tree(convert(source.read(name), wanted, name, source.origin))
         insert(tree, spec.path, place(spec.path, value) if place else value)
         if progress:
             progress(done, len(specs))
     return tree
 
 
-def _convert(stored: np.ndarray, wanted: Any, name: str, origin: str) -> np.ndarray:
-    """To the wanted type; every value must be finite before and after."""
+def convert(stored: np.ndarray, wanted: Any, name: str, origin: str) -> np.ndarray:
+    """To the wanted type; every value must be finite before and after.
+
+    Raises:
+      ValueError: one is not; the message names `name` and `origin`.
+    """
     if not np.isfinite(stored).all():
         bad = int(stored.size - np.isfinite(stored).sum())
         raise ValueError(f"{origin}: tensor {name} holds {bad} values of {stored.size} that are NaN or infinite")

@@ -93,8 +93,15 @@ def weight_files(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]
 
 
 @contextlib.contextmanager
-def open_safetensors(files: Mapping[pathlib.Path, set[str] | None], origin: str) -> Iterator[TensorSource]:
+def open_safetensors(
+    files: Mapping[pathlib.Path, set[str] | None], origin: str, *, integers: tuple[str, ...] = ()
+) -> Iterator[TensorSource]:
     """Open safetensors files as one source.
+
+    Args:
+      files: as `weight_files` finds them.
+      origin: what error messages call the checkpoint.
+      integers: endings of tensors that hold whole numbers or booleans and no weights.
 
     Raises:
       ValueError: a file is cut or damaged, disagrees with the index, holds a tensor that another one holds too, or one
@@ -116,7 +123,7 @@ def open_safetensors(files: Mapping[pathlib.Path, set[str] | None], origin: str)
         shapes = {}
         for name, handle in holders.items():
             part = handle.get_slice(name)
-            if part.get_dtype() not in _FLOATS and not name.endswith(LEGACY_BUFFERS):
+            if part.get_dtype() not in _FLOATS and not name.endswith((*LEGACY_BUFFERS, *integers)):
                 known = ", ".join(_FLOATS)
                 raise ValueError(f"{where[name]}: tensor {name} has type {part.get_dtype()}; {known} are supported")
             shapes[name] = tuple(part.get_shape())

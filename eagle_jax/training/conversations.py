@@ -84,7 +84,7 @@ def read_corpus(
             if not line.strip():
                 continue
             try:
-                examples.append(encode(parse(line, tokenizer.vocab_size), tokenizer, encode_plain))
+                examples.append(encode(parse_answered(line, tokenizer.vocab_size), tokenizer, encode_plain))
             except ValueError as error:
                 broken.append(f"{path}:{number}: {error}")
     if broken and not skip_broken:
@@ -95,8 +95,8 @@ def read_corpus(
     return Corpus(examples, broken)
 
 
-def parse(line: bytes | str, vocab_size: int) -> dict[str, Any]:
-    """One line of a file, checked.
+def parse(line: bytes | str) -> dict[str, Any]:
+    """One line of a file as an object.
 
     Raises:
       ValueError: what is wrong with it.
@@ -109,7 +109,18 @@ def parse(line: bytes | str, vocab_size: int) -> dict[str, Any]:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__} instead of an object")
-    _check_messages(record.get("messages"))
+    return record
+
+
+def parse_answered(line: bytes | str, vocab_size: int) -> dict[str, Any]:
+    """One conversation that ends with an answer, checked.
+
+    Raises:
+      ValueError: what is wrong with it.
+    """
+    record = parse(line)
+    if check_messages(record.get("messages"))[-1] != "assistant":
+        raise ValueError("the last message must be the assistant's, got the user's")
     ids = record.get("answer_ids")
     if ids is None:
         return record
@@ -123,8 +134,12 @@ def parse(line: bytes | str, vocab_size: int) -> dict[str, Any]:
     return record
 
 
-def _check_messages(messages: Any) -> None:
-    """Optionally a system message, then user and assistant in turn, the assistant last."""
+def check_messages(messages: Any) -> list[str]:
+    """Roles of a conversation: a system message or none, then user and assistant in turn.
+
+    Raises:
+      ValueError: what is wrong with it.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list of at least one message")
     for message in messages:
@@ -134,8 +149,9 @@ def _check_messages(messages: Any) -> None:
             raise ValueError(f"role {message['role']!r} is not one of {', '.join(ROLES)}")
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles
-    if turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
-        raise ValueError(f"roles must be user and assistant in turn, the assistant last, got {', '.join(roles)}")
+    if not turns or turns != (["user", "assistant"] * len(turns))[: len(turns)]:
+        raise ValueError(f"roles must be user and assistant in turn, got {', '.join(roles)}")
+    return roles
 
 
 def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: EncodePlain | None = None) -> Example:

@@ -20,7 +20,7 @@ from jax import lax
 
 from eagle_jax.training.batch import NO_SLOT, Batch, Features
 from eagle_jax.training.conversations import Example
-from eagle_jax.training.data import Packing, assemble, pack
+from eagle_jax.training.data import assemble, pack
 from eagle_jax.types import NO_TOKEN, Params, Target
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -116,7 +116,7 @@ class FeatureCache:
     @property
     def complete(self) -> bool:
         """Whether all documents are in it."""
-        return self._done() < 0
+        return bool(self._arrays) and bool(self._arrays["done"].all())
 
     def fill(
         self,
@@ -142,7 +142,8 @@ class FeatureCache:
         Raises:
           ValueError: a document longer than a row, or a feature too large for the dtype.
         """
-        packing = pack(self.examples, length)
+        missing = np.flatnonzero(self._arrays["done"] == 0) if self._arrays else np.arange(len(self.examples))
+        packing = pack(self.examples, length, documents=missing)
         passes = [packing.rows[start : start + batch] for start in range(0, len(packing.rows), batch)]
         wanted = jnp.dtype(DTYPES[self.dtype])
 
@@ -152,15 +153,14 @@ class FeatureCache:
             small = found.replace(taps=found.taps.astype(wanted), hidden=found.hidden.astype(wanted))
             return small, jnp.maximum(jnp.abs(found.taps).max(), jnp.abs(found.hidden).max())
 
-        for index in range(self._done(), len(passes) if not self.complete else 0):
-            rows = [*passes[index], *[[]] * (batch - len(passes[index]))]
+        for index, documents in enumerate(passes):
+            rows = [*documents, *[[]] * (batch - len(documents))]
             assembled = [assemble(packing, row) for row in rows]
             text = Batch(**{name: jnp.asarray(np.stack([row[name] for row in assembled])) for name in assembled[0]})
             found, largest = jax.device_get(run(params, text))
             if not largest <= float(jnp.finfo(wanted).max):
                 raise ValueError(f"a feature reaches {largest:g}, too large for {self.dtype}: store bfloat16")
-            self._write(packing, rows, found)
-            self._mark(index + 1 if index + 1 < len(passes) else -1)
+            self._write(rows, found)
             progress(index + 1, len(passes))
             if stop():
                 break
@@ -171,7 +171,7 @@ class FeatureCache:
         place = slice(self.offsets[document], self.offsets[document + 1])
         return {name: self._arrays[name][place] for name in FIELDS}
 
-    def _write(self, packing: Packing, rows: Sequence[Sequence[int]], found: Features) -> None:
+    def _write(self, rows: Sequence[Sequence[int]], found: Features) -> None:
         if not self._arrays:
             widths = {"taps": found.taps.shape[-1], "hidden": found.hidden.shape[-1]}
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -180,28 +180,26 @@ class FeatureCache:
         for row, documents in enumerate(rows):
             start = 0
             for document in documents:
-                size = len(packing.examples[document].tokens)
                 place = slice(self.offsets[document], self.offsets[document + 1])
+                end = start + place.stop - place.start
                 for name in FIELDS:
-                    self._arrays[name][place] = getattr(found, name)[row, start : start + size]
-                start += size
+                    self._arrays[name][place] = getattr(found, name)[row, start:end]
+                start = end
+        for name in FIELDS:
+            self._arrays[name].flush()
+        self._arrays["done"][[document for documents in rows for document in documents]] = 1  # once the rest is safe
+        self._arrays["done"].flush()
 
     def _open(self, mode: Any, widths: dict[str, int]) -> None:
-        size, dtype = int(self.offsets[-1]), DTYPES[self.dtype]
-        for name in ("taps", "hidden"):
-            path, shape = self.directory / f"{name}.bin", (size, widths[name])
-            self._arrays[name] = np.memmap(path, dtype=dtype, mode=mode, shape=shape)
-        self._arrays["choice"] = np.memmap(self.directory / "choice.bin", dtype=np.int32, mode=mode, shape=(size,))
-
-    def _done(self) -> int:
-        """Passes done; -1 for all."""
-        path = self.directory / "done"
-        return int(path.read_text()) if path.is_file() and self._arrays else 0
-
-    def _mark(self, passes: int) -> None:
-        for array in self._arrays.values():
-            array.flush()
-        _replace(self.directory / "done", str(passes))
+        size, stored = int(self.offsets[-1]), DTYPES[self.dtype]
+        layouts = {
+            "taps": (stored, (size, widths["taps"])),
+            "hidden": (stored, (size, widths["hidden"])),
+            "choice": (np.int32, (size,)),
+            "done": (np.uint8, (len(self.examples),)),
+        }
+        for name, (dtype, shape) in layouts.items():
+            self._arrays[name] = np.memmap(self.directory / f"{name}.bin", dtype=dtype, mode=mode, shape=shape)
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

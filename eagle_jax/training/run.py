@@ -38,7 +38,7 @@ class Run:
         about = self.directory / "run.json"
         wanted = json.loads(json.dumps(identity))
         if about.is_file():
-            _check_same(self.directory, json.loads(about.read_text(encoding="utf-8")), wanted)
+            check_same(self.directory, json.loads(about.read_text(encoding="utf-8")), wanted)
         elif self.directory.exists() and any(self.directory.iterdir()):
             raise ValueError(f"{self.directory} is not empty and not a training run: nothing was written")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -139,10 +139,14 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _check_same(directory: pathlib.Path, found: Any, wanted: Any, path: str = "") -> None:
-    """Raise for the first difference between two descriptions."""
+def check_same(directory: pathlib.Path, found: Any, wanted: Any, path: str = "") -> None:
+    """Compare two descriptions, the one `directory` belongs to and the one asked for.
+
+    Raises:
+      ValueError: the first difference.
+    """
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(found.keys() | wanted.keys()):
-            _check_same(directory, found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            check_same(directory, found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
     elif found != wanted:
         raise ValueError(f"{directory} is another run: its {path} is {found!r}, not {wanted!r}; nothing was written")

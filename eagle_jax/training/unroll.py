@@ -118,6 +118,8 @@ def _attend(chains: _Queries, base: _Base, block: int) -> jax.Array:
     attend = jax.checkpoint(functools.partial(_attend_block, base=base))
     if num_chains <= block:
         return attend(chains)
+    num_blocks = -(-num_chains // block)
+    block = -(-num_chains // num_blocks)  # all of a size, so that little is filled up
     missing = -num_chains % block
 
     def split(x: jax.Array) -> jax.Array:
@@ -131,23 +133,39 @@ def _attend(chains: _Queries, base: _Base, block: int) -> jax.Array:
 def _attend_block(chains: _Queries, base: _Base) -> jax.Array:
     batch, num_chains, num_heads, head_dim = chains.queries.shape
     num_kv_heads = base.keys.shape[2]
-    grouped = chains.queries.reshape(batch, num_chains, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    grouped = grouped * jnp.asarray(head_dim**-0.5, grouped.dtype)
+    group = num_heads // num_kv_heads
 
+    def by_head(x: jax.Array) -> jax.Array:
+        # Heads first: as plain batched matrix products these run several times faster on CPU.
+        return x.transpose(0, 2, 1, 3)
+
+    def flat(x: jax.Array) -> jax.Array:
+        return x.reshape(batch, num_kv_heads, num_chains * group, -1)
+
+    queries = chains.queries * jnp.asarray(head_dim**-0.5, chains.queries.dtype)
+    queries = by_head(queries.reshape(batch, num_chains, num_kv_heads, group * head_dim))
+    queries = queries.reshape(batch, num_kv_heads, num_chains, group, head_dim)
     visible = chains.segments[:, :, None] == base.segments[:, None, :]
     visible &= jnp.arange(base.keys.shape[1])[None, None, :] <= chains.slots[:, :, None]
-    scores = jnp.einsum("brkgd,bskd->bkgrs", grouped, base.keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores, MASKED)
-    own = [jnp.einsum("brkgd,brkd->bkgr", grouped, keys, preferred_element_type=jnp.float32) for keys in chains.keys]
+    scores = jnp.einsum("bkqd,bksd->bkqs", flat(queries), by_head(base.keys), preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, num_kv_heads, num_chains, group, -1)
+    scores = jnp.where(visible[:, None, :, None, :], scores, MASKED)
+    own = [
+        jnp.einsum("bkrgd,bkrd->bkrg", queries, by_head(keys), preferred_element_type=jnp.float32)
+        for keys in chains.keys
+    ]
     top = lax.stop_gradient(functools.reduce(jnp.maximum, own, scores.max(-1)))
     weights = jnp.exp(scores - top[..., None])
     total = weights.sum(-1)
     mixed = jnp.einsum(
-        "bkgrs,bskd->bkgrd", weights.astype(base.values.dtype), base.values, preferred_element_type=jnp.float32
-    )
+        "bkqs,bksd->bkqd",
+        flat(weights.astype(base.values.dtype)),
+        by_head(base.values),
+        preferred_element_type=jnp.float32,
+    ).reshape(queries.shape)
     for score, values in zip(own, chains.values, strict=True):
         weight = jnp.exp(score - top)
         total += weight
-        mixed += weight[..., None] * jnp.moveaxis(values, 1, 2)[:, :, None].astype(jnp.float32)
-    mixed = mixed / total[..., None]
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(chains.queries.shape).astype(base.values.dtype)
+        mixed += weight[..., None] * by_head(values)[:, :, :, None].astype(jnp.float32)
+    mixed = (mixed / total[..., None]).astype(base.values.dtype)
+    return mixed.transpose(0, 2, 1, 3, 4).reshape(chains.queries.shape)

@@ -1,0 +1,199 @@
+"""The `config.json` of a draft head in the flat format, read and written.
+
+The format grew in three places (the EAGLE repository, SGLang, vLLM) and the same key does not always mean the same:
+the ids of the tapped layers above all. Absent keys mean here what they mean in the EAGLE repository.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from eagle_jax.checkpoint.head_names import Kind, kind_of
+from eagle_jax.checkpoint.hf_config import MODEL_TYPES, config_from_hf, rope_to_hf
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import HeadConfig
+
+Engine = Literal["sglang", "vllm"]
+ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM"}
+"""Serving engines that load the flat format."""
+
+ARCHITECTURES: dict[Kind, dict[Engine, str]] = {
+    "eagle": {"sglang": "LlamaForCausalLMEagle", "vllm": "EagleLlamaForCausalLM"},
+    "eagle3": {"sglang": "LlamaForCausalLMEagle3", "vllm": "LlamaForCausalLMEagle3"},
+}
+"""What `architectures` must say for an engine to know the head."""
+
+LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+DEFAULT_SIZE = "default_draft_vocab_size"
+"""Our own key, read by no engine: the draft vocabulary that is taken of the target's LM head unless told otherwise."""
+
+_UNSUPPORTED = ("norm_before_residual", "norm_before_fc", "parallel_drafting", "speculators_model_type")
+"""Keys that, where set, ask for another forward pass or another format."""
+
+
+def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> HeadConfig:
+    """The shape of the head that a `config.json` and the tensors beside it describe.
+
+    Args:
+      mapping: the `config.json`.
+      shapes: of the tensors, by their names in the flat format.
+
+    Raises:
+      ValueError: a key is missing, asks for something that this package does not compute, or contradicts the tensors.
+    """
+    kind = kind_of(shapes)
+    _reject_unsupported(mapping, kind)
+    layer = config_from_hf({**mapping, "model_type": "llama", "tie_word_embeddings": False})
+    layer = dataclasses.replace(layer, qkv_bias=layer.qkv_bias or bool(mapping.get("qkv_bias", False)))
+    target_width = mapping.get("target_hidden_size") or layer.width
+    if kind == "eagle":
+        feature_width, num_taps = target_width, 3
+        if target_width != layer.width:
+            raise ValueError(f"target_hidden_size is {target_width}, but an EAGLE-1 head is as wide as its target")
+    else:
+        feature_width = tuple(shapes.get("fc.weight", (0, 3 * target_width)))[-1]
+        num_taps = mapping.get("num_aux_hidden_states") or feature_width // target_width
+        if feature_width != num_taps * target_width:
+            raise ValueError(f"fc.weight reads {feature_width} features, not {num_taps} taps of width {target_width}")
+    return HeadConfig(
+        kind=kind,
+        layer=layer,
+        feature_width=feature_width,
+        fc_bias=_fc_bias(mapping, kind, "fc.bias" in shapes),
+        fc_norm=bool(mapping.get("fc_norm") or mapping.get("use_fc_norm")),
+        norm_output=bool(mapping.get("norm_output")),
+        num_taps=num_taps,
+    )
+
+
+def _reject_unsupported(mapping: Mapping[str, Any], kind: Kind) -> None:
+    for key in _UNSUPPORTED:
+        if mapping.get(key):
+            raise ValueError(f"{key} is {mapping[key]!r}: heads of this kind are not supported")
+    aux = mapping.get("eagle_config") or {}
+    if not aux.get("use_aux_hidden_state", True):
+        raise ValueError("eagle_config.use_aux_hidden_state is false: heads without tapped layers are not supported")
+    if mapping.get("model_type", "llama") not in MODEL_TYPES:
+        raise ValueError(f"model_type {mapping['model_type']!r} is not supported; {', '.join(MODEL_TYPES)} are")
+    if mapping.get("num_hidden_layers") != 1:
+        raise ValueError(f"num_hidden_layers is {mapping.get('num_hidden_layers')}; heads of 1 layer are supported")
+    for name in mapping.get("architectures") or ():
+        named = "eagle3" if "eagle3" in name.lower() else "eagle" if "eagle" in name.lower() else kind
+        if named != kind:
+            raise ValueError(f"architectures says {name}, but the tensors are those of an {kind} head")
+
+
+def _fc_bias(mapping: Mapping[str, Any], kind: Kind, stored: bool) -> bool:
+    """Whether fc has a bias; config and file must agree."""
+    declared = bool(mapping.get("bias", kind == "eagle"))
+    if declared != stored:
+        meaning = "" if "bias" in mapping else ", which is the meaning of no such key"
+        holds = "a tensor" if stored else "no tensor"
+        raise ValueError(f"config.json says bias: {str(declared).lower()}{meaning}, but the file holds {holds} fc.bias")
+    return declared
+
+
+def default_taps(target: ModelConfig) -> tuple[int, ...]:
+    """Layers whose inputs a head reads where its config names none."""
+    return dataclasses.replace(target, tap_layers=()).taps
+
+
+def taps_from_flat(mapping: Mapping[str, Any], default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Layers whose *inputs* the head reads: `default` where the config names none.
+
+    vLLM reads the ids at the top level, or else those in `eagle_config`, as inputs of layers; SGLang reads those in
+    `eagle_config` alone, as outputs of layers: one less. Given twice they must differ by exactly that. Given in
+    `eagle_config` alone they are clear only where one of the two readings is the default.
+
+    Raises:
+      ValueError: two lists that contradict each other, or one that is not clear.
+    """
+    inputs, outputs = mapping.get(LAYER_IDS), (mapping.get("eagle_config") or {}).get(LAYER_IDS)
+    if outputs is None:
+        return default if inputs is None else tuple(inputs)
+    above = tuple(index + 1 for index in outputs)
+    if inputs is None:
+        if default not in (above, tuple(outputs)):
+            raise ValueError(
+                f"eagle_config.{LAYER_IDS} is {list(outputs)}: SGLang takes that for the inputs of layers "
+                f"{list(above)}, vLLM for those of {list(outputs)}; say which by {LAYER_IDS} beside eagle_config"
+            )
+        return default
+    if tuple(inputs) != above:
+        raise ValueError(
+            f"{LAYER_IDS} is {list(inputs)} (inputs of layers, for vLLM), which eagle_config.{LAYER_IDS} must repeat "
+            f"less one (outputs, for SGLang), but there it is {list(outputs)}"
+        )
+    return above
+
+
+def check_target(mapping: Mapping[str, Any], config: HeadConfig, target: ModelConfig) -> None:
+    """Refuse a head that was made for another target.
+
+    Raises:
+      ValueError: another vocabulary, width, or other tapped layers; both values are in the message.
+    """
+    if config.layer.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"the head is for a vocabulary of {config.layer.vocab_size}, the target has {target.vocab_size} tokens"
+        )
+    width = config.feature_width // (config.num_taps if config.kind == "eagle3" else 1)
+    if width != target.width:
+        raise ValueError(f"the head is for a target of width {width}, this one has {target.width}")
+    if config.kind == "eagle":
+        return
+    if config.num_taps != len(target.taps):
+        raise ValueError(f"the head reads {config.num_taps} tapped layers, the target gives {len(target.taps)}")
+    taps = taps_from_flat(mapping, default_taps(target))
+    if taps != target.taps:
+        raise ValueError(f"the head reads the inputs of layers {list(taps)}, the target gives {list(target.taps)}")
+
+
+def config_to_flat(
+    config: HeadConfig, target: ModelConfig, *, engine: Engine, dtype: str, draft_vocab_size: int | None
+) -> dict[str, Any]:
+    """The `config.json` of a head, for one engine; `draft_vocab_size` None says that the target's LM head is used.
+
+    Raises:
+      ValueError: parts that the engines' heads do not have.
+    """
+    layer = config.layer
+    for part, given in (
+        ("query/key norms", layer.qk_norm),
+        ("biases on q, k and v but not on o", layer.qkv_bias and not layer.output_bias),
+    ):
+        if given:
+            raise ValueError(f"a head with {part} cannot be written: the heads of SGLang and vLLM have none")
+    mapping: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[config.kind][engine]],
+        "model_type": "llama",
+        "hidden_size": layer.width,
+        "intermediate_size": layer.mlp_width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": layer.num_heads,
+        "num_key_value_heads": layer.num_kv_heads,
+        "head_dim": layer.head_dim,
+        "vocab_size": target.vocab_size,
+        "rms_norm_eps": layer.norm_eps,
+        "hidden_act": "silu",
+        **rope_to_hf(layer.rope_theta, layer.rope_scaling),
+        "max_position_embeddings": target.max_positions,
+        "tie_word_embeddings": False,
+        "attention_bias": layer.output_bias,
+        "mlp_bias": layer.mlp_bias,
+        "bos_token_id": target.bos_id,
+        "eos_token_id": list(target.eos_ids) if len(target.eos_ids) > 1 else next(iter(target.eos_ids), None),
+        "pad_token_id": None,
+        "torch_dtype": dtype,
+        "bias": config.fc_bias,
+    }
+    if config.kind == "eagle":
+        return mapping
+    mapping["draft_vocab_size"] = draft_vocab_size
+    if layer.width != target.width:
+        mapping["target_hidden_size"] = target.width
+    mapping |= {key: True for key in ("fc_norm", "norm_output") if getattr(config, key)}
+    if target.taps != default_taps(target):
+        mapping[LAYER_IDS] = list(target.taps)
+        mapping["eagle_config"] = {"use_aux_hidden_state": True, LAYER_IDS: [tap - 1 for tap in target.taps]}
+    return mapping

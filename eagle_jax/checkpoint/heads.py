@@ -1,0 +1,223 @@
+"""Reads and writes draft heads in the flat format of EAGLE and EAGLE-3: `config.json` and safetensors.
+
+What SGLang and vLLM load, and what is published for them. Both skip or invent weights where names do not fit; here
+every tensor of the file has a place in the head, and every place its tensor. Two exceptions, both of the format: most
+files carry a copy of the target's embedding, which is dropped, since the target's own is used; and where the draft
+vocabulary is the whole one, `d2t` and `t2d` say nothing and are passed over.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from eagle_jax.checkpoint.assemble import Place, TensorSource, assemble, check_dtype, convert
+from eagle_jax.checkpoint.draft_vocabulary import check_ranks, offsets_from_ids, read_target_ids, write_ranks
+from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, Engine, check_target, config_from_flat, config_to_flat
+from eagle_jax.checkpoint.head_names import D2T, EMBEDDING, LM_HEAD, T2D, flat_names, head_tensors, kind_of
+from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, open_safetensors, read_json, weight_files
+from eagle_jax.checkpoint.names import lookup, table
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import HeadConfig, HeadParams
+
+TORCH_FILE = "pytorch_model.bin"
+"""What the EAGLE repository writes; read by `experiments.convert` alone."""
+
+
+@contextlib.contextmanager
+def open_head(directory: pathlib.Path) -> Iterator[tuple[TensorSource, dict[str, str]]]:
+    """The tensors of a head under their names in the flat format, and for each of these the one in the file.
+
+    Raises:
+      ValueError: no safetensors, damaged ones, or two tensors that mean the same.
+    """
+    if (directory / TORCH_FILE).exists() and not list(directory.glob("*.safetensors*")):
+        raise ValueError(
+            f"{directory} holds its weights as {TORCH_FILE} alone; make safetensors of it with: "
+            f"python -m experiments.convert --head={directory} --output=DIRECTORY"
+        )
+    with open_safetensors(weight_files(directory), str(directory), integers=(D2T, T2D)) as source:
+        stored = [name for name in source.shapes if not name.endswith(LEGACY_BUFFERS)]
+        names = flat_names(stored, kind_of(stored))
+        shapes = {flat: source.shapes[name] for flat, name in names.items()}
+        yield TensorSource(source.origin, shapes, lambda flat: source.read(names[flat])), names
+
+
+def load_head(
+    directory: str | os.PathLike[str], target: ModelConfig, *, dtype: str = "float32", place: Place | None = None
+) -> tuple[HeadConfig, HeadParams]:
+    """Read a head for a target.
+
+    A head without an LM head comes back with `lm_head` None: it drafts from the target's, all of it or, through
+    `draft_vocabulary.with_draft_vocabulary`, the rows of the most frequent tokens.
+
+    Args:
+      directory: with `config.json` and safetensors, in one file or in shards.
+      target: shape of the target that the head is to draft for.
+      dtype: of the weights: float32, bfloat16 or float16.
+      place: as for `assemble`.
+
+    Raises:
+      ValueError: whatever does not fit, in one line that names it: a key, a tensor, a token of `d2t`, or the target.
+    """
+    directory = pathlib.Path(directory)
+    check_dtype(dtype)
+    mapping = read_json(directory / "config.json")
+    try:
+        with open_head(directory) as (source, _):
+            config = config_from_flat(mapping, source.shapes)
+            check_target(mapping, config, target)
+            return config, _read(source, config, mapping.get("draft_vocab_size"), target, dtype, place)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if str(directory) in text else f"{directory}: {text}") from error
+
+
+def _read(
+    source: TensorSource, config: HeadConfig, size: int | None, target: ModelConfig, dtype: str, place: Place | None
+) -> HeadParams:
+    """The weights; `size` is `draft_vocab_size` of the config."""
+    width, vocab_size = config.layer.width, config.layer.vocab_size
+    target_ids: Any = None
+    shapes, specs = dict(source.shapes), head_tensors(config)
+    if width != target.width:
+        specs[EMBEDDING] = table(("embedding",), vocab_size, width)
+    elif tuple(shapes.pop(EMBEDDING, (vocab_size, width))) != (vocab_size, width):
+        shape = tuple(source.shapes[EMBEDDING])
+        raise ValueError(f"tensor {EMBEDDING} has shape {shape}, that of the target is {(vocab_size, width)}")
+    if config.kind == "eagle3":
+        if LM_HEAD in shapes or size is not None or width != target.width:
+            specs[LM_HEAD] = table(("lm_head",), size or vocab_size, width)
+        target_ids = read_target_ids(source, size or vocab_size, vocab_size)
+        shapes = {name: shape for name, shape in shapes.items() if name not in (D2T, T2D)}
+        if place and target_ids is not None:
+            target_ids = place(("target_ids",), target_ids)
+    tree = assemble(specs, TensorSource(source.origin, shapes, source.read), dtype=dtype, place=place)
+    lm_head, embedding = tree.pop("lm_head", None), tree.pop("embedding", None)
+    return HeadParams(tree, lm_head, target_ids, embedding)
+
+
+def save_head(
+    directory: str | os.PathLike[str],
+    config: HeadConfig,
+    params: HeadParams,
+    target: ModelConfig,
+    *,
+    dtype: str = "bfloat16",
+    engine: Engine = "sglang",
+    frozen_lm_head: bool = False,
+    token_ranks: Sequence[int] | np.ndarray | None = None,
+) -> None:
+    """Write a head as an engine loads it, all of it or nothing.
+
+    Args:
+      directory: must not exist, or be empty.
+      config: shape of the head.
+      params: its weights.
+      target: shape of the target; taps other than the default are written in the conventions of both engines.
+      dtype: of the stored weights.
+      engine: EAGLE-1 heads differ (SGLang needs a bias of fc, vLLM refuses it); EAGLE-3 heads are the same for both.
+      frozen_lm_head: the LM head is the target's own rows, so none is stored; engines then use the target's whole one.
+      token_ranks: target ids, the most frequent first, stored beside a frozen LM head, of which they pick the rows.
+
+    Raises:
+      ValueError: something is there already, or the format cannot hold this head.
+    """
+    tensors = {
+        name: spec.to_stored(np.asarray(lookup(params.weights, spec.path)))
+        for name, spec in head_tensors(config).items()
+    }
+    config = _fit_bias(config, tensors, engine)
+    if (params.embedding is not None) != (config.layer.width != target.width):
+        raise ValueError(
+            f"a head of width {config.layer.width} for a target of width {target.width} needs "
+            f"{'no' if params.embedding is not None else 'an'} embedding of its own"
+        )
+    if params.embedding is not None:
+        tensors[EMBEDDING] = np.asarray(params.embedding)
+    size = None
+    if not frozen_lm_head:
+        size = _add_lm_head(tensors, config, params)
+    mapping = config_to_flat(config, target, engine=engine, dtype=dtype, draft_vocab_size=size)
+    ranks = None if token_ranks is None else check_ranks(np.asarray(token_ranks), target.vocab_size)
+    mapping |= _default_size(params, ranks, frozen_lm_head)
+    wanted = check_dtype(dtype)
+    tensors = {name: convert(value, wanted, name, str(directory)) for name, value in tensors.items()}
+    if params.target_ids is not None and size not in (None, target.vocab_size):
+        ids = np.sort(np.asarray(params.target_ids))
+        tensors |= {D2T: offsets_from_ids(ids), T2D: np.isin(np.arange(target.vocab_size), ids)}
+    with new_directory(directory) as folder:
+        save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(mapping, indent=2) + "\n", encoding="utf-8")
+        if ranks is not None:
+            write_ranks(folder, ranks, target.vocab_size)
+
+
+def _fit_bias(config: HeadConfig, tensors: dict[str, np.ndarray], engine: Engine) -> HeadConfig:
+    """Give fc the bias that the engine's head has, or take it away where it is zero."""
+    if engine == "sglang" and config.kind == "eagle" and not config.fc_bias:
+        tensors["fc.bias"] = np.zeros(config.layer.width, np.float32)  # left out, SGLang keeps random values
+        return dataclasses.replace(config, fc_bias=True)
+    if engine == "vllm" and config.fc_bias:
+        largest = float(np.abs(tensors.pop("fc.bias").astype(np.float32)).max())
+        if largest:
+            raise ValueError(f"vLLM knows no bias of fc, this head has one of up to {largest:g}")
+        return dataclasses.replace(config, fc_bias=False)
+    return config
+
+
+def _add_lm_head(tensors: dict[str, np.ndarray], config: HeadConfig, params: HeadParams) -> int | None:
+    """Put the LM head among the tensors, its rows in the order of the target's ids; returns their number U."""
+    if config.kind == "eagle":
+        if params.lm_head is not None:
+            raise ValueError("EAGLE-1 heads are stored without an LM head: it must be the target's, frozen_lm_head")
+        return None
+    if params.lm_head is None:
+        raise ValueError("the head has no LM head to store: give it rows of the target's, or say frozen_lm_head")
+    rows = np.asarray(params.lm_head)
+    if params.target_ids is not None:
+        rows = rows[np.argsort(np.asarray(params.target_ids))]
+    tensors[LM_HEAD] = rows
+    return len(rows)
+
+
+def _default_size(params: HeadParams, ranks: np.ndarray | None, frozen: bool) -> dict[str, Any]:
+    """The config's key for the rows to take of a frozen LM head."""
+    if ranks is not None and not frozen:
+        raise ValueError("a ranking of tokens belongs to a frozen LM head, this head stores its own")
+    if not frozen or params.target_ids is None:
+        return {}
+    ids = np.asarray(params.target_ids)
+    if ranks is None or set(ranks[: len(ids)].tolist()) != set(ids.tolist()):
+        has = "none was given" if ranks is None else f"the first {len(ids)} of the one given are others"
+        raise ValueError(f"a draft vocabulary of {len(ids)} tokens is stored as a ranking of tokens, and {has}")
+    return {DEFAULT_SIZE: len(ids)}
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A directory to fill, which appears under its name when it is complete.
+
+    Raises:
+      ValueError: there is something of that name already.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is there already and not empty; nothing is overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.replace(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,229 @@
+"""Says what is wrong with the files of a draft head before an engine loads them.
+
+SGLang skips tensors that it does not know and keeps random values for those that it misses; vLLM refuses the former and
+does not report the latter either. So everything is checked here that can be without running them: names, shapes,
+types, the draft vocabulary, the config's keys, and the conventions in which the two differ.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eagle_jax.checkpoint.assemble import DTYPES, TensorSource
+from eagle_jax.checkpoint.draft_vocabulary import ids_from_offsets, read_target_ids
+from eagle_jax.checkpoint.head_config import (
+    ARCHITECTURES,
+    ENGINES,
+    LAYER_IDS,
+    Engine,
+    check_target,
+    config_from_flat,
+    taps_from_flat,
+)
+from eagle_jax.checkpoint.head_names import D2T, EMBEDDING, LM_HEAD, T2D, head_tensors
+from eagle_jax.checkpoint.heads import open_head
+from eagle_jax.checkpoint.hf import read_json
+from eagle_jax.checkpoint.hf_config import rope_from_hf
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import HeadConfig
+
+_KEYS = (
+    *("architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "vocab_size", "rms_norm_eps", "hidden_act", "max_position_embeddings"),
+    "tie_word_embeddings",
+)
+_SYNONYMS = {  # vLLM puts the prefix before a plain name
+    ("eagle", "vllm"): ("LlamaForCausalLM",),
+    ("eagle3", "vllm"): ("LlamaForCausalLM", "Eagle3LlamaForCausalLM"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """What was found in the directory."""
+
+    mapping: Mapping[str, Any]  # config.json
+    source: TensorSource  # under flat names
+    names: Mapping[str, str]  # of the file, by flat names
+    config: HeadConfig
+    engines: Sequence[Engine]
+    target: ModelConfig | None
+
+    @property
+    def draft_vocab_size(self) -> int:
+        """U."""
+        return self.mapping.get("draft_vocab_size") or self.config.layer.vocab_size
+
+
+def validate(
+    directory: str | os.PathLike[str], *, engines: Sequence[Engine] = tuple(ENGINES), target: ModelConfig | None = None
+) -> list[str]:
+    """Everything that is wrong with a head in the flat format, one line each; empty where nothing is.
+
+    Args:
+      directory: of the head.
+      engines: that shall load it. No EAGLE-1 head suits both, since they disagree about the bias of fc.
+      target: shape of the model that it drafts for, where that shall be checked too.
+    """
+    directory = pathlib.Path(directory)
+    problems: list[str] = []
+    try:
+        mapping = read_json(directory / "config.json")
+        problems += _key_problems(mapping)
+        with open_head(directory) as (source, names):
+            problems += _reasons(lambda: config_from_flat(mapping, source.shapes))
+            agreeing = {**mapping, "bias": "fc.bias" in source.shapes}  # else there would be no config to go on with
+            files = _Files(mapping, source, names, config_from_flat(agreeing, source.shapes), engines, target)
+            for check in (_tensors, _types, _vocabulary, _layer_ids, _target, _for_engines):
+                problems += check(files)
+    except ValueError as error:
+        problems.append(str(error))
+    return list(dict.fromkeys(problems))
+
+
+def _reasons(attempt: Callable[[], object]) -> list[str]:
+    """Why a check of the loader refuses the files."""
+    try:
+        attempt()
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _key_problems(mapping: Mapping[str, Any]) -> Iterator[str]:
+    for key in _KEYS:
+        if key not in mapping:
+            yield f"config.json has no {key}"
+    if mapping.get("model_type", "llama") != "llama":
+        yield f"model_type is {mapping['model_type']!r}: the heads of both engines are llama"
+    if mapping.get("tie_word_embeddings"):
+        yield "tie_word_embeddings is true: SGLang then takes the embedding for the LM head"
+    if not mapping.get("rope_theta") and not (mapping.get("rope_parameters") or {}).get("rope_theta"):
+        yield "config.json has no rope_theta: engines then take 10000, whatever the head was trained with"
+    spellings = [{**mapping, key: None} for key in ("rope_scaling", "rope_parameters") if mapping.get(key)]
+    readings = {str(rope_from_hf(one)) for one in spellings}
+    if len(readings) > 1:
+        yield "rope_theta with rope_scaling says something else than rope_parameters"
+
+
+def _tensors(files: _Files) -> Iterator[str]:
+    """Names and shapes."""
+    config, shapes = files.config, files.source.shapes
+    layer = config.layer
+    wanted = {name: spec.stored_shape for name, spec in head_tensors(config).items()}
+    known: dict[str, tuple[int, ...]] = {EMBEDDING: (layer.vocab_size, layer.width)}
+    if files.mapping.get("target_hidden_size", layer.width) != layer.width:
+        wanted, known = wanted | known, {}
+    if config.kind == "eagle3":
+        known |= {D2T: (files.draft_vocab_size,), T2D: (layer.vocab_size,)}
+        stored_head = {LM_HEAD: (files.draft_vocab_size, layer.width)}
+        if files.mapping.get("draft_vocab_size") is None:
+            known |= stored_head
+        else:
+            wanted |= stored_head
+    for name in wanted:
+        if name not in shapes:
+            yield f"tensor {name} is missing"
+    for name, shape in shapes.items():
+        expected = (wanted | known).get(name)
+        if expected is None:
+            yield f"tensor {files.names[name]} {tuple(shape)} has no place in this head"
+        elif tuple(shape) != expected:
+            yield f"tensor {files.names[name]} has shape {tuple(shape)}, expected {expected}"
+    prefixed = [name for name in files.names.values() if name.startswith("model.")]
+    if prefixed:
+        yield f"tensor {prefixed[0]}: names of the flat format carry no prefix model."
+
+
+def _types(files: _Files) -> Iterator[str]:
+    """Types of all tensors, and values that are no numbers."""
+    declared = files.mapping.get("torch_dtype", files.mapping.get("dtype"))  # the name of transformers 5
+    if declared not in DTYPES:
+        yield f"torch_dtype is {declared!r}; {', '.join(DTYPES)} are loaded"
+    for name in files.source.shapes:
+        value = files.source.read(name)
+        found, wanted = value.dtype.name, {D2T: "int64", T2D: "bool"}.get(name, declared)
+        if found != wanted and wanted is not None:
+            yield f"tensor {files.names[name]} is {found}, expected {wanted}"
+        if not np.isfinite(value).all():
+            yield f"tensor {files.names[name]} holds values that are NaN or infinite"
+
+
+def _vocabulary(files: _Files) -> Iterator[str]:
+    """Range, agreement and order of d2t and t2d."""
+    size, vocab_size = files.draft_vocab_size, files.config.layer.vocab_size
+    if files.config.kind == "eagle":
+        return
+    if "draft_vocab_size" not in files.mapping:
+        yield "config.json has no draft_vocab_size (null stands for the target's LM head)"
+    refused = _reasons(lambda: read_target_ids(files.source, size, vocab_size))
+    yield from refused
+    if not refused and size != vocab_size:
+        ids = ids_from_offsets(files.source.read(D2T), vocab_size)
+        falls = np.flatnonzero(np.diff(ids) < 0)
+        if falls.size:
+            draft = falls[0]
+            yield f"d2t is not in order: draft token {draft} is token {ids[draft]}, the next one token {ids[draft + 1]}"
+
+
+def _layer_ids(files: _Files) -> Iterator[str]:
+    """Which layers are tapped, in the conventions of both engines."""
+    inputs, outputs = (m.get(LAYER_IDS) for m in (files.mapping, files.mapping.get("eagle_config") or {}))
+    if files.config.kind == "eagle" or inputs is outputs is None:
+        return
+    if inputs is not None and outputs is not None:
+        yield from _reasons(lambda: taps_from_flat(files.mapping))
+    elif outputs is not None and len(files.engines) > 1:
+        above = [index + 1 for index in outputs]
+        yield f"{LAYER_IDS} in eagle_config alone: SGLang taps the inputs of layers {above}, vLLM of {list(outputs)}"
+    elif inputs is not None and "sglang" in files.engines:
+        yield f"SGLang: does not see {LAYER_IDS} outside eagle_config and taps the default layers"
+    count = len(inputs or outputs or ())
+    if count != files.config.num_taps:
+        yield f"{LAYER_IDS} names {count} layers, fc.weight reads {files.config.num_taps}"
+
+
+def _target(files: _Files) -> Iterator[str]:
+    """Does it fit the target."""
+    target = files.target
+    if target is None:
+        return
+    yield from _reasons(lambda: check_target(files.mapping, files.config, target))
+    declared = files.config.layer.max_positions
+    if declared != target.max_positions:
+        yield f"max_position_embeddings is {declared}, the target's context {target.max_positions}"
+
+
+def _for_engines(files: _Files) -> Iterator[str]:
+    """What one engine needs and the other does not."""
+    for engine in files.engines:
+        for problem in (_for_sglang if engine == "sglang" else _for_vllm)(files):
+            yield f"{ENGINES[engine]}: {problem}"
+        kind, named = files.config.kind, files.mapping.get("architectures") or []
+        known = [ARCHITECTURES[kind][engine], *_SYNONYMS.get((kind, engine), ())]
+        if not set(named) & set(known):
+            yield f"{ENGINES[engine]}: architectures is {named}, expected [{known[0]!r}]"
+        if files.config.layer.qkv_bias and not files.config.layer.output_bias:
+            yield f"{ENGINES[engine]}: has no biases on q, k and v alone"
+
+
+def _for_sglang(files: _Files) -> Iterator[str]:
+    config, shapes = files.config, files.source.shapes
+    if config.kind == "eagle" and "fc.bias" not in shapes:
+        yield "tensor fc.bias is missing and would be left random; zeros will do"
+    if config.kind == "eagle3" and LM_HEAD in shapes and files.mapping.get("draft_vocab_size") is None:
+        yield f"takes the target's LM head where draft_vocab_size is null, not the {LM_HEAD} of the file"
+    if config.kind == "eagle3" and config.layer.width == config.feature_width:
+        yield f"cannot tell taps from states, both are {config.feature_width} wide"
+
+
+def _for_vllm(files: _Files) -> Iterator[str]:
+    if "fc.bias" in files.source.shapes:
+        yield "has no bias of fc and refuses the tensor fc.bias"
+    whole = files.draft_vocab_size == files.config.layer.vocab_size
+    if files.config.kind == "eagle3" and whole and D2T in files.source.shapes:
+        yield "wants no d2t where the draft vocabulary is the whole one"
