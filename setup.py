@@ -47,7 +47,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["eagle_jax", "eagle_jax.*"]),
-    package_data={"eagle_jax": ["py.typed", "pretrained/*/*.json", "pretrained/*/*.safetensors"]},
+    package_data={"eagle_jax": ["py.typed", "pretrained/*/*"]},
     install_requires=RUNTIME,
     extras_require={"test": TEST, "torch": TORCH},
 )

@@ -155,6 +155,26 @@ def _check(
     return verify.residual(tree, logits, sampling, uniforms, at_node), choice
 
 
+def _kept(
+    tree: DraftTree, verdict: Verdict, state: DecodeState, sampling: Sampling
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What of the verdict goes into the text.
+
+    Returns:
+      The tokens behind the root i32[B, P]; how many of them are kept i32[B], up to the stop id or the token limit, none
+      in rows that are done; and whether the row ends with them bool[B].
+    """
+    steps = jnp.arange(tree.max_depth + 1)[None, :]
+    behind_root = jnp.maximum(jnp.roll(verdict.path, -1, axis=1), 0)
+    on_path = jnp.take_along_axis(tree.tokens, behind_root, axis=1)
+    written = jnp.where(steps == verdict.num_accepted[:, None], verdict.next_token[:, None], on_path)
+    stops = _ends(written, sampling) & (steps <= verdict.num_accepted[:, None])
+    until_stop = jnp.where(stops.any(-1), stops.argmax(-1) + 1, tree.max_depth + 2)
+    room = sampling.max_new_tokens - state.num_new
+    count = jnp.minimum(jnp.minimum(verdict.num_accepted + 1, until_stop), room).astype(jnp.int32)
+    return written, jnp.where(state.done, 0, count), (count == room) | (count == until_stop)
+
+
 def one_round(
     target: Target,
     drafter: Drafter,
@@ -192,13 +212,7 @@ def one_round(
         logits = target.unembed(target_params, output.hidden)
     with jax.named_scope("verify"):
         verdict, choice = _check(target, tree, logits, depth, noise, length=length, sampling=sampling, rule=rule)
-        on_path = jnp.take_along_axis(tree.tokens, jnp.maximum(jnp.roll(verdict.path, -1, axis=1), 0), axis=1)
-        written = jnp.where(steps == verdict.num_accepted[:, None], verdict.next_token[:, None], on_path)
-        room = sampling.max_new_tokens - state.num_new
-        last = _ends(written, sampling) & (steps <= verdict.num_accepted[:, None])
-        until_stop = jnp.where(last.any(-1), last.argmax(-1) + 1, drafter.max_depth + 2)
-        count = jnp.minimum(jnp.minimum(verdict.num_accepted + 1, room), until_stop).astype(jnp.int32)
-        count = jnp.where(state.done, 0, count)
+        written, count, ended = _kept(tree, verdict, state, sampling)
     with jax.named_scope("commit"):
         cache = commit(state.cache, output.keys, output.values, verdict.path, count)
         slots = jnp.where(steps < count[:, None], positions, state.text.shape[1])
@@ -213,7 +227,7 @@ def one_round(
         cache=cache,
         drafter=drafter_state,
         text=text,
-        done=state.done | (count >= room) | (until_stop <= count),
+        done=state.done | ended,
         rounds=state.rounds + ~state.done,
         accepted=state.accepted + ((steps == verdict.num_accepted[:, None]) & ~state.done[:, None]),
     )

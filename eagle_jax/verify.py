@@ -42,11 +42,11 @@ def match(tree: DraftTree, choice: jax.Array) -> Verdict:
     )
 
 
-class _Walk(NamedTuple):
+class Walk(NamedTuple):
     """Where the `residual` walk stands."""
 
     node: jax.Array  # i32[B], last accepted node
-    target: jax.Array  # f32[B, V], what is left of p there
+    target: jax.Array  # f32[B, V], what is left of p there; at the end of the walk the law of the next token
     draft: jax.Array  # f32[B, V], what is left of q there
 
 
@@ -54,6 +54,20 @@ def residual(
     tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: jax.Array, bonus_noise: jax.Array
 ) -> Verdict:
     """Accept children one after the other with min(1, p/q), the next token from what is left of p.
+
+    Arguments as `walk_down`; `bonus_noise` f32[B, N, V] is Gumbel noise for the token behind each node, independent of
+    the draft.
+    """
+    walk = walk_down(tree, logits, sampling, uniforms)
+    rows = jnp.arange(tree.tokens.shape[0])
+    seen = ancestors(tree.parents, tree.max_depth)
+    bonus = (jnp.log(walk.target) + bonus_noise[rows, walk.node]).argmax(-1).astype(jnp.int32)
+    depth = seen[rows, walk.node].sum(-1, dtype=jnp.int32) - 1
+    return Verdict(path=path_to(walk.node, seen, tree.max_depth), num_accepted=depth, next_token=bonus)
+
+
+def walk_down(tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: jax.Array) -> Walk:
+    """The walk of `residual`, to its end.
 
     Lawful where the children of a node were drawn without replacement from softmax(draft_logits / T) and all are kept,
     or, with `draft_logits` left out, where they do not depend on any draw (q = 1).
@@ -63,7 +77,6 @@ def residual(
       logits: f32[B, N, V] of the target, before top-k and top-p.
       sampling: temperature and masks of each row.
       uniforms: f32[B, N], one for each node, independent of the draft.
-      bonus_noise: f32[B, N, V], Gumbel noise for the token behind each node, independent of the draft.
     """
     warped = noises.warp(logits, sampling)
     rows = jnp.arange(tree.tokens.shape[0])
@@ -74,7 +87,7 @@ def residual(
             return target, jnp.ones_like(target)  # q = 1 for whatever is tried
         return target, _law(tree.draft_logits[rows, node], jnp.maximum(sampling.temperature, 1e-4))
 
-    def visit(child: jax.Array, walk: _Walk) -> _Walk:
+    def visit(child: jax.Array, walk: Walk) -> Walk:
         token = tree.tokens[:, child]
         tried = tree.candidate[:, child] & (tree.parents[:, child] == walk.node)
         p, q = walk.target[rows, token], walk.draft[rows, token]
@@ -88,7 +101,7 @@ def residual(
             rest = _normalise(jnp.where(drawn, 0, walk.draft), walk.draft)
         refused = (tried & ~taken)[:, None]
         new_target, new_draft = at(jnp.full_like(walk.node, child))
-        return _Walk(
+        return Walk(
             node=jnp.where(taken, child, walk.node),
             target=jnp.where(
                 taken[:, None], new_target, jnp.where(refused, _normalise(left, walk.target), walk.target)
@@ -98,11 +111,7 @@ def residual(
 
     root = jnp.zeros_like(tree.tokens[:, 0])
     # Siblings stand together behind their parent, so one pass in node order meets each child that is due.
-    walk = lax.fori_loop(1, tree.tokens.shape[1], visit, _Walk(root, *at(root)))
-    seen = ancestors(tree.parents, tree.max_depth)
-    bonus = (jnp.log(walk.target) + bonus_noise[rows, walk.node]).argmax(-1).astype(jnp.int32)
-    depth = seen[rows, walk.node].sum(-1, dtype=jnp.int32) - 1
-    return Verdict(path=path_to(walk.node, seen, tree.max_depth), num_accepted=depth, next_token=bonus)
+    return lax.fori_loop(1, tree.tokens.shape[1], visit, Walk(root, *at(root)))
 
 
 def _law(logits: jax.Array, temperature: jax.Array) -> jax.Array:

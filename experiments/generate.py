@@ -85,7 +85,9 @@ def main() -> None:
         "device": jax.devices()[0].device_kind,
     }
     margin = runner.margin_at_difference(method, prompts, answers, **law)
-    record = report.summarise(settings_shown, report.tree_size(drafter, methods.children(name, settings)), answers, margin)
+    record = report.summarise(
+        settings_shown, report.tree_size(drafter, methods.children(name, settings)), answers, margin
+    )
     show("\n".join(report.closing_lines(record)) + "\n")
     if output:
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

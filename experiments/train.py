@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import make_eagle2
 from eagle_jax.evaluation.runner import prompt_ids
@@ -27,7 +28,7 @@ from eagle_jax.generate import Generator
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training import initialise, step
-from eagle_jax.training.batch import Recipe
+from eagle_jax.training.batch import Recipe, Vocabulary
 from eagle_jax.training.conversations import read_corpus
 from eagle_jax.training.data import Packing, Trimmed, assemble, make_iterator, pack, trim
 from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
@@ -46,6 +47,7 @@ flags.DEFINE_string(
     "features", None, "directory for the target's features; left out, every step computes its own", flag_values=FLAGS
 )
 flags.DEFINE_string("prompts", None, "questions for the real tau; left out, none is measured", flag_values=FLAGS)
+flags.DEFINE_string("export", None, "directory for the finished head, as engines load it", flag_values=FLAGS)
 flags.DEFINE_float("time_limit", None, "seconds after which to save and stop", flag_values=FLAGS)
 flags.DEFINE_bool("skip_broken", False, "leave broken lines of --data out instead of stopping", flag_values=FLAGS)
 flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
@@ -80,17 +82,23 @@ def main() -> None:
     head = make_head(make_head_config(model, config), target)
     answers = [material.text.examples[document] for row in material.training.rows for document in row]
     counts = initialise.count_tokens(answers, model.config.vocab_size)
-    ids = draft_vocabulary(counts, model, config)
-    vocabulary = initialise.make_vocabulary(model.params, ids, config.dtype)
+    ranks = initialise.rank_tokens(counts, always=model.stop_ids)
+    vocabulary = initialise.make_vocabulary(
+        model.config, model.params, ranks, config.head.draft_vocab_size, config.dtype
+    )
     steps = round(config.epochs * len(material.training.rows) / (config.data.batch * config.data.accumulate))
     optimizer, schedule = step.make_optimizer(step.OptimizerConfig(steps=steps, **config.optimizer))
     recipe = make_recipe(head, config)
     trained: dict[str, Any] = {"weights": initialise.initial_weights(head, config.seed)}
     if config.recipe.get("train_lm_head", False):
         trained["lm_head"] = vocabulary.lm_head.astype(jnp.float32)
-    describe(material, head, trained, steps, counts, ids)
+    describe(material, head, trained, steps, counts, vocabulary)
 
-    about = {"config": config.to_dict(), "text_and_target": identity, "draft_vocabulary": digest(ids)}
+    about = {
+        "config": config.to_dict(),
+        "text_and_target": identity,
+        "token_ranks": hashlib.sha256(ranks.tobytes()).hexdigest(),
+    }
     with Run(FLAGS.run, about) as run:
         data = make_iterator(
             material.training,
@@ -115,7 +123,9 @@ def main() -> None:
             time_limit=None if FLAGS.time_limit is None else FLAGS.time_limit - (time.monotonic() - started),
             quiet=FLAGS.quiet,
         )
-    report(outcome, steps)
+        report(outcome, steps)
+        if FLAGS.export and outcome.finished:
+            export(run, outcome, head, model, vocabulary, ranks)
 
 
 def everywhere(config: Any) -> bool:
@@ -179,13 +189,6 @@ def make_head_config(model: LoadedModel, config: Any) -> Any:
     return initialise.head_config(model.config, config.head.kind, **options)
 
 
-def draft_vocabulary(counts: np.ndarray, model: LoadedModel, config: Any) -> np.ndarray | None:
-    """The most frequent tokens of the training answers, and those that end an answer; None is all."""
-    if not config.head.draft_vocab_size:
-        return None
-    return initialise.choose_draft_vocabulary(counts, config.head.draft_vocab_size, always=model.stop_ids)
-
-
 def make_recipe(head: Head, config: Any) -> Recipe:
     """The recipe that belongs to the head."""
     if config.head.kind == "eagle3":
@@ -224,18 +227,14 @@ def make_evaluate(target: Target, model: LoadedModel, head: Head, config: Any) -
     return evaluate
 
 
-def digest(ids: np.ndarray | None) -> str:
-    """A short name of a draft vocabulary."""
-    return "all" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest()[:16]
-
-
 def describe(
-    material: Material, head: Head, trained: dict[str, Any], steps: int, counts: np.ndarray, ids: np.ndarray | None
+    material: Material, head: Head, trained: dict[str, Any], steps: int, counts: np.ndarray, vocabulary: Vocabulary
 ) -> None:
     """Say what is about to be trained on what."""
     packing = material.training
     size = sum(leaf.size for leaf in jax.tree.leaves(trained["weights"]))
-    covered = 1.0 if ids is None else counts[ids].sum() / counts.sum()
+    ids = vocabulary.target_ids
+    covered = 1.0 if ids is None else counts[np.asarray(ids)].sum() / counts.sum()
     tokens, slots = packing.fill
     print(
         f"head: {head.config.kind}, {size / 1e6:.2f} million weights; draft vocabulary: {covered:.1%} of the answers\n"
@@ -245,6 +244,24 @@ def describe(
         f"steps: {steps}",
         flush=True,
     )
+
+
+def export(
+    run: Run, outcome: Outcome, head: Head, model: LoadedModel, vocabulary: Vocabulary, ranks: np.ndarray
+) -> None:
+    """Write the weights with the best real tau, or the last ones where none was measured."""
+    done, trained = run.best(outcome.state.trained) or (int(outcome.state.step), outcome.state.trained)
+    frozen = "lm_head" not in trained
+    params = step.head_params(trained, vocabulary)
+    save_head(
+        FLAGS.export,
+        head.config,
+        dataclasses.replace(params, lm_head=None) if frozen else params,
+        model.config,
+        frozen_lm_head=frozen,
+        token_ranks=ranks if frozen else None,
+    )
+    print(f"wrote the head of step {done} to {FLAGS.export}", flush=True)
 
 
 def report(outcome: Outcome, steps: int) -> None:

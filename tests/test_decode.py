@@ -34,7 +34,7 @@ CAPACITY = 33 + LONGEST + 4 + 1  # not one slot more than the longest answer to 
 
 @functools.cache
 def _answers(temperature: float) -> list[list[int]]:
-    """What each prompt is answered with, by plain"""
+    """What each prompt is answered with, by plain decoding."""
     target, params = small_target()
     knobs = {"temperature": temperature, "max_new_tokens": LONGEST}
     return [plain(target, params, prompt, sequence=row, **knobs) for row, prompt in enumerate(PROMPTS)]

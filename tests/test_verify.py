@@ -135,12 +135,14 @@ def test_residual_with_nothing_left_keeps_the_target() -> None:
     """Where p and q differ by rounding alone, p - q is empty: the bonus still comes from the target's tokens."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4096, 2, 8)).astype(np.float32)
-    logits[..., 0] = -50.0  # the token that an argmax over nothing would give
+    logits[..., 0] = -9.0  # top-k excludes the token that an argmax over nothing would give
     draft = (logits + 1e-7 * rng.normal(size=logits.shape)).astype(np.float32)
+    draft[..., 0] = -np.inf
     batch = [trees.Tree([0, int(t)], [NO_PARENT, 0], [True, True], [0, 0]) for t in rng.integers(1, 8, 4096)]
     uniforms = np.full((4096, 2), np.float32(1 - 2**-24))
     noise = np.zeros_like(logits)
-    verdict = RESIDUAL(draft_tree(batch, 1, draft), logits, make_sampling(4096, temperature=1.0), uniforms, noise)
+    sampling = make_sampling(4096, temperature=1.0, top_k=7)
+    verdict = RESIDUAL(draft_tree(batch, 1, draft), logits, sampling, uniforms, noise)
     refused = np.asarray(verdict.num_accepted) == 0
     assert refused.sum() > 100
     assert (np.asarray(verdict.next_token)[refused] != 0).all()

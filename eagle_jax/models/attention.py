@@ -56,7 +56,7 @@ def attend(
       positions: i32[B, T] of the queries.
       key_positions: i32[B, M] of the new tokens; `positions` where left out.
       window: a query at i sees only keys j with i - j < window.
-      block: prefix slots handled at a time.
+      block: prefix slots handled at a time; the whole capacity at once where it is no larger.
 
     Returns:
       [B, T, H, D], in the dtype of `values`.
@@ -102,7 +102,10 @@ def attend(
 
     capacity = prefix.keys.shape[1]
     size = min(block, capacity)
-    num_blocks = (prefix.length.max() + size - 1) // size
-    running = lax.fori_loop(0, num_blocks, add_block, running)
+    if size == capacity:  # one block: no loop, whose length the host of a GPU would have to wait for
+        running = add_block(jnp.int32(0), running)
+    else:
+        num_blocks = (prefix.length.max() + size - 1) // size
+        running = lax.fori_loop(0, num_blocks, add_block, running)
     mixed = running.mixed / running.total[..., None]
     return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape).astype(values.dtype)

@@ -66,7 +66,7 @@ class Recipe(NamedTuple):
     """A way to train a head, as pure functions."""
 
     num_steps: int
-    count: Callable[[Batch], jax.Array]
+    divisors: Callable[[Batch], jax.Array]
     """batch -> f32[I], what the loss of each step is divided by; those of several batches add up."""
     loss: Callable[[HeadParams, Params, Vocabulary, Batch, Features, jax.Array, jax.Array], tuple[jax.Array, Tally]]
     """(params, target_params, vocabulary, batch, features, divisors f32[I], key) -> loss f32[], tally. The losses of

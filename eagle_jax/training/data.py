@@ -88,7 +88,7 @@ def pack(
     length: int,
     num_slots: int | None = None,
     *,
-    documents: Sequence[int] | None = None,
+    documents: Sequence[int] | np.ndarray | None = None,
     seed: int = 0,
 ) -> Packing:
     """Pack documents, longest first, each into the first row with room.

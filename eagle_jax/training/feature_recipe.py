@@ -39,7 +39,7 @@ class FeatureConfig:
 def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
     """The recipe for one head."""
 
-    def count(batch: Batch) -> jax.Array:
+    def divisors_of(batch: Batch) -> jax.Array:
         return which.chain_rows(batch.slots, 1).sum((1, 2)).astype(jnp.float32)
 
     def loss(
@@ -70,9 +70,9 @@ def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
         )
         tally = which.tally_of(found, valid, known, choice, vocabulary)
         total = config.feature_weight * (share[0] * errors).sum() + found.total
-        return total, tally.replace(feature_error=(valid[0] * errors).sum())
+        return total, dataclasses.replace(tally, feature_error=(valid[0] * errors).sum())
 
-    return Recipe(1, count, loss)
+    return Recipe(1, divisors_of, loss)
 
 
 def smooth_l1(x: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ is read many times, `FeatureCache` keeps them on disk: three flat files over all
 batch by batch, resumable, and tied to the text and the target by a fingerprint.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -59,7 +60,7 @@ def compute_features(
 def _choices(target: Target, params: Params, hidden: jax.Array, asked: jax.Array, chunk: int) -> jax.Array:
     """Most probable token behind hidden [N, E] where `asked` bool[N], else NO_TOKEN; costs as much as is asked."""
     num_rows = asked.shape[0]
-    order = jnp.argsort(~asked, stable=True)
+    (order,) = jnp.nonzero(asked, size=num_rows, fill_value=num_rows)
     order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
 
     def find(index: jax.Array, choices: jax.Array) -> jax.Array:
@@ -68,8 +69,7 @@ def _choices(target: Target, params: Params, hidden: jax.Array, asked: jax.Array
         return choices.at[some].set(found.astype(jnp.int32), mode="drop")
 
     num_chunks = (asked.sum() + chunk - 1) // chunk
-    choices = lax.fori_loop(0, num_chunks, find, jnp.full(num_rows, NO_TOKEN, jnp.int32))
-    return jnp.where(asked, choices, NO_TOKEN)
+    return lax.fori_loop(0, num_chunks, find, jnp.full(num_rows, NO_TOKEN, jnp.int32))
 
 
 def fingerprint(examples: Sequence[Example], target_name: str, params: Params, everywhere: bool) -> str:
@@ -150,7 +150,7 @@ class FeatureCache:
         @jax.jit
         def run(params: Params, text: Batch) -> tuple[Features, jax.Array]:
             found = compute_features(target, params, text, everywhere=everywhere)
-            small = found.replace(taps=found.taps.astype(wanted), hidden=found.hidden.astype(wanted))
+            small = dataclasses.replace(found, taps=found.taps.astype(wanted), hidden=found.hidden.astype(wanted))
             return small, jnp.maximum(jnp.abs(found.taps).max(), jnp.abs(found.hidden).max())
 
         for index, documents in enumerate(passes):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from eagle_jax.checkpoint.draft_vocabulary import whole_lm_head
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadConfig
 from eagle_jax.training.batch import Vocabulary
@@ -74,36 +75,38 @@ def count_tokens(examples: Sequence[Example], vocab_size: int) -> np.ndarray:
     return counts
 
 
-def choose_draft_vocabulary(counts: np.ndarray, size: int, always: Sequence[int] = ()) -> np.ndarray:
-    """The `size` most frequent tokens, ascending: i32[U]; ties go to the lower id.
+def rank_tokens(counts: np.ndarray, always: Sequence[int] = ()) -> np.ndarray:
+    """All tokens, the most frequent first: i32[V]; ties go to the lower id.
 
     Args:
       counts: i64[V] of `count_tokens`.
-      size: U.
-      always: tokens that belong to it whatever their count: those that end an answer.
+      always: tokens that stand first whatever their count: those that end an answer.
+    """
+    counts = counts.copy()
+    counts[list(always)] = counts.max() + 1
+    return np.argsort(-counts, kind="stable").astype(np.int32)
+
+
+def make_vocabulary(
+    target: ModelConfig, target_params: Params, ranks: np.ndarray, size: int, dtype: str = "float32"
+) -> Vocabulary:
+    """The target's LM-head rows of its `size` most frequent tokens, in the order of their ids.
+
+    Args:
+      target, target_params: the target.
+      ranks: i32[V] of `rank_tokens`.
+      size: U; 0 or V is the whole vocabulary.
+      dtype: of the rows.
 
     Raises:
-      ValueError: a size below that of `always` or above V.
+      ValueError: a size below 0 or above V.
     """
-    if not max(1, len(set(always))) <= size <= len(counts):
-        raise ValueError(f"the draft vocabulary must have 1 to {len(counts)} tokens, got {size}")
-    wanted = counts.copy()
-    wanted[list(always)] = counts.max() + 1
-    chosen = np.argsort(-wanted, kind="stable")[:size]
-    return np.sort(chosen).astype(np.int32)
-
-
-def target_lm_head(params: Params) -> jax.Array:
-    """The target's LM head [V, E]: the embedding itself where the two are tied."""
-    return params["lm_head"] if "lm_head" in params else params["embed_tokens"]
-
-
-def make_vocabulary(target_params: Params, target_ids: np.ndarray | None, dtype: str = "float32") -> Vocabulary:
-    """Rows of the target's LM head for the draft vocabulary; None is the whole vocabulary."""
-    rows = target_lm_head(target_params)
-    if target_ids is None:
+    if not 0 <= size <= len(ranks):
+        raise ValueError(f"the draft vocabulary must have at most {len(ranks)} tokens, got {size}")
+    rows = whole_lm_head(target, target_params)
+    if size in (0, len(ranks)):
         return Vocabulary(rows.astype(dtype))
-    ids = jnp.asarray(target_ids)
+    ids = jnp.asarray(np.sort(ranks[:size]))
     return Vocabulary(jnp.take(rows, ids, axis=0).astype(dtype), ids)
 
 

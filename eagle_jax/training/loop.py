@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -69,7 +69,7 @@ def train(
     config: LoopConfig,
     *,
     learning_rate: Callable[[int], Any] | None = None,
-    heldout: Iterable[Rows] = (),
+    heldout: Iterable[Mapping[str, Any]] = (),
     measure: Callable[[dict[str, Any], Frozen, Rows], Tally] | None = None,
     evaluate: Evaluate | None = None,
     time_limit: float | None = None,
@@ -118,7 +118,7 @@ def train(
                 tokens = int(state.tokens)
                 run.log(done, "train", numbers)
                 bar.set_postfix(loss=f"{numbers['loss']:.3f}", tau=f"{numbers['simulated_tau']:.3f}")
-                state = state.replace(window=empty_window(state.window.tally.rows.shape[0]))
+                state = dataclasses.replace(state, window=empty_window(state.window.tally.rows.shape[0]))
             if measure is not None and heldout and _due(done, config.heldout_every, config.steps):
                 run.log(done, "heldout", _measure(state, frozen, heldout, measure))
             if evaluate is not None and _due(done, config.evaluate_every, config.steps):
@@ -159,7 +159,7 @@ def _window_numbers(state: TrainState, done: int) -> dict[str, float]:
 def _measure(
     state: TrainState,
     frozen: Frozen,
-    heldout: list[Rows],
+    heldout: Sequence[Mapping[str, Any]],
     measure: Callable[[dict[str, Any], Frozen, Rows], Tally],
 ) -> dict[str, float]:
     tallies = [measure(state.trained, frozen, _on_device(rows)) for rows in heldout]

@@ -126,11 +126,11 @@ def _scan(
 ) -> dict[str, jax.Array]:
     """Cross-entropy, choice and the wanted gradients of the weighted sum, by name.
 
-    Rows without any weight come last and are not computed: the number of chunks is a run-time number.
+    Rows without any weight are left out: the number of chunks is a run-time number.
     """
     num_steps, num_rows, _ = reads.shape
     active = (weights != 0).any(0)
-    order = jnp.argsort(~active, stable=True)
+    (order,) = jnp.nonzero(active, size=num_rows, fill_value=num_rows)
     order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
 
     def measure(index: jax.Array, found: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -132,7 +132,7 @@ def make_loss(
             features = Features(rows["taps"], rows["hidden"], rows["choice"])
         else:
             features = compute_features(target, frozen.target_params, batch, everywhere=everywhere)
-        features = features.replace(taps=features.taps.astype(dtype), hidden=features.hidden.astype(dtype))
+        features = dataclasses.replace(features, taps=features.taps.astype(dtype), hidden=features.hidden.astype(dtype))
         params = head_params(trained, frozen.vocabulary)
         return recipe.loss(params, frozen.target_params, frozen.vocabulary, batch, features, divisors, key)
 
@@ -168,7 +168,7 @@ def make_train_step(
 
     @functools.partial(jax.jit, donate_argnames=("state",))
     def step(state: TrainState, frozen: Frozen, rows: Rows) -> TrainState:
-        divisors = recipe.count(text_of(rows))
+        divisors = recipe.divisors(text_of(rows))
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
 
         def add(sums: Any, one: tuple[jax.Array, Rows]) -> tuple[Any, None]:
@@ -206,6 +206,6 @@ def make_measure(
     @jax.jit
     def measure(trained: dict[str, Any], frozen: Frozen, rows: Rows) -> Tally:
         key = jax.random.key(0, impl="threefry2x32")
-        return loss(trained, frozen, rows, recipe.count(text_of(rows)), key)[1]
+        return loss(trained, frozen, rows, recipe.divisors(text_of(rows)), key)[1]
 
     return measure

@@ -67,7 +67,7 @@ def make_unroll_recipe(head: Head, config: UnrollConfig) -> Recipe:
             return which.official_rows(batch, num_steps)
         return batch.slots, which.chain_rows(batch.slots, num_steps)
 
-    def count(batch: Batch) -> jax.Array:
+    def divisors_of(batch: Batch) -> jax.Array:
         if official:
             return jnp.full(num_steps, float(batch.tokens.size))
         return rows_of(batch)[1].sum((1, 2)).astype(jnp.float32)
@@ -100,4 +100,4 @@ def make_unroll_recipe(head: Head, config: UnrollConfig) -> Recipe:
         )
         return found.total, which.tally_of(found, valid, known, choice, vocabulary)
 
-    return Recipe(num_steps, count, loss)
+    return Recipe(num_steps, divisors_of, loss)

@@ -19,8 +19,8 @@ from tests.experiments.conftest import CONTEXT, write_model
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
-    *("target", "method", "temperature", "seed", "dtype", "device", "prompts", "tokens", "rounds", "tau"),
-    *("tokens_per_second", "prefill_seconds", "decode_seconds", "tree", "answers"),
+    *("target", "method", "temperature", "seed", "rule", "share_noise", "dtype", "device", "prompts", "tokens"),
+    *("rounds", "tau", "tokens_per_second", "prefill_seconds", "decode_seconds", "tree", "answers"),
 }
 COMPARED = {"plain_tokens_per_second", "speedup", "identical_prompts", "first_difference_margin"}
 
