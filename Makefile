@@ -11,13 +11,14 @@ CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3
 PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(if $(filter yes,$(shell $(p) -c \
     'import sys; print("yes" if sys.version_info >= (3, 11) else "no")' 2>/dev/null)),$(p))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
-PROMPT := Write a haiku about trees. Then write the same haiku again.
+PROMPT := Write a SQL schema for a library with books, members and loans.
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 demo: $(VENV)/.runtime $(VENV)/.target ## set up, then watch SmolLM2 write an answer through speculative decoding
-	$(BIN)/python -m experiments.generate --target=smollm2-135m --method=prompt_lookup --prompt="$(PROMPT)" --compare
+	$(BIN)/python -m experiments.generate --target=smollm2-135m --method=prompt_lookup --depth=4 \
+	    --prompt="$(PROMPT)" --compare
 
 test: $(VENV)/.target lint types unit ## set up, then run lint, types and all tests (TORCH=1: with PyTorch, as CI does)
 
@@ -30,8 +31,8 @@ lint: venv ## check style and formatting
 types: venv ## check types
 	$(BIN)/mypy
 
-unit: venv ## run the tests (ARGS="tests/test_tree.py -k ancestors" picks some)
-	$(BIN)/python -m pytest $(ARGS)
+unit: venv ## run the tests, on two cores (ARGS="tests/test_tree.py -k ancestors" picks some, on one)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=2 --dist=loadfile)
 
 format: venv ## rewrite files in the project's format
 	$(BIN)/ruff check --fix .
@@ -49,7 +50,7 @@ $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: setup.py $(VENV)/pyvenv.cfg
-	@echo "Installing eagle_jax and its dependencies into $(VENV) (a few minutes the first time) ..."
+	@echo "Installing eagle_jax and its dependencies into $(VENV) (minutes the first time) ..."
 	$(PIP) --editable .
 	@touch $@
 

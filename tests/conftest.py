@@ -14,7 +14,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # Programs that take seconds to compile are kept between runs. Tests that count compilations listen for
 # `/jax/core/compile/backend_compile_duration`, which jax reports whether a program was compiled or found on disk.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".cache" / "xla")
+# jax does not lock its folder, so each worker of pytest-xdist has one of its own.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    Path(__file__).parents[1] / ".cache" / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "")
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
 
 import jax

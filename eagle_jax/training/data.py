@@ -18,6 +18,9 @@ from eagle_jax.training.conversations import Example
 WINDOW = 4096
 """Documents packed at a time: enough for full rows, few enough to stay fast on millions."""
 
+EPOCHS = 1 << 20
+"""More than any run takes; an endless data set would have a length that grain cannot count."""
+
 Row = dict[str, np.ndarray]
 """One packed row by the field names of `Batch`, and of `Features` where they are cached."""
 
@@ -161,14 +164,14 @@ def assemble(packing: Packing, documents: Sequence[int], lookup: Lookup | None =
 def make_iterator(
     packing: Packing, batch: int, *, seed: int, lookup: Lookup | None = None, prefetch: int = 4
 ) -> grain.DatasetIterator:
-    """Endless batches of `batch` rows, dicts of arrays [batch, ...]; every epoch in another order.
+    """Batches without end of `batch` rows, dicts of arrays [batch, ...]; every epoch in another order.
 
     Raises:
       ValueError: a batch below 1.
     """
     if batch < 1:
         raise ValueError(f"a batch needs at least 1 row, got {batch}")
-    rows: Any = grain.MapDataset.source(packing.rows).seed(seed).shuffle().repeat()
+    rows: Any = grain.MapDataset.source(packing.rows).seed(seed).shuffle().repeat(EPOCHS)
     rows = rows.map(lambda documents: assemble(packing, documents, lookup)).batch(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
     return iter(rows.to_iter_dataset(options))

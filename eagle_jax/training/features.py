@@ -44,7 +44,7 @@ def compute_features(
     """
     size, length = batch.tokens.shape
     causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = causal & (batch.segments[:, :, None] == batch.segments[:, None, :])
+    mask = causal[None] & (batch.segments[:, :, None] == batch.segments[:, None, :])
     output = target.forward(params, batch.tokens, batch.positions, target.init_cache(size, 1), mask)
     if everywhere:
         asked = jnp.ones(size * length, bool)

@@ -189,7 +189,7 @@ def make_train_step(
             window=Window(
                 tally=jax.tree.map(jnp.add, window.tally, tally),
                 loss=window.loss + value,
-                grad_norm=window.grad_norm + optax.global_norm(grads),
+                grad_norm=window.grad_norm + optax.tree.norm(grads),
                 steps=window.steps + 1,
             ),
         )

@@ -1,0 +1,215 @@
+"""The loop: it learns, and however it is interrupted, the numbers are those of an uninterrupted run."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eagle_jax.training import step as steps
+from eagle_jax.training.data import make_iterator, pack
+from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.loop import LoopConfig, Outcome, train
+from eagle_jax.training.run import Run
+from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
+from tests.training import small
+
+EXAMPLES = [small.document(seed, 12 + seed % 5, 4) for seed in range(12)]
+STEPS = 12
+
+
+class Setup:
+    """A kind of head, its compiled step, and what a run of it starts from."""
+
+    def __init__(self, kind: str, *, accumulate: int = 1, train_lm_head: bool = False) -> None:
+        _, target, target_params = small.model()
+        self.kind = kind
+        head, self.params, vocabulary = small.head(kind, draft_size=40)  # type: ignore[arg-type]
+        if kind == "eagle3":
+            self.recipe = make_unroll_recipe(head, UnrollConfig(num_steps=2, chunk=16, train_lm_head=train_lm_head))
+        else:
+            self.recipe = make_feature_recipe(head, FeatureConfig(chunk=16))
+        self.optimizer, self.schedule = steps.make_optimizer(steps.OptimizerConfig(steps=STEPS, learning_rate=3e-3))
+        self.step = steps.make_train_step(self.recipe, target, self.optimizer, accumulate=accumulate, seed=5)
+        self.measure = steps.make_measure(self.recipe, target)
+        self.frozen = steps.Frozen(target_params, vocabulary)
+        self.train_lm_head = train_lm_head
+
+    def trained(self) -> dict[str, Any]:
+        """Fresh copies, since a step donates its state."""
+        parts = {"weights": self.params.weights}
+        if self.train_lm_head:
+            parts["lm_head"] = self.params.lm_head
+        return jax.tree.map(jnp.array, parts)
+
+    def run(self, folder: Path, **options: Any) -> Outcome:
+        """Train in `folder`, from wherever it stands."""
+        data = make_iterator(pack(EXAMPLES, 32), 2, seed=7)
+        config = LoopConfig(steps=STEPS, log_every=2, save_every=3, **options.pop("config", {}))
+        state = steps.initial_state(self.trained(), self.optimizer, self.recipe.num_steps)
+        with Run(folder, {"kind": self.kind}) as run:
+            return train(
+                run, state, data, self.step, self.frozen, config, learning_rate=self.schedule, quiet=True, **options
+            )
+
+
+@pytest.fixture(scope="module", params=small.KINDS)
+def setup(request: pytest.FixtureRequest) -> Setup:
+    return Setup(request.param)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return setup.run(folder), metrics(folder)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run, without what the clock decides."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def assert_same(one: Outcome, two: Outcome) -> None:
+    """Bit for bit."""
+    for x, y in zip(jax.tree.leaves(one.state), jax.tree.leaves(two.state), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing after it runs."""
+
+
+def at_step(wanted: int, action: Callable[[], None]) -> dict[str, Any]:
+    """Loop options that do something once, right after a step."""
+    count = [0]
+
+    def evaluate(params: object) -> dict[str, float]:
+        count[0] += 1
+        if count[0] == wanted:
+            action()
+        return {}
+
+    return {"evaluate": evaluate, "config": {"evaluate_every": 1}}
+
+
+def kill() -> None:
+    raise Killed
+
+
+def test_it_learns(uninterrupted: tuple[Outcome, list[dict[str, Any]]]) -> None:
+    outcome, lines = uninterrupted
+    assert outcome.finished
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert len(losses) == STEPS // 2
+    assert losses[-1] < 0.9 * losses[0]
+    assert lines[-1]["tokens"] == int(outcome.state.tokens) > 0
+
+
+@pytest.mark.parametrize("when", [5, 6, 7])
+def test_resume_after_a_kill(
+    setup: Setup, uninterrupted: tuple[Outcome, list[dict[str, Any]]], tmp_path: Path, when: int
+) -> None:
+    with pytest.raises(Killed):
+        setup.run(tmp_path, **at_step(when, kill))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "kind"')  # cut short by the crash
+    outcome = setup.run(tmp_path)
+    assert outcome.finished
+    assert_same(outcome, uninterrupted[0])
+    assert [line for line in metrics(tmp_path) if line["kind"] == "train"] == uninterrupted[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_resume_after_a_signal(
+    setup: Setup,
+    uninterrupted: tuple[Outcome, list[dict[str, Any]]],
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    before = signal.getsignal(number)
+    stopped = setup.run(tmp_path, **at_step(5, lambda: os.kill(os.getpid(), number)))
+    assert (stopped.finished, stopped.reason, int(stopped.state.step)) == (False, number.name, 5)
+    assert signal.getsignal(number) is before
+    assert_same(setup.run(tmp_path), uninterrupted[0])
+
+
+def test_in_pieces(setup: Setup, uninterrupted: tuple[Outcome, list[dict[str, Any]]], tmp_path: Path) -> None:
+    pieces = 0
+    while not (outcome := setup.run(tmp_path, time_limit=0.0)).finished:
+        pieces += 1
+        assert int(outcome.state.step) == pieces
+        assert outcome.reason == "time limit of 0 s"
+    assert pieces == STEPS - 1
+    assert_same(outcome, uninterrupted[0])
+
+
+def test_accumulating_changes_nothing(tmp_path: Path) -> None:
+    once, twice = Setup("eagle3", train_lm_head=True), Setup("eagle3", accumulate=2, train_lm_head=True)
+    one, two = once.run(tmp_path / "once"), twice.run(tmp_path / "twice")
+    assert set(one.state.trained) == {"weights", "lm_head"}
+    for x, y in zip(jax.tree.leaves(one.state.trained), jax.tree.leaves(two.state.trained), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-4, rtol=1e-3)
+
+
+def test_heldout_and_best(tmp_path: Path) -> None:
+    setup = Setup("eagle3")
+    data = make_iterator(pack(EXAMPLES, 32), 2, seed=7)
+    heldout = [next(data)]
+    taus = iter([1.5, 2.0, 1.75])
+    options = {"config": {"evaluate_every": 4, "heldout_every": 6}, "heldout": heldout, "measure": setup.measure}
+    setup.run(tmp_path, evaluate=lambda params: {"tau": next(taus)}, **options)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines if line["kind"] == "heldout"] == [6, 12]
+    assert [(line["step"], line["tau"]) for line in lines if line["kind"] == "real"] == [(4, 1.5), (8, 2.0), (12, 1.75)]
+    with Run(tmp_path, {"kind": "eagle3"}) as run:
+        found = run.best(setup.trained())
+    assert found is not None
+    assert found[0] == 8
+
+
+def test_directory_of_another_run(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", {"config": {"lr": 1.0}, "text": "a"}):
+        pass
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"is another run: its config.lr is 1.0, not 2.0; nothing was written"):
+        Run(tmp_path / "run", {"config": {"lr": 2.0}, "text": "a"})
+    with pytest.raises(ValueError, match="is not empty and not a training run"):
+        Run(tmp_path, {})
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with Run(tmp_path, {}), pytest.raises(ValueError, match="another process is training this run"):
+        Run(tmp_path, {})
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    setup = Setup("eagle3")
+    broken = jax.tree.map(lambda x: x * jnp.nan, setup.frozen.vocabulary.lm_head)
+    setup.frozen = steps.Frozen(
+        setup.frozen.target_params, type(setup.frozen.vocabulary)(broken, setup.frozen.vocabulary.target_ids)
+    )
+    with pytest.raises(ValueError, match="the loss is nan at step 2"):
+        setup.run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoopConfig(steps=0), "got 0, 10 and 100"),
+        (lambda: LoopConfig(steps=1, evaluate_every=-1), "intervals must be at least 0, got 100 and -1"),
+        (lambda: steps.OptimizerConfig(steps=0), "steps must be at least 1, got 0"),
+        (lambda: steps.OptimizerConfig(steps=1, learning_rate=0), "got 0, 1.0"),
+        (lambda: steps.OptimizerConfig(steps=1, warmup_share=1), r"warmup_share must be in \[0, 1\), got 1"),
+    ],
+)
+def test_misuse(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,161 @@
+"""Recipes: packed = unpacked, accumulated = at once, what is counted, and gradients against finite differences."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.training import rows as which
+from eagle_jax.training.batch import NO_SLOT, Batch, Features, Recipe, Tally, summarise
+from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe, smooth_l1
+from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
+from tests.training import reference, small
+
+EXAMPLES = [small.document(0, 17, 6), small.document(1, 12, 4), small.document(2, 21, 9, 15)]
+DRAFT_SIZE = 40
+
+
+def recipe_of(kind: str) -> Recipe:
+    """A recipe of each kind; the noise off, which differs between packings."""
+    head, _, _ = small.head(kind, draft_size=DRAFT_SIZE)  # type: ignore[arg-type]
+    if kind == "eagle3":
+        return make_unroll_recipe(head, UnrollConfig(num_steps=3, chunk=16))
+    return make_feature_recipe(head, FeatureConfig(noise=0.0, chunk=16))
+
+
+@functools.cache
+def compiled(kind: str) -> Callable[..., Any]:
+    """(weights, batch, features, divisors) -> (loss, tally), gradient."""
+    recipe = recipe_of(kind)
+    _, params, vocabulary = small.head(kind, draft_size=DRAFT_SIZE)  # type: ignore[arg-type]
+    _, _, target_params = small.model()
+
+    def loss(weights: Any, batch: Batch, features: Features, divisors: jax.Array) -> tuple[jax.Array, Tally]:
+        changed = dataclasses.replace(params, weights=weights)
+        return recipe.loss(changed, target_params, vocabulary, batch, features, divisors, jax.random.key(0))
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def run(kind: str, batch: Batch, divisors: jax.Array | None = None) -> tuple[jax.Array, Tally, Any]:
+    """Loss, tally and gradient of a batch."""
+    _, params, _ = small.head(kind, draft_size=DRAFT_SIZE)  # type: ignore[arg-type]
+    divisors = recipe_of(kind).divisors(batch) if divisors is None else divisors
+    (total, tally), grads = compiled(kind)(params.weights, batch, small.features_of(batch), divisors)
+    return total, tally, grads
+
+
+def assert_close(one: Any, two: Any, tolerance: float) -> None:
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_packed_is_unpacked(kind: str) -> None:
+    packed = run(kind, small.batch_of(EXAMPLES, 64))
+    apart = run(kind, small.batch_of(EXAMPLES, 64, rows=len(EXAMPLES)))
+    assert int(packed[1].rows[0]) == sum(len(example.slots) for example in EXAMPLES)
+    assert_close(packed, apart, 1e-5)
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_parts_add_up_to_the_whole(kind: str) -> None:
+    whole = small.batch_of(EXAMPLES, 24, rows=len(EXAMPLES))
+    divisors = recipe_of(kind).divisors(whole)
+    parts = [run(kind, jax.tree.map(lambda x, i=i: x[i : i + 1], whole), divisors) for i in range(len(EXAMPLES))]
+    assert_close(run(kind, whole), jax.tree.map(lambda *values: sum(values[1:], start=values[0]), *parts), 1e-5)
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_gradient_points_where_the_loss_goes(kind: str) -> None:
+    batch = small.batch_of(EXAMPLES, 64)
+    recipe = recipe_of(kind)
+    _, params, vocabulary = small.head(kind, draft_size=DRAFT_SIZE)  # type: ignore[arg-type]
+    _, _, target_params = small.model()
+    features, divisors = small.features_of(batch), recipe.divisors(batch)
+    leaves, structure = jax.tree.flatten(params.weights)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    direction = structure.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+    @jax.jit
+    def loss(step: jax.Array) -> jax.Array:
+        weights = jax.tree.map(lambda x, d: x + step * d, params.weights, direction)
+        changed = HeadParams(weights, params.lm_head, params.target_ids)
+        return recipe.loss(changed, target_params, vocabulary, batch, features, divisors, jax.random.key(0))[0]
+
+    _, _, grads = run(kind, batch)
+    slope = sum(float((g * d).sum()) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True))
+    size = 1e-3
+    measured = (float(loss(jnp.float32(size))) - float(loss(jnp.float32(-size)))) / (2 * size)
+    assert slope == pytest.approx(measured, rel=2e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 5])
+def test_chain_rows(num_steps: int) -> None:
+    slots = [3, 4, 5, 6, 9, 10, 20]
+    padded = jnp.asarray([[*slots, NO_SLOT, NO_SLOT]])
+    found = np.asarray(which.chain_rows(padded, num_steps))[:, 0]
+    np.testing.assert_array_equal(found[:, : len(slots)], reference.chain_rows(slots, num_steps))
+    assert not found[:, len(slots) :].any()
+
+
+def test_loss_is_the_mean_over_supervised_rows() -> None:
+    total, tally, _ = run("eagle3", small.batch_of(EXAMPLES, 64))
+    weights = np.array(UnrollConfig(num_steps=3).step_weights)
+    np.testing.assert_allclose(weights, np.array([1, 0.8, 0.64]) / 2.44)
+    np.testing.assert_allclose(total, (weights * tally.cross_entropy / tally.rows).sum(), rtol=1e-5)
+    # Chains that would leave their answer do not count: one row an answer and step fewer.
+    assert tally.rows.tolist() == [11 + 8 + 6, 11 + 8 + 6 - 3, 11 + 8 + 6 - 6]
+    assert 0 < tally.in_vocabulary[0] < tally.rows[0]
+
+
+def test_joint_accuracy_and_tau_by_hand() -> None:
+    tally = Tally(
+        rows=jnp.array([10.0, 8.0]),
+        in_vocabulary=jnp.array([9.0, 7.0]),
+        cross_entropy=jnp.array([18.0, 21.0]),
+        correct=jnp.array([6.0, 5.0]),
+        joint=jnp.array([6.0, 4.0]),
+        feature_error=jnp.zeros(()),
+    )
+    rates = summarise(tally)
+    assert rates["accuracy_0"] == pytest.approx(0.6)
+    assert rates["joint_1"] == pytest.approx(0.5)
+    assert rates["cross_entropy_1"] == pytest.approx(3.0)
+    assert rates["coverage"] == pytest.approx(0.9)
+    assert rates["simulated_tau"] == pytest.approx(1 + 0.6 + 0.5)
+
+
+def test_smooth_l1() -> None:
+    np.testing.assert_allclose(smooth_l1(jnp.array([-3.0, -0.5, 0.0, 1.0, 2.0])), [2.5, 0.125, 0.0, 0.5, 1.5])
+
+
+def test_noise_is_the_keys() -> None:
+    head, params, vocabulary = small.head("eagle", draft_size=DRAFT_SIZE)
+    _, _, target_params = small.model()
+    batch = small.batch_of(EXAMPLES, 64)
+    recipe = make_feature_recipe(head, FeatureConfig(noise=0.5))
+    rest = (batch, small.features_of(batch), recipe.divisors(batch))
+    losses = [float(recipe.loss(params, target_params, vocabulary, *rest, jax.random.key(k))[0]) for k in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UnrollConfig(num_steps=0), "num_steps must be at least 1, got 0"),
+        (lambda: UnrollConfig(decay=1.5), r"decay must be in \(0, 1\], got 1.5"),
+        (lambda: UnrollConfig(alignment="other"), "alignment must be target or official, got 'other'"),
+        (lambda: FeatureConfig(noise=-1), "noise must be at least 0, got -1"),
+        (lambda: FeatureConfig(feature_weight=0, token_weight=0), "weights must be positive, got 0 and 0"),
+    ],
+)
+def test_misuse(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
