@@ -1,7 +1,6 @@
 """Draft-tree speculative decoding in JAX: EAGLE, EAGLE-2, EAGLE-3 and their peers, exact at any temperature."""
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
-from eagle_jax.decode import DecodeState, decode, prefill
 from eagle_jax.drafters import (
     Drafter,
     make_chain,
@@ -16,7 +15,6 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.types import DraftTree, Sampling, Target, Verdict
 
 __all__ = [
-    "DecodeState",
     "DraftTree",
     "Drafter",
     "Generation",
@@ -25,7 +23,6 @@ __all__ = [
     "Sampling",
     "Target",
     "Verdict",
-    "decode",
     "load_target",
     "make_chain",
     "make_eagle1",
@@ -34,5 +31,4 @@ __all__ = [
     "make_prompt_lookup",
     "make_target",
     "make_vanilla",
-    "prefill",
 ]

@@ -6,7 +6,7 @@ apart, and turns arrays back into lists. Knows no file, no tokenizer, no draftin
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -99,39 +99,15 @@ class Generator:
         if rounds_per_call < 1:
             raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
         settings = make_sampling(len(prompts), **sampling)
-        text, lengths = self._pad(prompts, settings)
-        started = time.perf_counter()
-        state = prefill(
-            self.target,
-            self.drafter,
-            self.target_params,
-            self.drafter_params,
-            text,
-            lengths,
-            settings,
-            chunk=self.prefill_chunk,
-        )
-        jax.block_until_ready(state)
-        prefill_seconds, decode_seconds = time.perf_counter() - started, 0.0
+        state, prefill_seconds = _timed(self._start, prompts, settings)
+        decode_seconds = 0.0
         while True:
             generation = _read(state, prefill_seconds, decode_seconds)
             yield generation
             if generation.complete:
                 return
-            started = time.perf_counter()
-            state = decode(
-                self.target,
-                self.drafter,
-                self.target_params,
-                self.drafter_params,
-                state,
-                settings,
-                rounds_per_call,
-                rule=self.rule,
-                share_noise=self.share_noise,
-            )
-            jax.block_until_ready(state)
-            decode_seconds += time.perf_counter() - started
+            state, seconds = _timed(self._advance, state, settings, rounds_per_call)
+            decode_seconds += seconds
 
     def generate(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> Generation:
         """The complete answers, written in one call of the decode program; arguments and errors as `stream`."""
@@ -139,11 +115,36 @@ class Generator:
         return last
 
     def warm_up(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> float:
-        """Compile both programs for a batch of this shape by writing a few tokens; returns the seconds it took."""
-        started = time.perf_counter()
-        for _ in zip(range(2), self.stream(prompts, rounds_per_call=1, **sampling), strict=False):
-            pass
-        return time.perf_counter() - started
+        """Compile both programs for a batch of this shape by running at most one round; the seconds it took."""
+        settings = make_sampling(len(prompts), **sampling)
+        state, prefill_seconds = _timed(self._start, prompts, settings)
+        return prefill_seconds + _timed(self._advance, state, settings, 1)[1]
+
+    def _start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DecodeState:
+        text, lengths = self._pad(prompts, sampling)
+        return prefill(
+            self.target,
+            self.drafter,
+            self.target_params,
+            self.drafter_params,
+            text,
+            lengths,
+            sampling,
+            chunk=self.prefill_chunk,
+        )
+
+    def _advance(self, state: DecodeState, sampling: Sampling, max_rounds: int) -> DecodeState:
+        return decode(
+            self.target,
+            self.drafter,
+            self.target_params,
+            self.drafter_params,
+            state,
+            sampling,
+            max_rounds,
+            rule=self.rule,
+            share_noise=self.share_noise,
+        )
 
     def _pad(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> tuple[jax.Array, jax.Array]:
         """Text i32[B, S] and prompt lengths i32[B], checked."""
@@ -179,3 +180,10 @@ def _read(state: DecodeState, prefill_seconds: float, decode_seconds: float) -> 
         decode_seconds=decode_seconds,
         complete=bool(np.asarray(state.done).all()),
     )
+
+
+def _timed(step: Callable[..., DecodeState], *arguments: Any) -> tuple[DecodeState, float]:
+    """The state behind a step, waited for, and the seconds it took."""
+    started = time.perf_counter()
+    state = jax.block_until_ready(step(*arguments))
+    return state, time.perf_counter() - started

@@ -50,16 +50,16 @@ def make_sampling(
       ValueError: a value out of range, or a list that has not one entry a row.
     """
 
-    def rows(name: str, value: object, dtype: type, low: float, high: float) -> jax.Array:
+    def rows(name: str, value: object, dtype: type, low: float, high: float, *, above: bool = False) -> jax.Array:
         array = np.asarray(value)
         if array.ndim and array.shape != (batch,):
             raise ValueError(f"{name} has {array.size} values for {batch} rows")
-        bad = ~((array >= low) & (array <= high))  # NaN is bad too
+        bad = ~(((array > low) if above else (array >= low)) & (array <= high))  # NaN is bad too
         if bad.any():
-            raise ValueError(f"{name} must be between {low} and {high}, got {array[bad].flat[0]}")
+            allowed = f"above {low} and at most {high}" if above else f"between {low} and {high}"
+            raise ValueError(f"{name} must be {allowed}, got {array[bad].flat[0]}")
         return jnp.asarray(np.broadcast_to(array, (batch,)).astype(dtype))
 
-    smallest = float(np.finfo(np.float32).tiny)
     most = 2**32 - 1
     for stop_id in stop_ids:
         if stop_id < 0:
@@ -68,7 +68,7 @@ def make_sampling(
     return Sampling(
         temperature=rows("temperature", temperature, np.float32, 0, 1e4),
         top_k=rows("top_k", top_k, np.int32, 0, 2**31 - 1),
-        top_p=rows("top_p", top_p, np.float32, smallest, 1),
+        top_p=rows("top_p", top_p, np.float32, 0, 1, above=True),
         seed=rows("seed", seed, np.uint32, 0, most),
         sequence=rows("sequence", range(batch) if sequence is None else list(sequence), np.uint32, 0, most),
         stop_ids=jnp.asarray(np.broadcast_to(stops, (batch, len(stops)))),
@@ -105,7 +105,7 @@ def uniform(sampling: Sampling, positions: jax.Array, count: int) -> jax.Array:
 
 def _sortable(x: jax.Array) -> jax.Array:
     """f32 -> i32 with the same order, so that a threshold can be found exactly by bisection."""
-    bits = lax.bitcast_convert_type(x, jnp.int32)
+    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)  # -0 and 0 are a tie
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 

@@ -89,7 +89,7 @@ def main() -> None:
     steps = round(config.epochs * len(material.training.rows) / (config.data.batch * config.data.accumulate))
     optimizer, schedule = step.make_optimizer(step.OptimizerConfig(steps=steps, **config.optimizer))
     recipe = make_recipe(head, config)
-    trained: dict[str, Any] = {"weights": initialise.initial_weights(head, config.seed)}
+    trained: dict[str, Any] = {"weights": initialise.initial_weights(head, model.params, config.seed)}
     if config.recipe.get("train_lm_head", False):
         trained["lm_head"] = vocabulary.lm_head.astype(jnp.float32)
     describe(material, head, trained, steps, counts, vocabulary)

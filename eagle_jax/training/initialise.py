@@ -110,6 +110,13 @@ def make_vocabulary(
     return Vocabulary(jnp.take(rows, ids, axis=0).astype(dtype), ids)
 
 
-def initial_weights(head: Head, seed: int) -> Params:
-    """Random float32 weights of the head, unboxed."""
-    return nn.unbox(head.init(jax.random.key(seed, impl="threefry2x32")))
+def initial_weights(head: Head, target_params: Params, seed: int) -> Params:
+    """Random float32 weights, unboxed; the final norm of an EAGLE-3 head starts as the target's.
+
+    The rows of its LM head are the target's, and were made for what that norm gives out.
+    """
+    weights = nn.unbox(head.init(jax.random.key(seed, impl="threefry2x32")))
+    if head.config.kind == "eagle3":
+        norm = jnp.array(target_params["norm"]["weight"], jnp.float32)  # a copy: training donates its state
+        weights = {**weights, "norm": {"weight": norm}}
+    return weights

@@ -25,7 +25,7 @@ class Reading(NamedTuple):
     values: jax.Array  # [1, T, K, D]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=golden.QUICK)
 def read(
     head: Head, params: HeadParams, target_params: Params, prefix: Prefix, states: jax.Array, tokens: jax.Array
 ) -> Reading:

@@ -118,7 +118,7 @@ def test_a_template_that_rewrites_history_is_refused() -> None:
         def chat(self, messages: Any) -> list[int]:
             return super().chat([message for message in messages if message["role"] == "user"])
 
-    with pytest.raises(ValueError, match="does not end message 1 with a stop id"):
+    with pytest.raises(ValueError, match="the chat template rewrites what stands before message 1"):
         encode({"messages": TWO_TURNS}, Forgetful(), TOKENIZER.encode)
 
 

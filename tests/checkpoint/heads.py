@@ -1,0 +1,82 @@
+"""Draft heads with random weights for the tests, and their files spoilt one way at a time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from safetensors.numpy import load_file, save_file
+
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
+from eagle_jax.testing import tiny_transformer
+
+DRAFT_VOCAB = 24
+
+
+def random_head(kind: str, target: ModelConfig, *, width: int | None = None, **flags: Any) -> tuple[Any, HeadParams]:
+    """A head with all weights random, its draft vocabulary a third of the target's where it is an EAGLE-3 head.
+
+    Args:
+      kind: eagle or eagle3.
+      target: its shape.
+      width: of the head, the target's where left out.
+      **flags: of `HeadConfig`.
+    """
+    layer = ModelConfig(
+        **{
+            **vars(target),
+            "width": width or target.width,
+            "num_layers": 1,
+            "windows": (),
+            "tap_layers": (),
+            "tie_embeddings": False,
+        }
+    )
+    features = target.width * (len(target.taps) if kind == "eagle3" else 1)
+    config = HeadConfig(kind=kind, layer=layer, feature_width=features, num_taps=len(target.taps), **flags)
+    rng = np.random.default_rng(0)
+
+    def fill(leaf: jax.Array) -> jax.Array:
+        return jnp.asarray(leaf + 0.3 * rng.normal(size=leaf.shape), jnp.float32)
+
+    # The target is asked for nothing that `init` would need.
+    head = make_head(config, tiny_transformer()[1])
+    weights = jax.tree.map(fill, nn.unbox(head.init(jax.random.key(0))))
+    params = HeadParams(weights=weights)
+    if width and width != target.width:
+        params = params.replace(embedding=fill(jnp.zeros((target.vocab_size, width))))
+    if kind == "eagle3":
+        ids = np.sort(rng.permutation(target.vocab_size)[:DRAFT_VOCAB]).astype(np.int32)
+        params = params.replace(lm_head=fill(jnp.zeros((DRAFT_VOCAB, layer.width))), target_ids=jnp.asarray(ids))
+    return config, params
+
+
+def edit_config(folder: Path, *dropped: str, **changed: Any) -> None:
+    """Change keys of `config.json`."""
+    path = folder / "config.json"
+    mapping = {**json.loads(path.read_text()), **changed}
+    path.write_text(json.dumps({key: value for key, value in mapping.items() if key not in dropped}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    """Change the tensors in place."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
+
+
+def rename(names: Callable[[str], str]) -> Callable[[dict[str, np.ndarray]], None]:
+    """A change that renames tensors."""
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        renamed = {names(name): value for name, value in tensors.items()}
+        tensors.clear()
+        tensors.update(renamed)
+
+    return change
