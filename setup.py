@@ -22,6 +22,7 @@ RUNTIME = [
     "safetensors>=0.6",
     "tensorboardX>=2.6",
     "tokenizers>=0.22",
+    "tqdm>=4.66",
     "transformers>=5.0",
 ]
 

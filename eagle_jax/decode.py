@@ -205,6 +205,8 @@ def one_round(
             length,
             sampling.temperature[:, None, None] * draft_noise,
         )
+        if not drafter.draws:  # its logits are no law that the children were drawn from
+            tree = dataclasses.replace(tree, draft_logits=None)
     with jax.named_scope("target"):
         seen = ancestors(tree.parents, drafter.max_depth)
         depth = seen.sum(-1, dtype=jnp.int32) - 1
