@@ -1,7 +1,6 @@
 """What kind of program decoding is: compiled once, without a callback, without a copy of the cache."""
 
 import functools
-import importlib
 import math
 import re
 from collections.abc import Iterator
@@ -10,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 from jax.extend import core
 
 from eagle_jax.cache import commit
 from eagle_jax.decode import Rule, decode, prefill
-from eagle_jax.drafters import make_chain, make_prompt_lookup, make_vanilla
+from eagle_jax.drafters import make_chain, make_eagle3, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generate import Generator
+from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import KVCache, Params, Target, TargetOutput
@@ -183,12 +184,17 @@ class TestCopies:
         _, target, params = tiny_transformer(num_layers=2)
         assert _copies(target, params, make_chain(target, 3), params, 2, self.SLOTS) == []
 
+    def test_cache_of_a_draft_head(self) -> None:
+        config, target, params = tiny_transformer(num_layers=2)
+        head = make_head(HeadConfig(kind="eagle3", layer=config, feature_width=3 * config.width), target)
+        weights = HeadParams(weights=nn.unbox(head.init(jax.random.key(0))))
+        assert _copies(target, params, make_eagle3(head, 8, 2, 3), weights, 2, self.SLOTS) == []
+
     @pytest.mark.parametrize("batch", [1, 8])
     def test_a_stacked_cache_is_caught(self, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
         """Both signs: an instruction that copies, and the memory to copy to."""
         _, target, params = tiny_transformer(num_layers=2)
-        # The package exports a function of the module's name, so the module is not to be had as its attribute.
-        monkeypatch.setattr(importlib.import_module("eagle_jax.decode"), "commit", _stacked_commit)
+        monkeypatch.setattr("eagle_jax.decode.commit", _stacked_commit)
         signs = _copies(_stacked(target), params, make_vanilla(), (), batch, self.SLOTS)
         assert len(set(signs)) >= 2
         assert "temporary memory" in signs

@@ -1,0 +1,123 @@
+"""The methods that draft with a trained head, from the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eagle_jax.checkpoint import pretrained
+from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
+from eagle_jax.checkpoint.heads import save_head
+from eagle_jax.checkpoint.pretrained import load_target
+from experiments import generate, launch
+from tests.checkpoint.heads import random_head
+
+ASK = ("--prompt=Hello hello", "--max_new_tokens=16")
+
+
+@pytest.fixture(scope="module")
+def heads(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `eagle` and `eagle3`, whose LM heads are the target's rows of tokens 0 to 39."""
+    folder = tmp_path_factory.mktemp("heads")
+    model = load_target(str(tiny_model))
+    for kind in ("eagle", "eagle3"):
+        config, params = random_head(kind, model.config)
+        params = with_draft_vocabulary(params, model.config, model.params, range(257), 40)
+        save_head(folder / kind, config, params, model.config, frozen_lm_head=True, token_ranks=range(257))
+    return folder
+
+
+def run(*arguments: str) -> int:
+    return launch.call(generate.main, generate.FLAGS, [*ASK, *arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run(*arguments) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def record(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    path = tmp_path / "out.json"
+    assert run(*arguments, f"--json_output={path}") == 0
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "flags", "tree"),
+    [
+        ("eagle", "eagle", [], (26, 4, 4)),
+        ("eagle2", "eagle", ["--nodes=9", "--depth=2", "--top_k=3"], (9, 2, 3)),
+        ("eagle3", "eagle3", ["--nodes=9", "--depth=1", "--top_k=3", "--draft_vocab=20"], (9, 1, 3)),
+        ("eagle3", "eagle3", ["--nodes=12", "--depth=1", "--draft_vocab=0"], (12, 1, 10)),
+    ],
+    ids=["eagle", "eagle2", "eagle3", "whole vocabulary"],
+)
+def test_heads_write_what_plain_decoding_writes(
+    method: str, kind: str, flags: list[str], tree: tuple[int, ...], heads: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    found = record(
+        tmp_path,
+        f"--target={tiny_model}",
+        f"--method={method}",
+        f"--head={heads / kind}",
+        *flags,
+        "--compare",
+        "--temperature=0.8",
+    )
+    assert found["identical_prompts"] == 1
+    assert found["tree"] == dict(zip(("nodes", "depth", "top_k"), tree, strict=True))
+    assert (found["rule"], found["share_noise"]) == ("match", True)
+
+
+def test_shipped_head_is_taken_where_none_is_named(
+    heads: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, f"--target={tiny_model}", "--method=eagle3")
+    assert f"no trained eagle3 head ships for {tiny_model}" in line
+    # Under a name that a folder can have.
+    monkeypatch.setattr(pretrained, "SHIPPED_HEADS", tmp_path / "shipped")
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / "tiny-eagle3").symlink_to(heads / "eagle3")
+    monkeypatch.chdir(tiny_model.parent)
+    assert tiny_model.name == "tiny"
+    found = record(tmp_path, "--target=tiny", "--method=eagle3", "--nodes=4", "--depth=1", "--top_k=2")
+    assert found["tree"]["nodes"] == 4
+
+
+def test_ablations_of_noise_and_rule(
+    heads: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--target={tiny_model}", "--method=eagle", f"--head={heads / 'eagle'}", "--temperature=1"]
+    assert record(tmp_path, *options, "--noshare_noise", "--compare")["identical_prompts"] == 1
+    found = record(tmp_path, *options, "--noshare_noise", "--rule=residual")
+    assert (found["rule"], found["share_noise"], found["tokens"]) == ("residual", False, 16)
+    line = refused(capsys, *options, "--rule=residual")
+    assert line == "error: rule 'residual' needs a draft of its own randomness: eagle with share_noise=True"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method=vanilla", "--draft_vocab=9"], "--method=vanilla takes no --draft_vocab, got 9"),
+        (["--method=eagle2", "--draft=self:1"], "--method=eagle2 takes no --draft, got 'self:1'"),
+        (["--method=eagle3", "--draft_vocab=-1"], "--draft_vocab must be at least 0, got -1"),
+        (["--method=eagle", "--head=HEADS/eagle", "--nodes=9"], "it takes no sizes; got (9, None, None)"),
+        (["--method=eagle3", "--head=HEADS/eagle3", "--nodes=900"], "nodes - 1 is 899, but depth 7 and top_k 10 find"),
+        (["--method=eagle3", "--head=HEADS/eagle"], "eagle3 needs an EAGLE-3 head, got one of kind 'eagle'"),
+        (["--method=eagle3", "--head=HEADS/eagle3", "--draft_vocab=300"], "300 tokens was asked for"),
+        (
+            ["--method=eagle3", "--head=HEADS/eagle3", "--draft_vocab=4"],
+            "top_k is 10, the draft vocabulary has 4 tokens",
+        ),
+        (["--method=eagle3", "--head=HEADS/no"], "nor an existing directory"),
+        (["--rule=exact"], "value should be one of <match|residual>"),
+    ],
+)
+def test_bad_settings(
+    arguments: list[str], message: str, heads: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.replace("HEADS", str(heads)) for argument in arguments]
+    assert message in refused(capsys, f"--target={tiny_model}", *given)
