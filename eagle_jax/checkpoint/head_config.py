@@ -30,6 +30,11 @@ DEFAULT_SIZE = "default_draft_vocab_size"
 _UNSUPPORTED = ("norm_before_residual", "norm_before_fc", "parallel_drafting", "speculators_model_type")
 """Keys that, where set, ask for another forward pass or another format."""
 
+_COUNTS = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+    *("max_position_embeddings", "target_hidden_size", "draft_vocab_size", "num_aux_hidden_states", DEFAULT_SIZE),
+)
+
 
 def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> HeadConfig:
     """The shape of the head that a `config.json` and the tensors beside it describe.
@@ -42,6 +47,7 @@ def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[i
       ValueError: a key is missing, asks for something that this package does not compute, or contradicts the tensors.
     """
     kind = kind_of(shapes)
+    _check_types(mapping)
     _reject_unsupported(mapping, kind)
     layer = config_from_hf({**mapping, "model_type": "llama", "tie_word_embeddings": False})
     layer = dataclasses.replace(layer, qkv_bias=layer.qkv_bias or bool(mapping.get("qkv_bias", False)))
@@ -64,6 +70,23 @@ def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[i
         norm_output=bool(mapping.get("norm_output")),
         num_taps=num_taps,
     )
+
+
+def _check_types(mapping: Mapping[str, Any]) -> None:
+    """Refuse values that are no numbers, or no lists of such, where these are expected; null is as good as absent."""
+    for key in _COUNTS:
+        value = mapping.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{key} is {value!r}, expected a positive number")
+    aux = mapping.get("eagle_config") or {}
+    if not isinstance(aux, dict):
+        raise ValueError(f"eagle_config is {aux!r}, expected an object")
+    for ids in (mapping.get(LAYER_IDS), aux.get(LAYER_IDS)):
+        if ids is not None and not (isinstance(ids, list) and all(isinstance(index, int) for index in ids)):
+            raise ValueError(f"{LAYER_IDS} is {ids!r}, expected a list of layers")
+    names = mapping.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"architectures is {names!r}, expected a list of names")
 
 
 def _reject_unsupported(mapping: Mapping[str, Any], kind: Kind) -> None:

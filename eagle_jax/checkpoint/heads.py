@@ -216,7 +216,9 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield folder
-        folder.chmod(0o755)
+        folder.chmod(0o755)  # temporary folders, and files of safetensors, are their owner's alone
+        for file in folder.iterdir():
+            file.chmod(0o644)
         folder.replace(path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Draft heads with random weights for the tests, and their files spoilt one way at a time."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy as np
 from flax import linen as nn
 from safetensors.numpy import load_file, save_file
 
+from eagle_jax.checkpoint.heads import save_head
+from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.testing import tiny_transformer
 
+CONFIG, TARGET, PARAMS = tiny_transformer(num_layers=7)
 DRAFT_VOCAB = 24
 
 
@@ -27,15 +31,8 @@ def random_head(kind: str, target: ModelConfig, *, width: int | None = None, **f
       width: of the head, the target's where left out.
       **flags: of `HeadConfig`.
     """
-    layer = ModelConfig(
-        **{
-            **vars(target),
-            "width": width or target.width,
-            "num_layers": 1,
-            "windows": (),
-            "tap_layers": (),
-            "tie_embeddings": False,
-        }
+    layer = dataclasses.replace(
+        target, width=width or target.width, num_layers=1, windows=(), tap_layers=(), tie_embeddings=False
     )
     features = target.width * (len(target.taps) if kind == "eagle3" else 1)
     config = HeadConfig(kind=kind, layer=layer, feature_width=features, num_taps=len(target.taps), **flags)
@@ -44,8 +41,7 @@ def random_head(kind: str, target: ModelConfig, *, width: int | None = None, **f
     def fill(leaf: jax.Array) -> jax.Array:
         return jnp.asarray(leaf + 0.3 * rng.normal(size=leaf.shape), jnp.float32)
 
-    # The target is asked for nothing that `init` would need.
-    head = make_head(config, tiny_transformer()[1])
+    head = make_head(config, TARGET)  # `init` asks nothing of the target
     weights = jax.tree.map(fill, nn.unbox(head.init(jax.random.key(0))))
     params = HeadParams(weights=weights)
     if width and width != target.width:
@@ -54,6 +50,35 @@ def random_head(kind: str, target: ModelConfig, *, width: int | None = None, **f
         ids = np.sort(rng.permutation(target.vocab_size)[:DRAFT_VOCAB]).astype(np.int32)
         params = params.replace(lm_head=fill(jnp.zeros((DRAFT_VOCAB, layer.width))), target_ids=jnp.asarray(ids))
     return config, params
+
+
+def assert_tree_equal(actual: Any, wanted: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, actual, wanted)
+
+
+def logits(config: HeadConfig, params: HeadParams) -> jax.Array:
+    """What the head says of a few random features in a row."""
+    head, size = make_head(config, TARGET), 5
+    features = jax.random.normal(jax.random.key(3), (1, size, config.feature_width))
+    tokens = positions = jnp.arange(size)[None]
+    mask = jnp.tril(jnp.ones((1, size, size), bool))
+    slot = jnp.zeros((1, 1, config.layer.num_kv_heads, config.layer.head_dim))
+    nothing = Prefix(slot, slot, jnp.zeros(1, jnp.int32))
+
+    def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        return attend(queries, keys, values, mask, nothing, positions)
+
+    embedded = head.embed(params, PARAMS, tokens)
+    states, _, _ = head.step(params, head.fuse(params, features), embedded, positions, mix)
+    return head.logits(params, PARAMS, states)
+
+
+def saved(folder: Path, kind: str = "eagle3", **options: Any) -> Path:
+    """A directory with a random head in float32."""
+    config, params = random_head(kind, CONFIG)
+    save_head(folder / "head", config, params, CONFIG, **{"dtype": "float32", **options})
+    return folder / "head"
 
 
 def edit_config(folder: Path, *dropped: str, **changed: Any) -> None:

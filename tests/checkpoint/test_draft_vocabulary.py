@@ -16,9 +16,8 @@ from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadParams, make_head
 from eagle_jax.testing import ByteTokenizer, tiny_transformer
 from eagle_jax.types import Params
-from tests.checkpoint.heads import DRAFT_VOCAB, edit_config, random_head
+from tests.checkpoint.heads import CONFIG, DRAFT_VOCAB, PARAMS, TARGET, edit_config, random_head
 
-CONFIG, TARGET, PARAMS = tiny_transformer(num_layers=7)
 RANKS = np.random.default_rng(5).permutation(64)
 
 

@@ -13,9 +13,8 @@ from eagle_jax.checkpoint.validate_head import validate
 from eagle_jax.models.config import RopeScaling
 from eagle_jax.testing import tiny_transformer
 from tests import golden
-from tests.checkpoint.heads import DRAFT_VOCAB, edit_config, edit_tensors, random_head, rename
+from tests.checkpoint.heads import CONFIG, DRAFT_VOCAB, edit_config, edit_tensors, random_head, rename
 
-CONFIG = tiny_transformer(num_layers=7)[0]
 OTHER_TAPS = tiny_transformer(num_layers=7, tap_layers=(1, 4, 5))[0]
 LLAMA3 = tiny_transformer(rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_max_positions=64))[0]
 IDS = "eagle_aux_hidden_state_layer_ids"
