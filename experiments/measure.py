@@ -2,8 +2,8 @@
 
     python -m experiments.measure --what=pass_costs
 
-pass_costs: a target pass over 1 to 64 tokens behind a prompt. torch: plain decoding against `transformers` and PyTorch,
-prompt included. length: plain decoding in a large cache and in a small one. sampling: T = 0.7, top-p 0.9 and T = 0.
+pass_costs: a target pass over 1 to 64 tokens behind a prompt. torch: plain decoding against `transformers` and PyTorch.
+length: plain decoding in a large cache and in a small one. sampling: T = 0.7, top-p 0.9 and T = 0.
 Numbers are medians in milliseconds; what is compared runs in alternation in one process.
 """
 
@@ -81,22 +81,40 @@ def pass_costs(model: LoadedModel, prompt: list[int]) -> Table:
 
 
 def torch(model: LoadedModel, prompt: list[int]) -> Table:
-    """Whole answers, prompt included, by both programs."""
+    """Whole answers by both programs, and what a token behind the first one costs: the prompt is then left out."""
     count = FLAGS.new_tokens
     generator, write = plain(model, SMALL), torch_writer(model)
-    ours = generator.generate([prompt], max_new_tokens=count).tokens[0]
-    theirs = write(prompt, count)
-    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
-    names = ("transformers and torch", "eagle_jax")
+
+    def ours(tokens: int) -> list[int]:
+        return generator.generate([prompt], max_new_tokens=tokens).tokens[0]
+
+    def timed(run: Callable[[int], list[int]], tokens: int) -> Callable[[], float]:
+        return lambda: 1e3 * seconds(lambda: run(tokens))
+
+    def theirs(tokens: int) -> list[int]:
+        return write(prompt, tokens)
+
+    same = sum(a == b for a, b in zip(ours(count), theirs(count), strict=True))
+    writers = {"transformers and torch": theirs, "eagle_jax": ours}
+    names = list(writers)
     costs = alternate(
-        {
-            names[0]: lambda: 1e3 * seconds(lambda: write(prompt, count)) / count,
-            names[1]: lambda: 1e3 * seconds(lambda: generator.generate([prompt], max_new_tokens=count).tokens) / count,
-        },
+        {f"{name} {tokens}": timed(run, tokens) for name, run in writers.items() for tokens in (1, count)},
         FLAGS.repeats,
     )
-    rows = [[name, costs[name], costs[names[0]] / costs[name], f"{same}/{count}"] for name in names]
-    return ["plain decoding by", "ms a token", "speed-up", "equal tokens"], rows
+    whole = {name: costs[f"{name} {count}"] / count for name in names}
+    behind = {name: (costs[f"{name} {count}"] - costs[f"{name} 1"]) / (count - 1) for name in names}
+    header = ["plain decoding by", "ms a token, prompt included", "speed-up", "ms a token", "speed-up", "equal tokens"]
+    return header, [
+        [
+            name,
+            whole[name],
+            whole[names[0]] / whole[name],
+            behind[name],
+            behind[names[0]] / behind[name],
+            f"{same}/{count}",
+        ]
+        for name in names
+    ]
 
 
 def length(model: LoadedModel, prompt: list[int]) -> Table:
