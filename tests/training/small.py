@@ -57,8 +57,10 @@ def batch_of(examples: list[Example], length: int, num_slots: int | None = None,
     return Batch(**{name: jnp.asarray(np.stack([row[name] for row in made])) for name in made[0]})
 
 
-@functools.partial(jax.jit, static_argnames="everywhere")
+_compute_features = jax.jit(compute_features, static_argnames=("target", "everywhere"))
+
+
 def features_of(batch: Batch, everywhere: bool = False) -> Features:
     """What `model()` says about a batch."""
     _, target, params = model()
-    return compute_features(target, params, batch, everywhere=everywhere)
+    return _compute_features(target, params, batch, everywhere=everywhere)
