@@ -56,9 +56,6 @@ def check_rule(drafter: Drafter, rule: Rule, share_noise: bool) -> None:
         raise ValueError(f"rule 'residual' needs a draft of its own randomness: {drafter.name} with share_noise=True")
 
 
-_STATIC = ("target", "drafter", "rule", "share_noise")
-
-
 def _ends(token: jax.Array, sampling: Sampling) -> jax.Array:
     """Whether tokens i32[B, T] are stop ids: bool[B, T]."""
     return (token[:, :, None] == sampling.stop_ids[:, None, :]).any(-1)
@@ -235,7 +232,7 @@ def one_round(
     )
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "share_noise"), donate_argnames=("state",))
 def decode(
     target: Target,
     drafter: Drafter,
