@@ -1,0 +1,73 @@
+"""A replay needs the rounds of real decoding, for every method, and refuses answers of another law."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from eagle_jax.drafters import Drafter, make_chain, make_eagle2, make_eagle3, make_prompt_lookup
+from eagle_jax.evaluation.replay import replay
+from eagle_jax.generate import Generation, Generator
+from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
+from eagle_jax.testing import tiny_transformer
+from eagle_jax.types import Params
+
+CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=24)
+PROMPTS = [[5, 1, 5, 1], [*range(3, 20)], [7] * 9]
+LAW = {"max_new_tokens": [30, 12, 1], "stop_ids": (2,), "seed": 3, "sequence": [4, 8, 9]}
+
+
+@functools.cache
+def build(name: str) -> tuple[Drafter, Params]:
+    """A drafter that guesses right now and then."""
+    if name == "prompt_lookup":
+        return make_prompt_lookup(4), ()
+    if name == "chain":
+        noise = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(PARAMS))))
+        noisy = jax.tree.map(lambda w: w + 0.2 * w.std() * jax.random.normal(next(noise), w.shape), PARAMS)
+        return make_chain(TARGET, 3), noisy
+    kind = "eagle" if name == "eagle2" else "eagle3"
+    features = CONFIG.width * (3 if kind == "eagle3" else 1)
+    head = make_head(HeadConfig(kind=kind, layer=CONFIG, feature_width=features), TARGET)
+    make = make_eagle2 if name == "eagle2" else make_eagle3
+    return make(head, 12, 2, 4), HeadParams(weights=nn.unbox(head.init(jax.random.key(2))))
+
+
+def real(name: str, temperature: float, share_noise: bool) -> Generation:
+    """Decoding with the target itself."""
+    drafter, params = build(name)
+    generator = Generator(TARGET, PARAMS, drafter, params, share_noise=share_noise)
+    return generator.generate(PROMPTS, temperature=temperature, **LAW)
+
+
+def played(name: str, answers: list[list[int]], temperature: float, share_noise: bool = True) -> Generation:
+    """Decoding with a recording."""
+    drafter, params = build(name)
+    return replay(
+        TARGET, PARAMS, drafter, params, PROMPTS, answers, share_noise=share_noise, temperature=temperature, **LAW
+    )
+
+
+@pytest.mark.parametrize("name", ["prompt_lookup", "chain", "eagle2", "eagle3"])
+@pytest.mark.parametrize(("temperature", "share_noise"), [(0.0, True), (1.0, True), (1.0, False)])
+def test_rounds_are_those_of_decoding(name: str, temperature: float, share_noise: bool) -> None:
+    """Tokens, rounds and accepted lengths agree."""
+    wanted = real(name, temperature, share_noise)
+    found = played(name, wanted.tokens, temperature, share_noise)
+    assert wanted.accepted[:, 1:].sum() > 0, "nothing was ever accepted: the comparison says nothing"
+    assert found.tokens == wanted.tokens
+    assert found.rounds == wanted.rounds
+    np.testing.assert_array_equal(found.accepted, wanted.accepted)
+
+
+def test_an_answer_of_another_law_is_refused() -> None:
+    """Row and place are named."""
+    answers = real("chain", 0.0, share_noise=True).tokens
+    changed = [list(answer) for answer in answers]
+    changed[1][3] = (changed[1][3] + 1) % CONFIG.vocab_size
+    with pytest.raises(ValueError, match=r"row 1: this law writes another answer, from token 3 on"):
+        played("chain", changed, 0.0)
+    with pytest.raises(ValueError, match="one answer a prompt"):
+        played("chain", changed[:2], 0.0)
