@@ -32,11 +32,11 @@ from eagle_jax.training.batch import Recipe, Vocabulary
 from eagle_jax.training.conversations import read_corpus
 from eagle_jax.training.data import Packing, Trimmed, assemble, make_iterator, pack, trim
 from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
-from eagle_jax.training.features import FeatureCache, fingerprint
+from eagle_jax.training.features import FeatureCache, compute_features, fingerprint
 from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
 from eagle_jax.training.run import Run
 from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
-from eagle_jax.types import Target
+from eagle_jax.types import Params, Target
 from experiments import launch
 
 FLAGS = flags.FlagValues()
@@ -89,7 +89,7 @@ def main() -> None:
     steps = round(config.epochs * len(material.training.rows) / (config.data.batch * config.data.accumulate))
     optimizer, schedule = step.make_optimizer(step.OptimizerConfig(steps=steps, **config.optimizer))
     recipe = make_recipe(head, config)
-    trained: dict[str, Any] = {"weights": initialise.initial_weights(head, model.params, config.seed)}
+    trained: dict[str, Any] = {"weights": first_weights(head, target, model, material, config)}
     if config.recipe.get("train_lm_head", False):
         trained["lm_head"] = vocabulary.lm_head.astype(jnp.float32)
     describe(material, head, trained, steps, counts, vocabulary)
@@ -187,6 +187,20 @@ def make_head_config(model: LoadedModel, config: Any) -> Any:
     """The head's shape."""
     options = {name: value for name, value in config.head.items() if name not in ("kind", "draft_vocab_size")}
     return initialise.head_config(model.config, config.head.kind, **options)
+
+
+def first_weights(head: Head, target: Target, model: LoadedModel, material: Material, config: Any) -> Params:
+    """The head before its first step, as `config.start` says."""
+    sizes = None
+    if config.start.scale_features:
+        row = assemble(material.training, material.training.rows[0])
+        batch = step.text_of({name: jnp.asarray(field)[None] for name, field in row.items()})
+        features = compute_features(target, model.params, batch)
+        eagle3 = head.config.kind == "eagle3"
+        read = features.taps if eagle3 else features.hidden
+        sizes = initialise.typical_sizes(read, head.config.num_taps if eagle3 else 1, batch.segments)
+    layer = config.start.layer if config.start.copy_layer else None
+    return initialise.initial_weights(head, model.params, config.seed, layer=layer, feature_sizes=sizes)
 
 
 def make_recipe(head: Head, config: Any) -> Recipe:

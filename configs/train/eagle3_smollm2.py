@@ -22,8 +22,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.head.fc_norm = False
     config.head.norm_output = False
 
+    config.start = ml_collections.ConfigDict()
+    config.start.copy_layer = True  # the head's layer starts as a layer of the target, else random
+    config.start.layer = -1  # this one, counted from the end where negative
+    config.start.scale_features = True  # what `fc` makes of each feature starts at one size
+
     config.recipe = ml_collections.ConfigDict()
-    config.recipe.num_steps = 4
+    config.recipe.num_steps = 3
     config.recipe.decay = 0.8
     config.recipe.normalise = True
     config.recipe.alignment = "target"
@@ -32,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.length = 768  # tokens a packed row
     config.data.slots = 528  # of those, supervised ones
-    config.data.batch = 2  # rows a step
+    config.data.batch = 3  # rows a step
     config.data.accumulate = 1  # micro-batches a step
     config.data.heldout = 32  # conversations never trained on
 
@@ -42,7 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.features.batch = 4  # rows a pass
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.name = "muon"  # or adamw
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.final_share = 0.05
     config.optimizer.warmup_share = 0.03
     config.optimizer.b1 = 0.9

@@ -110,13 +110,80 @@ def make_vocabulary(
     return Vocabulary(jnp.take(rows, ids, axis=0).astype(dtype), ids)
 
 
-def initial_weights(head: Head, target_params: Params, seed: int) -> Params:
-    """Random float32 weights, unboxed; the final norm of an EAGLE-3 head starts as the target's.
+def initial_weights(
+    head: Head,
+    target_params: Params,
+    seed: int,
+    *,
+    layer: int | None = None,
+    feature_sizes: Sequence[float] | None = None,
+) -> Params:
+    """Float32 weights before the first step, unboxed; the final norm of an EAGLE-3 head starts as the target's.
 
     The rows of its LM head are the target's, and were made for what that norm gives out.
+
+    Args:
+      head, target_params: the head and its target.
+      seed: of everything random.
+      layer: the layer of the target whose attention, MLP and norms the head's layer starts with, counted from the end
+        where negative; None: random ones. What reads embeddings beside the state is random either way.
+      feature_sizes: typical sizes of what `fc` reads beside the embedding, equal parts of its input, as
+        `typical_sizes` gives them; `fc` then starts as if each had size 1. None: as if they had.
+
+    Raises:
+      ValueError: no such layer, or one that is shaped otherwise than the head's.
     """
     weights = nn.unbox(head.init(jax.random.key(seed, impl="threefry2x32")))
     if head.config.kind == "eagle3":
         norm = jnp.array(target_params["norm"]["weight"], jnp.float32)  # a copy: training donates its state
         weights = {**weights, "norm": {"weight": norm}}
+    if feature_sizes is not None:
+        kernel = weights["fc"]["kernel"]
+        features = jnp.split(kernel[-head.config.feature_width :], len(feature_sizes))
+        scaled = [part / size for part, size in zip(features, feature_sizes, strict=True)]
+        kernel = jnp.concatenate([kernel[: -head.config.feature_width], *scaled])
+        weights = {**weights, "fc": {**weights["fc"], "kernel": kernel}}
+    if layer is not None:
+        name = "midlayer" if head.config.kind == "eagle3" else "layers_0"
+        weights = {**weights, name: _like_layer(weights[name], target_params, layer)}
     return weights
+
+
+def _like_layer(weights: Params, target_params: Params, index: int) -> Params:
+    """The weights of a head's layer, taken from a layer of the target as far as that has them."""
+    num_layers = sum(name.startswith("layers_") for name in target_params)
+    if not -num_layers <= index < num_layers:
+        raise ValueError(f"the target has {num_layers} layers, none of index {index}")
+    source = jax.tree.map(lambda x: jnp.array(x, jnp.float32), target_params[f"layers_{index % num_layers}"])
+    attention = {"o_proj": source["self_attn"]["o_proj"]}
+    for name in ("q_proj", "k_proj", "v_proj"):
+        kernel, own = source["self_attn"][name]["kernel"], weights["self_attn"][name]["kernel"]
+        if "hidden_norm" not in weights:  # no norm in front of it: its scale goes into the matrix
+            kernel = source["input_layernorm"]["weight"][:, None, None] * kernel
+        if own.shape[1:] != kernel.shape[1:]:
+            raise ValueError(f"{name} of the head is {own.shape}, of the target's layer {index} {kernel.shape}")
+        attention[name] = {"kernel": own.at[-kernel.shape[0] :].set(kernel)}
+    found = {**weights, "self_attn": attention}
+    for name in ("mlp", "post_attention_layernorm"):
+        own, theirs = ([x.shape for x in jax.tree.leaves(tree[name])] for tree in (weights, source))
+        if own != theirs:
+            raise ValueError(f"{name} of the head is {own}, of the target's layer {index} {theirs}")
+        found[name] = source[name]
+    if "hidden_norm" in weights:
+        found["hidden_norm"] = source["input_layernorm"]
+    return found
+
+
+def typical_sizes(features: jax.Array, num_parts: int, segments: jax.Array) -> list[float]:
+    """Root mean square of each part of features [B, T, E], the median over tokens.
+
+    A median, because the first token of a text often carries features a hundred times as large as all others.
+
+    Args:
+      features: [B, T, E].
+      num_parts: equal parts of E.
+      segments: i32[B, T], 0 where there is no text.
+    """
+    rows = np.asarray(features, np.float32)[np.asarray(segments) > 0]
+    parts = rows.reshape(len(rows), num_parts, -1)
+    return [float(size) for size in np.median(np.sqrt((parts**2).mean(-1)), axis=0)]

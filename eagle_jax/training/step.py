@@ -7,11 +7,12 @@ changes nothing but memory. All randomness is keyed by the step, so a resumed ru
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import struct
 
 from eagle_jax.models.draft_head import HeadParams
@@ -25,9 +26,10 @@ Rows = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay (arXiv 1711.05101, 1608.03983)."""
+    """AdamW (arXiv 1711.05101) or Muon (arXiv 2502.16982) with linear warm-up and cosine decay (arXiv 1608.03983)."""
 
     steps: int
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-4
     final_share: float = 0.1  # of the learning rate, at the last step
     warmup_share: float = 0.03  # of all steps
@@ -38,6 +40,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
+        if self.name not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be adamw or muon, got {self.name!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.learning_rate <= 0 or self.clip_norm <= 0:
@@ -55,11 +59,31 @@ def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformatio
         decay_steps=max(config.steps, 2),
         end_value=config.final_share * config.learning_rate,
     )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
-    )
-    return optimizer, schedule
+    if config.name == "adamw":
+        rule = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+    else:
+        rule = optax.contrib.muon(
+            schedule,
+            consistent_rms=0.2,  # steps as large as Adam's, so that learning rates mean the same
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=matrices,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule), schedule
+
+
+def matrices(trained: Params) -> Params:
+    """How Muon reads each weight as a matrix; None where Adam takes it: norms, biases, an LM head."""
+
+    def axes(path: Any, weight: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [entry.key for entry in path]
+        if names[-1] != "kernel":
+            return None
+        inputs = 2 if "o_proj" in names else 1  # heads and their size; all others read one axis
+        return optax.contrib.MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, weight.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, trained)
 
 
 @struct.dataclass
