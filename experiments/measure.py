@@ -3,7 +3,8 @@
     python -m experiments.measure --what=pass_costs
 
 pass_costs: a target pass over 1 to 64 tokens behind a prompt. torch: plain decoding against `transformers` and PyTorch.
-length: plain decoding in a large cache and in a small one. sampling: T = 0.7, top-p 0.9 and T = 0.
+length: plain decoding in a large cache and in a small one. sampling: T = 0.7, top-p 0.9 and T = 0. split: where a
+round of --method goes.
 Numbers are medians in milliseconds; what is compared runs in alternation in one process.
 """
 
@@ -18,11 +19,12 @@ from absl import flags
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation.report import markdown_table
+from eagle_jax.evaluation.time_split import time_split
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generate import Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import KVCache, Params
-from experiments import launch
+from experiments import launch, methods
 from experiments.torch_baseline import torch_writer
 
 PASS_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -33,7 +35,7 @@ Table = tuple[list[str], list[list[object]]]
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
-flags.DEFINE_string("dtype", "float32", "of weights and caches", flag_values=FLAGS)
+methods.define_flags(FLAGS)
 flags.DEFINE_integer("prompt_tokens", 240, "length of the prompt", flag_values=FLAGS)
 flags.DEFINE_integer("new_tokens", 128, "tokens written behind it", flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 7, "turns of which the median is taken", flag_values=FLAGS)
@@ -150,7 +152,18 @@ def per_token(generator: Generator, prompt: list[int], law: dict[str, float]) ->
     return run
 
 
-MEASUREMENTS = {"pass_costs": pass_costs, "torch": torch, "length": length, "sampling": sampling}
+def split(model: LoadedModel, prompt: list[int]) -> Table:
+    """The parts of a round of --method, and each part's share of it."""
+    name, settings = methods.settings_from_flags(FLAGS)
+    drafter, params = methods.make_method(name, model, settings)
+    generator = Generator(make_target(model.config, FLAGS.dtype), model.params, drafter, params, capacity=SMALL)
+    costs = time_split(generator, prompt, new_tokens=FLAGS.new_tokens, repeats=FLAGS.repeats)
+    return [f"part of a round of {name}, {drafter.nodes} nodes", "ms", "share"], [
+        [part, cost, cost / costs["round"]] for part, cost in costs.items()
+    ]
+
+
+MEASUREMENTS = {"pass_costs": pass_costs, "torch": torch, "length": length, "sampling": sampling, "split": split}
 flags.DEFINE_enum("what", "pass_costs", list(MEASUREMENTS), "what to measure", flag_values=FLAGS)
 
 

@@ -34,6 +34,15 @@ def test_plain_decoding(capsys: pytest.CaptureFixture[str], tiny_model: Path, wh
     assert rows[0][2] == "1.00"
 
 
+def test_parts_of_a_round(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    header, *rows = table(capsys, tiny_model, "split")
+    assert header == ["part of a round of prompt_lookup, 11 nodes", "ms", "share"]
+    assert [row[0] for row in rows] == ["round", "draft", "target", "observe", "rest"]
+    costs = [float(row[1]) for row in rows]
+    assert all(cost > 0 for cost in costs[:4])
+    assert costs[0] == pytest.approx(sum(costs[1:]), rel=0.1)
+
+
 def test_pytorch_writes_the_same_tokens(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
     pytest.importorskip("torch")
     header, *rows = table(capsys, tiny_model, "torch")
@@ -57,7 +66,7 @@ def test_pytorch_is_asked_for_in_one_line(
         (["--prompt_tokens=0"], "got 0 and 128"),
         (["--new_tokens=1"], "got 240 and 1"),
         (["--prompt_tokens=400"], "must come to less than 512, got 400 and 128"),
-        (["--what=speed"], "value should be one of <pass_costs|torch|length|sampling>"),
+        (["--what=speed"], "value should be one of <pass_costs|torch|length|sampling|split>"),
         (["--repeats=0", "--prompt_tokens=20", "--new_tokens=8"], "repeats must be at least 1, got 0"),
     ],
 )
