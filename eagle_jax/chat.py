@@ -62,6 +62,12 @@ class Tokenizer:
         # The template has written BOS itself where the model wants one.
         return self.encode(str(text), add_special_tokens=False)
 
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write tokenizer, chat template and stop ids as files of a Hugging Face directory."""
+        self._fast.save_pretrained(str(directory))
+        stops = json.dumps({"eos_token_id": list(self.stop_ids)}, indent=2) + "\n"
+        (pathlib.Path(directory) / "generation_config.json").write_text(stops, encoding="utf-8")
+
 
 class TextStream:
     """Turns ids that arrive bit by bit into text that never has to be taken back.

@@ -1,4 +1,4 @@
-"""Train a draft head for a target, in one go or in pieces.
+"""Train a draft head or a draft model for a target, in one go or in pieces.
 
     python -m experiments.train --config=configs/train/eagle3_smollm2.py --data=answers.jsonl --run=runs/eagle3
 
@@ -8,36 +8,30 @@ frozen target reads the text once and its features are kept on disk; without, it
 """
 
 import dataclasses
-import hashlib
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
-from eagle_jax.drafters import make_eagle2
 from eagle_jax.evaluation.runner import prompt_ids
 from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.generate import Generator
-from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.models.transformer import make_target
-from eagle_jax.training import initialise, step
-from eagle_jax.training.batch import Recipe, Vocabulary
+from eagle_jax.training import step
 from eagle_jax.training.conversations import read_corpus
 from eagle_jax.training.data import Packing, Trimmed, assemble, make_iterator, pack, trim
-from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
-from eagle_jax.training.features import FeatureCache, compute_features, fingerprint
+from eagle_jax.training.features import FeatureCache, fingerprint
 from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
 from eagle_jax.training.run import Run
-from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
-from eagle_jax.types import Params, Target
+from eagle_jax.types import Target
 from experiments import launch
+from experiments.subjects import Subject, coverage, make_subject
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file("config", None, "what to train: a file of configs/train", flag_values=FLAGS)
@@ -47,7 +41,9 @@ flags.DEFINE_string(
     "features", None, "directory for the target's features; left out, every step computes its own", flag_values=FLAGS
 )
 flags.DEFINE_string("prompts", None, "questions for the real tau; left out, none is measured", flag_values=FLAGS)
-flags.DEFINE_string("export", None, "directory for the finished head, as engines load it", flag_values=FLAGS)
+flags.DEFINE_string(
+    "export", None, "directory for the finished weights: a head as engines load it, or a model", flag_values=FLAGS
+)
 flags.DEFINE_float("time_limit", None, "seconds after which to save and stop", flag_values=FLAGS)
 flags.DEFINE_bool("skip_broken", False, "leave broken lines of --data out instead of stopping", flag_values=FLAGS)
 flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
@@ -79,26 +75,12 @@ def main() -> None:
         print("stopped while computing features; the same command goes on", flush=True)
         return
 
-    head = make_head(make_head_config(model, config), target)
-    answers = [material.text.examples[document] for row in material.training.rows for document in row]
-    counts = initialise.count_tokens(answers, model.config.vocab_size)
-    ranks = initialise.rank_tokens(counts, always=model.stop_ids)
-    vocabulary = initialise.make_vocabulary(
-        model.config, model.params, ranks, config.head.draft_vocab_size, config.dtype
-    )
+    subject = make_subject(target, model, material.training, config)
     steps = round(config.epochs * len(material.training.rows) / (config.data.batch * config.data.accumulate))
     optimizer, schedule = step.make_optimizer(step.OptimizerConfig(steps=steps, **config.optimizer))
-    recipe = make_recipe(head, config)
-    trained: dict[str, Any] = {"weights": first_weights(head, target, model, material, config)}
-    if config.recipe.get("train_lm_head", False):
-        trained["lm_head"] = vocabulary.lm_head.astype(jnp.float32)
-    describe(material, head, trained, steps, counts, vocabulary)
+    describe(material, subject, steps)
 
-    about = {
-        "config": config.to_dict(),
-        "text_and_target": identity,
-        "token_ranks": hashlib.sha256(ranks.tobytes()).hexdigest(),
-    }
+    about = {"config": config.to_dict(), "text_and_target": identity, **subject.identity}
     with Run(FLAGS.run, about) as run:
         data = make_iterator(
             material.training,
@@ -109,28 +91,28 @@ def main() -> None:
         options = {"dtype": config.dtype, "everywhere": everywhere(config)}
         outcome = train(
             run,
-            step.initial_state(trained, optimizer, recipe.num_steps),
+            step.initial_state(subject.first, optimizer, subject.recipe.num_steps),
             data,
             step.make_train_step(
-                recipe, target, optimizer, accumulate=config.data.accumulate, seed=config.seed, **options
+                subject.recipe, target, optimizer, accumulate=config.data.accumulate, seed=config.seed, **options
             ),
-            step.Frozen(model.params, vocabulary),
+            step.Frozen(model.params, subject.vocabulary),
             LoopConfig(steps=steps, **config.loop),
             learning_rate=schedule,
             heldout=heldout_rows(material, cache, config.data.batch),
-            measure=step.make_measure(recipe, target, **options),
-            evaluate=make_evaluate(target, model, head, config) if FLAGS.prompts else None,
+            measure=step.make_measure(subject.recipe, target, **options),
+            evaluate=make_evaluate(target, model, subject, config) if FLAGS.prompts else None,
             time_limit=None if FLAGS.time_limit is None else FLAGS.time_limit - (time.monotonic() - started),
             quiet=FLAGS.quiet,
         )
         report(outcome, steps)
         if FLAGS.export and outcome.finished:
-            export(run, outcome, head, model, vocabulary, ranks)
+            export(run, outcome, subject)
 
 
 def everywhere(config: Any) -> bool:
     """Whether the target's choice is needed behind every position."""
-    return config.recipe.get("alignment", "target") == "official"
+    return "recipe" in config and config.recipe.get("alignment", "target") == "official"
 
 
 def read_material(model: LoadedModel, config: Any) -> Material:
@@ -183,33 +165,6 @@ def fill_cache(
     return cache
 
 
-def make_head_config(model: LoadedModel, config: Any) -> Any:
-    """The head's shape."""
-    options = {name: value for name, value in config.head.items() if name not in ("kind", "draft_vocab_size")}
-    return initialise.head_config(model.config, config.head.kind, **options)
-
-
-def first_weights(head: Head, target: Target, model: LoadedModel, material: Material, config: Any) -> Params:
-    """The head before its first step, as `config.start` says."""
-    sizes = None
-    if config.start.scale_features:
-        row = assemble(material.training, material.training.rows[0])
-        batch = step.text_of({name: jnp.asarray(field)[None] for name, field in row.items()})
-        features = compute_features(target, model.params, batch)
-        eagle3 = head.config.kind == "eagle3"
-        read = features.taps if eagle3 else features.hidden
-        sizes = initialise.typical_sizes(read, head.config.num_taps if eagle3 else 1, batch.segments)
-    layer = config.start.layer if config.start.copy_layer else None
-    return initialise.initial_weights(head, model.params, config.seed, layer=layer, feature_sizes=sizes)
-
-
-def make_recipe(head: Head, config: Any) -> Recipe:
-    """The recipe that belongs to the head."""
-    if config.head.kind == "eagle3":
-        return make_unroll_recipe(head, UnrollConfig(**config.recipe))
-    return make_feature_recipe(head, FeatureConfig(**config.recipe))
-
-
 def heldout_rows(material: Material, cache: FeatureCache | None, batch: int) -> list[dict[str, np.ndarray]]:
     """Rows that are never trained on, in batches."""
     packing = material.heldout
@@ -225,14 +180,13 @@ def heldout_rows(material: Material, cache: FeatureCache | None, batch: int) -> 
     ]
 
 
-def make_evaluate(target: Target, model: LoadedModel, head: Head, config: Any) -> Evaluate:
+def make_evaluate(target: Target, model: LoadedModel, subject: Subject, config: Any) -> Evaluate:
     """Real tau of the decoder on --prompts, greedy and at temperature 1; the prompts are one batch."""
     options = config.evaluation
     prompts = [prompt_ids(model, question) for question in read_questions(FLAGS.prompts, options.num_prompts)]
-    drafter = make_eagle2(head, options.nodes, options.depth, options.top_k, dtype=config.dtype)
 
     def evaluate(params: HeadParams) -> dict[str, float]:
-        writer = Generator(target, model.params, drafter, params)
+        writer = Generator(target, model.params, subject.drafter, subject.drafter_params(params))
         law = {"stop_ids": model.stop_ids, "max_new_tokens": options.max_new_tokens}
         greedy = writer.generate(prompts, temperature=0.0, **law)
         sampled = writer.generate(prompts, temperature=1.0, **law)
@@ -241,17 +195,14 @@ def make_evaluate(target: Target, model: LoadedModel, head: Head, config: Any) -
     return evaluate
 
 
-def describe(
-    material: Material, head: Head, trained: dict[str, Any], steps: int, counts: np.ndarray, vocabulary: Vocabulary
-) -> None:
+def describe(material: Material, subject: Subject, steps: int) -> None:
     """Say what is about to be trained on what."""
     packing = material.training
-    size = sum(leaf.size for leaf in jax.tree.leaves(trained["weights"]))
-    ids = vocabulary.target_ids
-    covered = 1.0 if ids is None else counts[np.asarray(ids)].sum() / counts.sum()
+    size = sum(leaf.size for leaf in jax.tree.leaves(subject.first["weights"]))
     tokens, slots = packing.fill
     print(
-        f"head: {head.config.kind}, {size / 1e6:.2f} million weights; draft vocabulary: {covered:.1%} of the answers\n"
+        f"{subject.name}: {size / 1e6:.2f} million weights; draft vocabulary:"
+        f" {coverage(subject, packing):.1%} of the answers\n"
         f"data: {sum(map(len, packing.rows))} conversations, {packing.num_supervised} supervised tokens in"
         f" {len(packing.rows)} rows ({tokens:.0%} of tokens, {slots:.0%} of slots used),"
         f" {material.text.num_cut} cut, {material.text.num_dropped} dropped\n"
@@ -260,22 +211,11 @@ def describe(
     )
 
 
-def export(
-    run: Run, outcome: Outcome, head: Head, model: LoadedModel, vocabulary: Vocabulary, ranks: np.ndarray
-) -> None:
+def export(run: Run, outcome: Outcome, subject: Subject) -> None:
     """Write the weights with the best real tau, or the last ones where none was measured."""
     done, trained = run.best(outcome.state.trained) or (int(outcome.state.step), outcome.state.trained)
-    frozen = "lm_head" not in trained
-    params = step.head_params(trained, vocabulary)
-    save_head(
-        FLAGS.export,
-        head.config,
-        dataclasses.replace(params, lm_head=None) if frozen else params,
-        model.config,
-        frozen_lm_head=frozen,
-        token_ranks=ranks if frozen else None,
-    )
-    print(f"wrote the head of step {done} to {FLAGS.export}", flush=True)
+    subject.export(FLAGS.export, trained)
+    print(f"wrote the weights of step {done} to {FLAGS.export}", flush=True)
 
 
 def report(outcome: Outcome, steps: int) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import pathlib
 import re
+from collections.abc import Sequence
 
 import huggingface_hub
 import jax
@@ -189,9 +190,26 @@ def truncate_layers(config: ModelConfig, params: Params, num_layers: int) -> tup
     """
     if not 1 <= num_layers <= config.num_layers:
         raise ValueError(f"cannot keep {num_layers} layers of a model with {config.num_layers}: 1 or more, at most all")
-    dropped = {f"layers_{layer}" for layer in range(num_layers, config.num_layers)}
-    shorter = dataclasses.replace(config, num_layers=num_layers, windows=config.windows[:num_layers], tap_layers=())
-    return shorter, {name: value for name, value in params.items() if name not in dropped}
+    return pick_layers(config, params, range(num_layers))
+
+
+def pick_layers(config: ModelConfig, params: Params, layers: Sequence[int]) -> tuple[ModelConfig, Params]:
+    """Some layers of a model with its embedding, final norm and LM head; the arrays are shared, not copied.
+
+    Args:
+      config, params: the model.
+      layers: which, in ascending order, counted from the end where negative.
+
+    Raises:
+      ValueError: no layers, one that is not there, or another order.
+    """
+    places = [layer + config.num_layers if layer < 0 else layer for layer in layers]
+    if not places or places != sorted(set(places)) or not 0 <= places[0] <= places[-1] < config.num_layers:
+        raise ValueError(f"layers must be ascending and among the model's {config.num_layers}, got {list(layers)}")
+    kept = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    kept |= {f"layers_{new}": params[f"layers_{old}"] for new, old in enumerate(places)}
+    windows = tuple(config.window(layer) for layer in places) if config.windows else ()
+    return dataclasses.replace(config, num_layers=len(places), windows=windows, tap_layers=()), kept
 
 
 def _from_gguf(name: str, file: GGUFFile, dtype: str, place: Place, progress: Progress | None) -> LoadedModel:

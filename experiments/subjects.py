@@ -1,0 +1,144 @@
+"""What a run of `experiments.train` trains: a draft head (`config.head`) or a small draft model (`config.draft`)."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eagle_jax.checkpoint.heads import save_head
+from eagle_jax.checkpoint.pretrained import LoadedModel, pick_layers
+from eagle_jax.checkpoint.save_target import save_target
+from eagle_jax.drafters import Drafter, make_chain, make_eagle2
+from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.models.transformer import make_target
+from eagle_jax.training import initialise, step
+from eagle_jax.training.batch import Recipe, Vocabulary
+from eagle_jax.training.conversations import Example
+from eagle_jax.training.data import Packing, assemble
+from eagle_jax.training.distill_recipe import FROZEN, make_distill_recipe, whole_student
+from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.features import compute_features
+from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.types import Params, Target
+
+Trained = dict[str, Any]
+"""What the optimizer changes: `TrainState.trained`."""
+
+
+class Subject(NamedTuple):
+    """Something to be trained."""
+
+    name: str
+    recipe: Recipe
+    vocabulary: Vocabulary
+    first: Trained
+    drafter: Drafter  # that decodes with it while it is trained
+    drafter_params: Callable[[HeadParams], Params]
+    export: Callable[[str, Trained], None]
+    """(directory, weights) -> written as it is loaded later on."""
+    identity: dict[str, str]  # of what was derived from the text, for the run's own
+
+
+def make_subject(target: Target, model: LoadedModel, training: Packing, config: Any) -> Subject:
+    """What the config asks for, before its first step.
+
+    Raises:
+      ValueError: a shape or a size that cannot be.
+    """
+    return (_draft_model if "draft" in config else _head)(target, model, training, config)
+
+
+def coverage(subject: Subject, training: Packing) -> float:
+    """Share of the supervised tokens that can be drafted."""
+    if subject.vocabulary.target_ids is None:
+        return 1.0
+    counts = initialise.count_tokens(answers_of(training), int(np.asarray(subject.vocabulary.target_ids).max()) + 1)
+    ids = np.asarray(subject.vocabulary.target_ids)
+    return float(counts[ids].sum() / training.num_supervised)
+
+
+def answers_of(training: Packing) -> list[Example]:
+    """The documents that are trained on."""
+    return [training.examples[document] for row in training.rows for document in row]
+
+
+def _head(target: Target, model: LoadedModel, training: Packing, config: Any) -> Subject:
+    options = {name: value for name, value in config.head.items() if name not in ("kind", "draft_vocab_size")}
+    head = make_head(initialise.head_config(model.config, config.head.kind, **options), target)
+    counts = initialise.count_tokens(answers_of(training), model.config.vocab_size)
+    ranks = initialise.rank_tokens(counts, always=model.stop_ids)
+    size = config.head.draft_vocab_size
+    vocabulary = initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype)
+    first: Trained = {"weights": _first_weights(head, target, model, training, config)}
+    if config.recipe.get("train_lm_head", False):
+        first["lm_head"] = vocabulary.lm_head.astype(jnp.float32)
+    eagle3 = config.head.kind == "eagle3"
+    tree = config.evaluation
+    return Subject(
+        name=config.head.kind,
+        recipe=make_unroll_recipe(head, UnrollConfig(**config.recipe))
+        if eagle3
+        else make_feature_recipe(head, FeatureConfig(**config.recipe)),
+        vocabulary=vocabulary,
+        first=first,
+        drafter=make_eagle2(head, tree.nodes, tree.depth, tree.top_k, dtype=config.dtype),
+        drafter_params=lambda params: params,
+        export=lambda directory, trained: _export_head(directory, trained, head, model, vocabulary, ranks),
+        identity={"token_ranks": hashlib.sha256(ranks.tobytes()).hexdigest()},
+    )
+
+
+def _first_weights(head: Head, target: Target, model: LoadedModel, training: Packing, config: Any) -> Params:
+    """The head before its first step, as `config.start` says."""
+    sizes = None
+    if config.start.scale_features:
+        row = assemble(training, training.rows[0])
+        batch = step.text_of({name: jnp.asarray(field)[None] for name, field in row.items()})
+        features = compute_features(target, model.params, batch)
+        eagle3 = head.config.kind == "eagle3"
+        read = features.taps if eagle3 else features.hidden
+        sizes = initialise.typical_sizes(read, head.config.num_taps if eagle3 else 1, batch.segments)
+    layer = config.start.layer if config.start.copy_layer else None
+    return initialise.initial_weights(head, model.params, config.seed, layer=layer, feature_sizes=sizes)
+
+
+def _export_head(
+    directory: str, trained: Trained, head: Head, model: LoadedModel, vocabulary: Vocabulary, ranks: np.ndarray
+) -> None:
+    frozen = "lm_head" not in trained
+    params = step.head_params(trained, vocabulary)
+    save_head(
+        directory,
+        head.config,
+        dataclasses.replace(params, lm_head=None) if frozen else params,
+        model.config,
+        frozen_lm_head=frozen,
+        token_ranks=ranks if frozen else None,
+    )
+
+
+def _draft_model(target: Target, model: LoadedModel, training: Packing, config: Any) -> Subject:
+    del target, training
+    layers: Sequence[int] = config.draft.layers
+    student_config, params = pick_layers(model.config, model.params, layers)
+    student = make_target(student_config, config.dtype)
+    # A copy: training donates its state, and the target's own arrays stay in use.
+    first = {name: value for name, value in params.items() if name not in FROZEN}
+    first = jax.tree.map(lambda x: jnp.array(x, jnp.float32), first)
+    whole = initialise.make_vocabulary(model.config, model.params, np.zeros(model.config.vocab_size), 0, config.dtype)
+    return Subject(
+        name=f"draft model of layers {', '.join(map(str, layers))}",
+        recipe=make_distill_recipe(student),
+        vocabulary=whole,
+        first={"weights": first},
+        drafter=make_chain(student, config.evaluation.drafted),
+        drafter_params=lambda found: whole_student(found.weights, model.params),
+        export=lambda directory, trained: save_target(
+            directory, student_config, whole_student(trained["weights"], model.params), model.tokenizer
+        ),
+        identity={},
+    )
