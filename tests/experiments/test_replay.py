@@ -1,0 +1,79 @@
+"""The script that plays answers back: its cells agree with real decoding, and nothing is measured twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import generate, launch, replay
+
+SHORT = ["--num_prompts=2", "--batch=2", "--max_new_tokens=12", "--temperatures=0,1"]
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[Path]:
+    """Two tasks of three questions."""
+    found = []
+    for name in ("sums", "rhymes"):
+        path = tmp_path / name / "question.jsonl"
+        path.parent.mkdir()
+        path.write_text("\n".join(json.dumps({"prompt": f"{name} {i} {name} {i}"}) for i in range(3)))
+        found.append(path)
+    return found
+
+
+def call(model: Path, tasks: list[Path], *more: str) -> int:
+    """The script's exit code."""
+    paths = ",".join(map(str, tasks))
+    return launch.call(replay.main, replay.FLAGS, [f"--target={model}", f"--tasks={paths}", *SHORT, *more])
+
+
+def test_cells_are_those_of_decoding(
+    tiny_model: Path, tasks: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tau of each task, the table over both, and a second run that repeats nothing."""
+    output = tmp_path / "cells.jsonl"
+    more = ["--drafts=prompt_lookup:5/3/1", f"--output={output}"]
+    assert call(tiny_model, tasks, *more) == 0
+    table = capsys.readouterr().out.strip().split("\n")
+    assert table[0] == "| draft | T | noise | sums | rhymes | all |"
+    assert len(table) == 2 + 3  # T = 0, T = 1 with shared noise and without
+    cells = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(cells) == 6
+    for cell in cells:
+        record = tmp_path / "record.json"
+        arguments = [
+            f"--target={tiny_model}",
+            "--method=prompt_lookup",
+            "--nodes=5",
+            f"--prompts_file={tmp_path / cell['task'] / 'question.jsonl'}",
+            "--num_prompts=2",
+            "--max_new_tokens=12",
+            f"--temperature={cell['temperature']}",
+            f"--json_output={record}",
+        ]
+        assert launch.call(generate.main, generate.FLAGS, arguments) == 0
+        real = json.loads(record.read_text())
+        assert cell["rounds"] == real["rounds"]
+        assert cell["tau"] == pytest.approx(real["tau"])
+    capsys.readouterr()
+    assert call(tiny_model, tasks, *more) == 0
+    assert capsys.readouterr().out.strip().split("\n") == table
+    assert len(output.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--drafts=medusa"], "method 'medusa' is not one of"),
+        (["--drafts=eagle3:60"], "--drafts takes METHOD:NODES/DEPTH/TOP_K, such as eagle3:60/7/10, got 'eagle3:60'"),
+        (["--batch=0"], "--batch must be at least 1, got 0"),
+        (["--num_prompts=9"], "num_prompts is 9"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tiny_model: Path, tasks: list[Path], more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, nothing measured."""
+    assert call(tiny_model, tasks, *more) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
