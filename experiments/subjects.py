@@ -54,11 +54,11 @@ def make_subject(target: Target, model: LoadedModel, training: Packing, config: 
 
 def coverage(subject: Subject, training: Packing) -> float:
     """Share of the supervised tokens that can be drafted."""
-    if subject.vocabulary.target_ids is None:
+    ids = subject.vocabulary.target_ids
+    if ids is None:
         return 1.0
-    counts = initialise.count_tokens(answers_of(training), int(np.asarray(subject.vocabulary.target_ids).max()) + 1)
-    ids = np.asarray(subject.vocabulary.target_ids)
-    return float(counts[ids].sum() / training.num_supervised)
+    tokens = np.concatenate([example.tokens[example.supervised] for example in answers_of(training)])
+    return float(np.isin(tokens, np.asarray(ids)).mean())
 
 
 def answers_of(training: Packing) -> list[Example]:

@@ -96,7 +96,7 @@ def replay(
       target, target_params: the model that wrote the answers.
       drafter, drafter_params: the drafting method; what it drafts may not depend on the target's cache.
       prompts: token ids of each row.
-      answers: the row's tokens behind the prompt, complete, as `Generation.tokens` holds them.
+      answers: the row's tokens behind the prompt, as `Generation.tokens` holds them; what comes behind is not asked.
       share_noise: as `Generator` takes it.
       **sampling: the law of the answers, as `make_sampling` takes it.
 
@@ -121,6 +121,7 @@ def replay(
         share_noise=share_noise,
         capacity=capacity,
     )
+    sampling["max_new_tokens"] = list(map(len, answers))
     generation = player.generate(prompts, **sampling)
     for row, (found, wanted) in enumerate(zip(generation.tokens, answers, strict=True)):
         if found != list(wanted):
