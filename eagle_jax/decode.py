@@ -61,7 +61,9 @@ def _ends(token: jax.Array, sampling: Sampling) -> jax.Array:
     return (token[:, :, None] == sampling.stop_ids[:, None, :]).any(-1)
 
 
-def _gumbel(sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = noises.TARGET_STREAM) -> jax.Array:
+def noise_at(
+    sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = noises.TARGET_STREAM
+) -> jax.Array:
     """`sampling.gumbel` f32[B, P, V], but zeros, which cost nothing, while every row is greedy."""
     return lax.cond(
         (sampling.temperature > 0).any(),
@@ -96,7 +98,7 @@ def prefill(
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((chunk, chunk), bool)), (batch, chunk, chunk))
     path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
     rows = jnp.arange(batch)
-    first_noise = _gumbel(sampling, prompt_length[:, None], target.vocab_size)[:, 0]
+    first_noise = noise_at(sampling, prompt_length[:, None], target.vocab_size)[:, 0]
 
     def read(index: jax.Array, state: DecodeState) -> DecodeState:
         length = state.cache.length
@@ -189,10 +191,10 @@ def one_round(
     steps = jnp.arange(drafter.max_depth + 1)[None, :]
     positions = length[:, None] + 1 + steps
     with jax.named_scope("noise"):
-        noise = _gumbel(sampling, positions, target.vocab_size)
+        noise = noise_at(sampling, positions, target.vocab_size)
         draft_noise = noise if share_noise else jnp.zeros_like(noise)
         if rule == "residual" and drafter.draws:
-            draft_noise = _gumbel(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
+            draft_noise = noise_at(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
     with jax.named_scope("draft"):
         tree, drafter_state = drafter.propose(
             drafter_params,

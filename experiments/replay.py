@@ -42,6 +42,9 @@ flags.DEFINE_integer("batch", 10, "answers written and played back together", fl
 flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON lines to append cells to", flag_values=FLAGS)
 
+UNPLAYABLE = ("lookahead", "ouroboros")
+"""Methods that `eagle_jax.evaluation.replay` cannot play back."""
+
 
 class Draft(NamedTuple):
     """A drafting method under its name in --drafts."""
@@ -105,6 +108,8 @@ def read_draft(text: str) -> tuple[str, str, methods.Settings]:
       ValueError: no such method, or sizes that are not three numbers.
     """
     name, _, sizes = text.partition(":")
+    if name in UNPLAYABLE:
+        raise ValueError(f"{name} learns from tokens that were refused, which nothing but the target's passes can tell")
     settings = methods.settings_for(name, FLAGS)
     if sizes:
         parts = sizes.split("/")

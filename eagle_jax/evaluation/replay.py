@@ -1,14 +1,16 @@
-"""Acceptance on texts that are known already: the decoder itself, with a target that plays back what it once said.
+"""Acceptance on texts that are known already: drafting and checking as in decoding, the target's passes played back.
 
-Every method writes the same text (DESIGN 2), so what the target says along that text can be recorded in one pass and
-looked up afterwards. Rounds, trees, noise and the verifier are those of decoding; only the target's pass over the tree
-is a gather. A node that leaves the text gets the output of the text's own token at its position, which nobody asks for:
-its parent or the node itself is refused already.
+Every method writes the same text (DESIGN 2), so what the target says along that text is recorded in one pass and looked
+up afterwards: features by position, its choice behind each node from the text itself. A node that leaves the text gets
+what belongs to the text's own token at its position, which nobody asks for: the node or one above it is refused.
 
     text        x_0 ... x_n | x_n+1  x_n+2       recorded    hidden, taps at every position
     tree                root -> a -> b           looked up   by the node's position
+
+A drafter that learns from the target's word on refused nodes (lookahead, Ouroboros) cannot be played back.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 
+from eagle_jax import sampling as noises
+from eagle_jax import verify
 from eagle_jax.cache import init_cache
-from eagle_jax.drafters.base import Drafter
-from eagle_jax.generate import Generation, Generator
-from eagle_jax.types import KVCache, Params, Target, TargetOutput
+from eagle_jax.decode import DecodeState, noise_at, prefill
+from eagle_jax.drafters.base import Drafter, Observation
+from eagle_jax.generate import Generation
+from eagle_jax.sampling import make_sampling
+from eagle_jax.tree import ancestors
+from eagle_jax.types import KVCache, Params, Sampling, Target, TargetOutput
+
+CHUNK = 16
+"""Positions whose logits f32[B, CHUNK, V] exist at a time."""
 
 
 @struct.dataclass
@@ -43,6 +54,21 @@ def record(target: Target, params: Params, texts: jax.Array) -> Recording:
     return Recording(params, output.hidden, output.taps)
 
 
+@functools.partial(jax.jit, static_argnames=("target",))
+def choices(target: Target, recording: Recording, sampling: Sampling, start: jax.Array) -> jax.Array:
+    """The target's token i32[B, S] for each position, under the law; only those from `start` i32[] on are computed."""
+    batch, size = recording.hidden.shape[:2]
+
+    def choose(index: jax.Array, found: jax.Array) -> jax.Array:
+        places = jnp.clip(start + index * CHUNK + jnp.arange(CHUNK), 1, size - 1)
+        positions = jnp.broadcast_to(places, (batch, CHUNK))
+        logits = target.unembed(recording.weights, recording.hidden[:, places - 1])
+        noise = noise_at(sampling, positions, target.vocab_size)
+        return found.at[:, places].set(noises.choose(logits, noise, sampling))
+
+    return lax.fori_loop(0, (size - start + CHUNK - 1) // CHUNK, choose, jnp.zeros((batch, size), jnp.int32))
+
+
 @functools.cache
 def playback(target: Target) -> Target:
     """The target whose weights are a `Recording`: it answers by position, whatever the tokens."""
@@ -51,12 +77,12 @@ def playback(target: Target) -> Target:
         recording: Recording, tokens: jax.Array, positions: jax.Array, cache: KVCache, block_mask: jax.Array
     ) -> TargetOutput:
         del cache, block_mask
-
-        def at(x: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(x, positions[:, :, None], axis=1, mode="clip")
-
         nothing = (jnp.zeros((*tokens.shape, 1, 1)),)
-        return TargetOutput(hidden=at(recording.hidden), taps=at(recording.taps), keys=nothing, values=nothing)
+        hidden, taps = (
+            jnp.take_along_axis(x, positions[:, :, None], axis=1, mode="clip")
+            for x in (recording.hidden, recording.taps)
+        )
+        return TargetOutput(hidden=hidden, taps=taps, keys=nothing, values=nothing)
 
     return target._replace(
         forward=forward,
@@ -79,6 +105,58 @@ def _reading(drafter: Drafter) -> Drafter:
     return drafter._replace(propose=propose, observe=observe)
 
 
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "share_noise"), donate_argnames=("state",))
+def play(
+    target: Target,
+    drafter: Drafter,
+    recording: Recording,
+    params: Params,
+    state: DecodeState,
+    texts: jax.Array,
+    ends: jax.Array,
+    sampling: Sampling,
+    *,
+    share_noise: bool,
+) -> DecodeState:
+    """All rounds of `decode`, with `playback(target)`.
+
+    Args:
+      target, drafter, recording, params: as for `prefill`.
+      state: behind the prompts.
+      texts: i32[B, S], prompts and answers.
+      ends: i32[B], lengths of the texts.
+      sampling: the law.
+      share_noise: as `Generator` takes it.
+    """
+    size = texts.shape[1]
+    steps = jnp.arange(drafter.max_depth + 1)[None, :]
+
+    def round_of(state: DecodeState) -> DecodeState:
+        length = state.cache.length
+        noise = noise_at(sampling, length[:, None] + 1 + steps, target.vocab_size)
+        noise = sampling.temperature[:, None, None] * noise if share_noise else jnp.zeros_like(noise)
+        tree, drafter_state = drafter.propose(params, recording, state.drafter, state.text, length, noise)
+        seen = ancestors(tree.parents, drafter.max_depth)
+        positions = length[:, None] + seen.sum(-1, dtype=jnp.int32) - 1
+        choice = jnp.take_along_axis(texts, jnp.minimum(positions + 1, size - 1), axis=1)
+        verdict = verify.match(tree, choice)
+        count = jnp.where(state.done, 0, jnp.minimum(verdict.num_accepted + 1, ends - length - 1))
+        text = jnp.where(jnp.arange(size)[None, :] <= (length + count)[:, None], texts, 0)
+        output = target.forward(recording, tree.tokens, positions, state.cache, seen)
+        observation = Observation(text, length, output, verdict.path, count, tree, choice)
+        return dataclasses.replace(
+            state,
+            cache=dataclasses.replace(state.cache, length=length + count),
+            drafter=drafter.observe(params, recording, drafter_state, observation),
+            text=text,
+            done=length + count + 1 >= ends,
+            rounds=state.rounds + ~state.done,
+            accepted=state.accepted + ((steps == verdict.num_accepted[:, None]) & ~state.done[:, None]),
+        )
+
+    return lax.while_loop(lambda state: ~state.done.all(), round_of, state)
+
+
 def replay(
     target: Target,
     target_params: Params,
@@ -88,46 +166,70 @@ def replay(
     answers: Sequence[Sequence[int]],
     *,
     share_noise: bool = True,
-    **sampling: Any,
+    **law: Any,
 ) -> Generation:
     """Rounds that the drafter would need for answers that plain decoding has written.
 
     Args:
       target, target_params: the model that wrote the answers.
-      drafter, drafter_params: the drafting method; what it drafts may not depend on the target's cache.
+      drafter, drafter_params: the drafting method.
       prompts: token ids of each row.
       answers: the row's tokens behind the prompt, as `Generation.tokens` holds them; what comes behind is not asked.
       share_noise: as `Generator` takes it.
-      **sampling: the law of the answers, as `make_sampling` takes it.
+      **law: of the answers, as `make_sampling` takes it; `max_new_tokens` and `stop_ids` say nothing here.
 
     Returns:
-      A generation whose tokens are the answers; its seconds mean nothing.
+      A generation whose tokens are the answers; its seconds mean nothing. A row's last round counts as accepted what
+      the answer has room for.
 
     Raises:
       ValueError: no or other numbers of rows; an answer that this law does not write (the message gives the place).
     """
     if not prompts or len(prompts) != len(answers):
         raise ValueError(f"one answer a prompt, at least one of each: got {len(prompts)} and {len(answers)}")
-    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    capacity = -(-(longest + drafter.max_depth + 1) // 128) * 128
+    starts = np.array([len(prompt) for prompt in prompts], np.int32)
+    ends = starts + np.array([len(answer) for answer in answers], np.int32)
+    capacity = max(256, 1 << int(ends.max() + drafter.max_depth).bit_length())
     texts = np.zeros((len(prompts), capacity), np.int32)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         texts[row, : len(prompt) + len(answer)] = [*prompt, *answer]
-    player = Generator(
-        playback(target),
-        record(target, target_params, jnp.asarray(texts)),
-        _reading(drafter),
+    sampling = make_sampling(len(prompts), **{**law, "max_new_tokens": [*map(len, answers)]})
+    recording = record(target, target_params, jnp.asarray(texts))
+    _check(texts, np.asarray(choices(target, recording, sampling, jnp.int32(starts.min()))), starts, ends)
+    played, reading = playback(target), _reading(drafter)
+    state = prefill(played, reading, recording, drafter_params, jnp.asarray(texts), jnp.asarray(starts), sampling)
+    state = play(
+        played,
+        reading,
+        recording,
         drafter_params,
+        state,
+        jnp.asarray(texts),
+        jnp.asarray(ends),
+        sampling,
         share_noise=share_noise,
-        capacity=capacity,
     )
-    sampling["max_new_tokens"] = list(map(len, answers))
-    generation = player.generate(prompts, **sampling)
-    for row, (found, wanted) in enumerate(zip(generation.tokens, answers, strict=True)):
-        if found != list(wanted):
-            place = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), len(found))
+    return Generation(
+        tokens=[list(answer) for answer in answers],
+        rounds=np.asarray(state.rounds).tolist(),
+        accepted=np.asarray(state.accepted),
+        prefill_seconds=0.0,
+        decode_seconds=0.0,
+        complete=True,
+    )
+
+
+def _check(texts: np.ndarray, chosen: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+    """Refuse texts that are not what the target chooses.
+
+    Raises:
+      ValueError: the first place that differs.
+    """
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        wrong = np.flatnonzero(texts[row, start:end] != chosen[row, start:end])
+        if wrong.size:
+            place = start + wrong[0]
             raise ValueError(
-                f"row {row}: this law writes another answer, from token {place} on:"
-                f" {found[place : place + 1]} instead of {list(wanted[place : place + 1])}"
+                f"row {row}: this law writes another answer, from token {wrong[0]} on:"
+                f" {chosen[row, place]} instead of {texts[row, place]}"
             )
-    return generation

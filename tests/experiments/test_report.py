@@ -1,0 +1,81 @@
+"""The report script on synthetic rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eagle_jax.evaluation.figures import CHARTS
+from experiments import launch, report
+from tests.evaluation.synthetic import METHODS, make_row, make_rows
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(rows: object, output: Path) -> int:
+    return launch.call(report.main, report.FLAGS, [f"--rows={rows}", f"--output={output}"])
+
+
+@pytest.fixture(autouse=True)
+def one_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is what takes time; the others are drawn by the tests of figures."""
+    assert report.CAPTIONS.keys() == CHARTS.keys()
+    monkeypatch.setattr(report, "CHARTS", {"n_alpha": CHARTS["n_alpha"]})
+
+
+def test_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write(tmp_path / "one.jsonl", make_rows())
+    two = write(tmp_path / "two.jsonl", [make_row("prompt lookup", "gsm8k", 0.0, device="TPU v6", commit=None)])
+    output = tmp_path / "a" / "report"
+    assert run(f"{one},{two}", output) == 0
+    names = {path.name for path in output.iterdir()}
+    prefixes = ("toy-float32-cpu", "toy-float32-TPU-v6")
+    figures = {
+        f"{prefix}-n_alpha-{theme}.{end}"
+        for prefix in prefixes
+        for theme in ("light", "dark")
+        for end in ("png", "svg")
+    }
+    assert names == {"report.md", *figures}
+    assert capsys.readouterr().out == f"wrote {output / 'report.md'} and 4 figures\n"
+    text = (output / "report.md").read_text()
+    titles = [line for line in text.splitlines() if line.startswith("#")]
+    assert titles[:3] == ["# Measured", "## toy, float32, cpu", "### T = 0: speed-up / tau"]
+    assert titles.index("## toy, float32, TPU v6") == 8
+    for label in METHODS:
+        assert text.count(f"\n| {label} | ") == (9 if label == "prompt lookup" else 6)
+    assert "Code: commit abc, None." in text
+    for name in figures:
+        assert (name in text) == name.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "error: no rows in FILE"),
+        ("{}\n", "error: FILE, line 1: not a row of experiments.evaluate"),
+        ('{"settings": {}}\n', "error: FILE, line 1: not a row of experiments.evaluate"),
+        ("[]\n", "error: FILE, line 1: not a row of experiments.evaluate"),
+        ("{\n", "error: FILE, line 1: not a row of experiments.evaluate"),
+        (
+            2 * (json.dumps(make_row("prompt lookup", "gsm8k", 0.0)) + "\n\n"),
+            "error: FILE, line 3 measures 'prompt lookup' on gsm8k again, after FILE, line 1",
+        ),
+    ],
+)
+def test_files_that_hold_no_rows(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    assert run(path, tmp_path / "report") == 2
+    assert capsys.readouterr().err.replace(str(path), "FILE") == message + "\n"
+    assert not (tmp_path / "report").exists()
+
+
+def test_bad_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "none.jsonl", tmp_path / "report") == 2
+    assert launch.call(report.main, report.FLAGS, ["--rows=x"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"error: {tmp_path / 'none.jsonl'}: No such file or directory", "error: give --output"]

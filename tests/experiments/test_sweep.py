@@ -1,0 +1,219 @@
+"""Sweeps: points, their order, going on, training before measuring. The target is tiny and random."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from eagle_jax.checkpoint.heads import save_head
+from eagle_jax.checkpoint.pretrained import load_target
+from experiments import launch, sweep
+from tests.checkpoint.heads import random_head
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.target = "TARGET"
+    config.dtype = "float32"
+    config.tasks = ("sums",)
+    config.num_prompts = 1
+    config.turns = "first"
+    config.max_new_tokens = 8
+    config.temperatures = (0.0, 1.0)
+    config.seeds = (0,)
+    config.warm_ups = 0
+    config.method = {"method": "prompt_lookup", "depth": 2}
+    return config
+
+
+def sweep(add):
+    add()
+    add(**{"method.depth": 1})
+    add(label="sampled, seed 1", seeds=(1,), temperatures=(1.0,))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "sums").mkdir()
+    (folder / "sums" / "question.jsonl").write_text('{"prompt": "1 + 1 = 2, 2 + 2 ="}\n{"prompt": "3 + 4 ="}')
+    return folder
+
+
+@pytest.fixture
+def config(tiny_model: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "ablation.py"
+    path.write_text(CONFIG.replace("TARGET", str(tiny_model)))
+    return path
+
+
+def run(config: Path, data: Path, output: Path, *more: str) -> int:
+    arguments = [f"--config={config}", f"--data={data}", f"--output={output}", "--quiet", *more]
+    return launch.call(sweep.main, sweep.FLAGS, arguments)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The last line of a run that must fail."""
+    assert run(*arguments) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_points_one_after_the_other(
+    config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "sweep"
+    assert run(config, data, output, "--points=depth=1") == 0
+    first = capsys.readouterr()
+    assert "[1/1] depth=1" in first.err
+    assert "Not finished, the same command goes on: base; sampled, seed 1." in first.out
+    measured = (output / "points" / "depth=1.jsonl").read_bytes()
+
+    assert run(config, data, output) == 0
+    assert (output / "points" / "depth=1.jsonl").read_bytes() == measured
+    rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
+    cells = [(row["label"], row["temperature"], row["seed"], row["tree"]["nodes"]) for row in rows]
+    assert cells == [
+        *(("base", temperature, 0, 4) for temperature in (0.0, 1.0)),
+        *(("depth=1", temperature, 0, 3) for temperature in (0.0, 1.0)),
+        ("sampled, seed 1", 1.0, 1, 4),
+    ]
+    summary = (output / "summary.md").read_text()
+    assert summary == capsys.readouterr().out
+    assert "Not finished" not in summary
+    assert summary.count("\n| base | 4, 2, 1 | ") == 2
+    assert "| sampled, seed 1 | 4, 2, 1 | " in summary.split("T = 1: speed-up / tau")[1]
+
+    config.write_text(config.read_text().replace('"method.depth": 1', '"method.depth": 0'))
+    assert run(config, data, output, "--points=depth=0") == 0  # a new point of the same sweep
+    config.write_text(config.read_text().replace("max_new_tokens = 8", "max_new_tokens = 9"))
+    line = refused(capsys, config, data, output)
+    assert "holds another point 'base': there config.max_new_tokens is 8, here 9; nothing was written" in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("method.depth", "method.dept", "methods[0] has the unknown field 'dept'"),
+        ("method.depth", "methods.depth", "point 'depth=1' changes 'methods.depth', which the config does not have"),
+        ("seeds=(1,)", "seed=1", "point 'sampled, seed 1' changes 'seed', which the config does not have"),
+        ("seeds=(1,)", '**{"train.seed": 1}', "changes 'train.seed', which the config does not have"),
+        ('"sampled, seed 1"', '"depth=1"', "has two points called 'depth=1'"),
+        ("def sweep", "def swept", "has no function sweep: it is not a config of an ablation"),
+        ("    add()\n", "    return\n", "sweep(add) adds no point"),
+    ],
+)
+def test_configs_that_cannot_be_used(
+    old: str, new: str, message: str, config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(config.read_text().replace(old, new))
+    assert message in refused(capsys, config, data, tmp_path / "sweep", "--points=depth=1")
+
+
+def test_bad_flags(config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "sweep"
+    wrong = refused(capsys, config, data, output, "--points=wide")
+    assert wrong == "error: no point is called 'wide'; there are base, depth=1, sampled_seed_1"
+    assert refused(capsys, tmp_path / "no.py", data, output) == f"error: --config={tmp_path / 'no.py'} names no file"
+    assert launch.call(sweep.main, sweep.FLAGS, [f"--config={config}"]) == 2
+    assert capsys.readouterr().err == "error: give --data\n"
+    training = config.with_name("training.py")
+    training.write_text(config.read_text().replace("    return config\n", with_training(), 1))
+    assert "trains heads: give --answers" in refused(capsys, training, data, output)
+    assert not output.exists()
+
+
+def test_a_process_for_each_point(
+    config: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    def fake(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        return SimpleNamespace(returncode=3 * (len(commands) == 2))
+
+    monkeypatch.setattr(subprocess, "run", fake)
+    assert run(config, data, tmp_path / "sweep", "--processes") == 0
+    assert [command[1:4] for command in commands] == [
+        ["-m", "experiments.sweep", f"--points={name}"] for name in ("base", "depth=1", "sampled_seed_1")
+    ]
+    for command in commands:
+        sweep.FLAGS.unparse_flags()
+        assert sweep.FLAGS(["", *command[3:]]) == [""]  # flags that the script has
+        assert (sweep.FLAGS.processes, sweep.FLAGS.quiet, sweep.FLAGS.answers) == (False, True, None)
+    captured = capsys.readouterr()
+    assert "point 'depth=1' failed with exit code 3" in captured.err
+    assert "Not finished" in captured.out
+
+
+TRAIN = ROOT / "configs" / "train" / "eagle3_smollm2.py"
+
+
+def with_training() -> str:
+    """The end of `get_config` of a sweep that trains heads."""
+    train = {"config": str(TRAIN), "time_limit": 600.0, "fields": {"epochs": 0.5}}
+    method = {"method": "eagle3", "nodes": 4, "depth": 1, "top_k": 2}
+    return f"    config.method = {method}\n    config.train = {train}\n    return config\n"
+
+
+def test_training_before_measuring(
+    config: Path,
+    data: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changed = config.read_text().replace("    return config\n", with_training(), 1)
+    changed = changed.replace("method.depth", "train.recipe.num_steps")
+    config.write_text(changed.replace("    add()\n", "").replace("    add(label", "    return\n    add(label"))
+    answers, output = tmp_path / "answers.jsonl", tmp_path / "sweep"
+    answers.write_text("{}\n")
+    model = load_target(str(tiny_model))
+    commands: list[list[str]] = []
+
+    def fake(command: list[str], **_: Any) -> Any:
+        """Training that finishes at the second visit."""
+        commands.append(command)
+        if len(commands) == 2:
+            given = dict(flag.removeprefix("--").split("=", 1) for flag in command[3:])
+            head, params = random_head("eagle3", model.config)
+            save_head(given["export"], head, params, model.config, dtype="float32")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", fake)
+    flags = [f"--answers={answers}", f"--features={tmp_path / 'features'}"]
+    assert run(config, data, output, *flags) == 0
+    assert "Not finished, the same command goes on: num_steps=1." in capsys.readouterr().out
+    assert run(config, data, output, *flags) == 0
+    assert run(config, data, output, *flags) == 0  # nothing is left to do
+    assert len(commands) == 2
+    folder = output / "heads" / "num_steps=1"
+    assert commands[0] == commands[1]
+    assert commands[0][1:] == [
+        *("-m", "experiments.train", f"--config={TRAIN}"),
+        *("--config.epochs=0.5", "--config.recipe.num_steps=1", f"--data={answers}", f"--run={folder / 'run'}"),
+        *(f"--export={folder / 'head'}", "--time_limit=600.0", "--quiet=True", f"--features={tmp_path / 'features'}"),
+    ]
+    rows = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
+    assert [(row["label"], row["method"], row["temperature"]) for row in rows] == [
+        ("num_steps=1", "eagle3", 0.0),
+        ("num_steps=1", "eagle3", 1.0),
+    ]
+    assert all(row["identical_prompts"] == 1 for row in rows)
+
+
+def test_training_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
+    sweep.FLAGS.unparse_flags()
+    sweep.FLAGS(["", "--answers=a.jsonl"])
+    with pytest.raises(ValueError, match=r"training failed with exit code 2: .* -m experiments\.train --config=x"):
+        sweep.train({"config": "x", "time_limit": 1.0}, tmp_path)
