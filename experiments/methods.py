@@ -1,13 +1,14 @@
 """From flags to a drafting method and its weights, for every script that decodes.
 
 Tree sizes are the official triple: `nodes` counts the root, `depth` D means D + 1 drafted levels, `top_k` children a
-node. A chain has depth + 2 nodes and top_k 1.
+node. A chain has depth + 2 nodes and top_k 1. Lookahead and Ouroboros have sizes of their own.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 from absl import flags
 
 from eagle_jax.checkpoint.head_names import Kind
@@ -18,18 +19,26 @@ from eagle_jax.drafters import (
     make_eagle1,
     make_eagle2,
     make_eagle3,
+    make_lookahead,
+    make_ouroboros,
     make_prompt_lookup,
     make_vanilla,
 )
 from eagle_jax.drafters.eagle2 import check_sizes
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
-from eagle_jax.types import Params
+from eagle_jax.types import Params, Target
 from experiments.launch import status
 
 _SELF = "self:"
 _TREE = (60, 7, 10)
-"""Nodes, depth and top_k of a dynamic tree."""
+"""Nodes, depth and top_k of a dynamic tree: the published ones."""
+_CPU_TREE = (4, 1, 2)
+"""The same on a CPU, where a pass over 4 tokens costs 1.5 times one over 1, over 60 tokens 6 times."""
+_TRIPLE = ("nodes", "depth", "top_k")
+_LOOKAHEAD = ("level", "window", "guesses")
+_OUROBOROS = ("num_drafted", "phrases", "phrase_length")
+_SIZES = (*_TRIPLE, *_LOOKAHEAD, *_OUROBOROS)
 
 
 class Settings(NamedTuple):
@@ -42,6 +51,12 @@ class Settings(NamedTuple):
     head: str = ""
     draft_vocab: int | None = None
     dtype: str = "float32"
+    level: int | None = None
+    window: int | None = None
+    guesses: int | None = None
+    num_drafted: int | None = None
+    phrases: int | None = None
+    phrase_length: int | None = None
 
 
 class Method(NamedTuple):
@@ -50,7 +65,8 @@ class Method(NamedTuple):
     build: Callable[[LoadedModel, Settings], tuple[Drafter, Params]]
     takes_draft: bool = False
     takes_head: bool = False
-    top_k: int = 1  # children of a node where --top_k is not given
+    top_k: int = 1  # candidate children of a node where no flag says it
+    sizes: tuple[str, ...] = _TRIPLE  # the sizes that it may be given
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -59,7 +75,16 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("nodes", None, "tree slots, the root included", flag_values=values)
     flags.DEFINE_integer("depth", None, "levels below the first: --depth=4 drafts 5 tokens deep", flag_values=values)
     flags.DEFINE_integer("top_k", None, "children of a tree node", flag_values=values)
-    text = "draft model of chain: as --target, or self:K for the first K layers of the target"
+    for name, text in (
+        ("level", "lookahead: tokens of an n-gram"),
+        ("window", "lookahead: columns of the window"),
+        ("guesses", "lookahead: n-grams tried in a round"),
+        ("num_drafted", "ouroboros: tokens that the draft model drafts"),
+        ("phrases", "ouroboros: phrases behind the last of them"),
+        ("phrase_length", "ouroboros: tokens of a phrase"),
+    ):
+        flags.DEFINE_integer(name, None, text, flag_values=values)
+    text = "draft model of chain and ouroboros: as --target, or self:K for the first K layers of the target"
     flags.DEFINE_string("draft", "", text, flag_values=values)
     text = "trained draft head of eagle, eagle2, eagle3: a directory or a Hugging Face id; else the one that ships"
     flags.DEFINE_string("head", "", text, flag_values=values)
@@ -80,7 +105,7 @@ def settings_from_flags(values: flags.FlagValues) -> tuple[str, Settings]:
 
 
 def settings_for(name: str, values: flags.FlagValues) -> Settings:
-    """As `settings_from_flags`, for one of several methods: flags for drafts and heads go to those that take them."""
+    """As `settings_from_flags`, for one of several methods: flags that not all take go to those that take them."""
     settings = Settings(*(getattr(values, field) for field in Settings._fields))
     if name in METHODS:
         settings = settings._replace(
@@ -88,6 +113,8 @@ def settings_for(name: str, values: flags.FlagValues) -> Settings:
             head=settings.head if METHODS[name].takes_head else "",
             draft_vocab=settings.draft_vocab if METHODS[name].takes_head else None,
         )
+        others: dict[str, Any] = {size: None for size in _SIZES if size not in METHODS[name].sizes}
+        settings = settings._replace(**others)
     check_settings(name, settings)
     return settings
 
@@ -105,6 +132,7 @@ def check_settings(name: str, settings: Settings) -> None:
         ("draft", settings.draft, method.takes_draft),
         ("head", settings.head, method.takes_head),
         ("draft_vocab", settings.draft_vocab, method.takes_head),
+        *((size, getattr(settings, size), size in method.sizes) for size in _SIZES),
     ):
         if given not in ("", None) and not taken:
             raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
@@ -115,8 +143,10 @@ def check_settings(name: str, settings: Settings) -> None:
 
 
 def children(name: str, settings: Settings) -> int:
-    """The most children that a node of the method's tree has: `top_k` of the official triple."""
-    return settings.top_k or METHODS[name].top_k
+    """The most candidate children that a node of the method's tree has: `top_k` of the official triple."""
+    given = settings.top_k or settings.guesses or settings.phrases
+    dynamic = name in ("eagle2", "eagle3")
+    return given or (default_tree((settings.nodes, settings.depth))[2] if dynamic else METHODS[name].top_k)
 
 
 def make_method(name: str, target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
@@ -159,8 +189,12 @@ def _prompt_lookup(target: LoadedModel, settings: Settings) -> tuple[Drafter, Pa
     return make_prompt_lookup(chain_length(settings, default=10)), ()
 
 
-def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
-    num_drafted = chain_length(settings, default=5)
+def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]:
+    """The model that --draft names.
+
+    Raises:
+      ValueError: a number of layers that the target has not, or a vocabulary that is not the target's.
+    """
     name = settings.draft
     if name.startswith(_SELF):
         count = name.removeprefix(_SELF)
@@ -174,7 +208,28 @@ def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
             draft = load_target(name, settings.dtype, progress=progress)
         check_vocabulary(target, draft)
         config, params = draft.config, draft.params
-    return make_chain(make_target(config, settings.dtype), num_drafted), params
+    return make_target(config, settings.dtype), params
+
+
+def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+    num_drafted = chain_length(settings, default=5)
+    draft, params = load_draft(target, settings)
+    return make_chain(draft, num_drafted), params
+
+
+def _given(settings: Settings, names: tuple[str, ...]) -> dict[str, int]:
+    """The sizes that were given, by name; the factory has the defaults of the others."""
+    return {name: size for name in names if (size := getattr(settings, name)) is not None}
+
+
+def _lookahead(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+    del target
+    return make_lookahead(**_given(settings, _LOOKAHEAD)), ()
+
+
+def _ouroboros(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+    draft, params = load_draft(target, settings)
+    return make_ouroboros(draft, **_given(settings, _OUROBOROS)), params
 
 
 def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head, HeadParams]:
@@ -194,11 +249,19 @@ def _eagle(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     return make_eagle1(head, dtype=settings.dtype), params
 
 
+def default_tree(given: tuple[int | None, ...] = ()) -> tuple[int, int, int]:
+    """Nodes, depth and top_k of a dynamic tree: those that pay on this device, the published ones if any is `given`."""
+    free = all(size is None for size in given)
+    return _CPU_TREE if free and jax.default_backend() == "cpu" else _TREE
+
+
 def _dynamic(
     kind: Kind, make: Callable[..., Drafter], target: LoadedModel, settings: Settings
 ) -> tuple[Drafter, Params]:
     sizes = settings.nodes, settings.depth, settings.top_k
-    nodes, depth, top_k = (default if size is None else size for size, default in zip(sizes, _TREE, strict=True))
+    nodes, depth, top_k = (
+        default if size is None else size for size, default in zip(sizes, default_tree(sizes), strict=True)
+    )
     check_sizes(nodes, depth, top_k)
     head, params = load_head(kind, target, settings)
     return make(head, nodes, depth, top_k, dtype=settings.dtype), params
@@ -225,8 +288,10 @@ def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
 METHODS: dict[str, Method] = {
     "vanilla": Method(_vanilla),
     "prompt_lookup": Method(_prompt_lookup),
+    "lookahead": Method(_lookahead, top_k=7, sizes=_LOOKAHEAD),
     "chain": Method(_chain, takes_draft=True),
+    "ouroboros": Method(_ouroboros, takes_draft=True, top_k=3, sizes=_OUROBOROS),
     "eagle": Method(_eagle, takes_head=True, top_k=4),
-    "eagle2": Method(functools.partial(_dynamic, "eagle", make_eagle2), takes_head=True, top_k=_TREE[2]),
-    "eagle3": Method(functools.partial(_dynamic, "eagle3", make_eagle3), takes_head=True, top_k=_TREE[2]),
+    "eagle2": Method(functools.partial(_dynamic, "eagle", make_eagle2), takes_head=True),
+    "eagle3": Method(functools.partial(_dynamic, "eagle3", make_eagle3), takes_head=True),
 }

@@ -22,6 +22,8 @@ from eagle_jax.drafters import (
     make_eagle1,
     make_eagle2,
     make_eagle3,
+    make_lookahead,
+    make_ouroboros,
     make_prompt_lookup,
     make_vanilla,
 )
@@ -77,6 +79,10 @@ DRAFTERS: dict[str, Callable[[], Method]] = {
     "vanilla": lambda: Method(make_vanilla()),
     "prompt_lookup": lambda: Method(make_prompt_lookup(5)),
     "chain": lambda: Method(make_chain(TARGET, 3), noisy_target()),
+    "lookahead": lambda: Method(make_lookahead(4, 3, 3, pool_size=50), remembers=True),
+    "ouroboros": lambda: Method(
+        make_ouroboros(TARGET, 3, phrases=2, phrase_length=3, pool_size=50), noisy_target(), remembers=True
+    ),
     "eagle": lambda: with_head("eagle", make_eagle1, STATIC_TREE),
     "eagle2": lambda: with_head("eagle", make_eagle2, 12, 2, 4),
     "eagle3": lambda: with_head("eagle3", make_eagle3, 10, 2, 3, draft_vocab=25),

@@ -5,6 +5,8 @@ from eagle_jax.drafters.chain import make_chain
 from eagle_jax.drafters.eagle1 import make_eagle1
 from eagle_jax.drafters.eagle2 import make_eagle2
 from eagle_jax.drafters.eagle3 import make_eagle3
+from eagle_jax.drafters.lookahead import make_lookahead
+from eagle_jax.drafters.ouroboros import make_ouroboros
 from eagle_jax.drafters.prompt_lookup import make_prompt_lookup
 from eagle_jax.drafters.vanilla import make_vanilla
 
@@ -15,6 +17,8 @@ __all__ = [
     "make_eagle1",
     "make_eagle2",
     "make_eagle3",
+    "make_lookahead",
+    "make_ouroboros",
     "make_prompt_lookup",
     "make_vanilla",
 ]

@@ -28,6 +28,7 @@ class Candidates(NamedTuple):
     tokens: jax.Array  # i32[B, M]
     log_values: jax.Array  # f32[B, M]
     parents: jax.Array  # i32[B, M], flat index, NO_PARENT below the root
+    picked: jax.Array  # i32[B, k + D k], flat index of the k nodes picked at each level, best first
 
 
 def expand(
@@ -39,13 +40,18 @@ def expand(
     *,
     depth: int,
     top_k: int,
+    use_value: bool = True,
 ) -> Candidates:
-    """Grow the candidates level by level: one reading of the head's newest output and `depth` passes of k nodes."""
+    """Grow the candidates level by level: one reading of the head's newest output and `depth` passes of k nodes.
+
+    Without values the k nodes of a level are those of the highest confidence of their own, and what stands for a value
+    is the lowest confidence on the path, which like a value is never above the parent's.
+    """
     best = heads.best_children(head, params, target_params, state.newest[:, None], noise[:, 0], top_k)
     tokens, values = best.tokens[:, 0], best.values[:, 0]
     batch = tokens.shape[0]
-    found = [Candidates(tokens, values, jnp.full_like(tokens, NO_PARENT))]
     flat = jnp.broadcast_to(jnp.arange(top_k), (batch, top_k))  # flat index of the nodes to feed
+    found = [Candidates(tokens, values, jnp.full_like(tokens, NO_PARENT), flat)]
     states = jnp.broadcast_to(state.newest[:, None], (batch, top_k, state.newest.shape[1]))
     rows: jax.Array | None = None  # index of their parents among the nodes fed before
     fed = heads.nothing_fed(head, state)
@@ -53,25 +59,37 @@ def expand(
         outputs, fed = heads.feed(head, params, target_params, state, fed, tokens, states, rows, step + 1)
         best = heads.best_children(head, params, target_params, outputs, noise[:, step + 1], top_k)
         block_tokens = best.tokens.reshape(batch, -1)
-        block_values = (values[:, :, None] + best.values).reshape(batch, -1)
-        found.append(Candidates(block_tokens, block_values, jnp.repeat(flat, top_k, axis=1)))
-        values, kept = jax.lax.top_k(block_values, top_k)
+        join = jnp.add if use_value else jnp.minimum
+        block_values = join(values[:, :, None], best.values).reshape(batch, -1)
+        parents = jnp.repeat(flat, top_k, axis=1)
+        _, kept = jax.lax.top_k(block_values if use_value else best.values.reshape(batch, -1), top_k)
+        values = jnp.take_along_axis(block_values, kept, axis=1)
         tokens = jnp.take_along_axis(block_tokens, kept, axis=1)
         states = jnp.take_along_axis(outputs, (kept // top_k)[:, :, None], axis=1)
         rows = step * top_k + kept // top_k
         flat = top_k + step * top_k**2 + kept
+        found.append(Candidates(block_tokens, block_values, parents, flat))
     return Candidates(*(jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)))
 
 
 def rerank(candidates: Candidates, root: jax.Array, nodes: int, max_depth: int) -> DraftTree:
     """Keep the `nodes` - 1 most valuable candidates below `root` i32[B]."""
-    values, chosen = jax.lax.top_k(candidates.log_values, nodes - 1)
-    order = jnp.argsort(chosen, axis=1)
-    chosen, values = jnp.take_along_axis(chosen, order, axis=1), jnp.take_along_axis(values, order, axis=1)
+    _, chosen = jax.lax.top_k(candidates.log_values, nodes - 1)
+    return keep(candidates, jnp.sort(chosen, axis=1), root, max_depth)
+
+
+def first_come(candidates: Candidates, root: jax.Array, nodes: int, max_depth: int) -> DraftTree:
+    """Keep the first `nodes` - 1 nodes that expansion picked, level by level, whatever the value of all others."""
+    return keep(candidates, jnp.sort(candidates.picked[:, : nodes - 1], axis=1), root, max_depth)
+
+
+def keep(candidates: Candidates, chosen: jax.Array, root: jax.Array, max_depth: int) -> DraftTree:
+    """The tree of the candidates `chosen` i32[B, N - 1], rising and parents among them, below `root` i32[B]."""
+    values = jnp.take_along_axis(candidates.log_values, chosen, axis=1)
     parents = jnp.take_along_axis(candidates.parents, chosen, axis=1)
     # Place of the parent among the chosen, counted from node 1; the root where there is none.
     place = (parents[:, :, None] == chosen[:, None, :]).argmax(-1) + 1
-    batch = root.shape[0]
+    batch, nodes = root.shape[0], chosen.shape[1] + 1
     return DraftTree(
         tokens=jnp.concatenate([root[:, None], jnp.take_along_axis(candidates.tokens, chosen, axis=1)], axis=1),
         parents=jnp.concatenate(
@@ -98,7 +116,15 @@ def check_sizes(nodes: int, depth: int, top_k: int) -> None:
 
 @functools.cache
 def make_eagle2(
-    head: Head, nodes: int = 60, depth: int = 7, top_k: int = 10, *, name: str = "eagle2", dtype: str = "float32"
+    head: Head,
+    nodes: int = 60,
+    depth: int = 7,
+    top_k: int = 10,
+    *,
+    name: str = "eagle2",
+    dtype: str = "float32",
+    use_value: bool = True,
+    reranks: bool = True,
 ) -> Drafter:
     """Dynamic tree; the head's `HeadParams` are the drafter's params.
 
@@ -109,11 +135,18 @@ def make_eagle2(
       top_k: k, children per node and nodes per level.
       name: of the drafter.
       dtype: of the head's cache.
+      use_value, reranks: False leaves a part out, as in the paper's ablation (table 3): the product along the path as a
+        node's value, and the choice of nodes by value in the end.
 
     Raises:
-      ValueError: sizes that name no tree.
+      ValueError: sizes that name no tree, or without re-ranking more nodes than expansion picks.
     """
     check_sizes(nodes, depth, top_k)
+    select = rerank if reranks else first_come
+    if not reranks and nodes - 1 > top_k * (depth + 1):
+        raise ValueError(
+            f"without re-ranking nodes - 1 is at most top_k * (depth + 1) = {top_k * (depth + 1)}, got {nodes - 1}"
+        )
 
     def propose(
         params: HeadParams,
@@ -123,8 +156,8 @@ def make_eagle2(
         length: jax.Array,
         noise: jax.Array,
     ) -> tuple[DraftTree, HeadState]:
-        candidates = expand(head, params, target_params, state, noise, depth=depth, top_k=top_k)
-        return rerank(candidates, root_of(text, length), nodes, depth + 1), state
+        candidates = expand(head, params, target_params, state, noise, depth=depth, top_k=top_k, use_value=use_value)
+        return select(candidates, root_of(text, length), nodes, depth + 1), state
 
     def observe(params: HeadParams, target_params: Params, state: HeadState, observation: Observation) -> HeadState:
         return heads.observe(head, params, target_params, state, observation)

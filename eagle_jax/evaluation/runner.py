@@ -6,7 +6,7 @@ Knows questions, generators and the model's tokenizer; not where they come from,
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from eagle_jax.chat import TextStream
+from eagle_jax.chat import Message, TextStream
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.evaluation import metrics
@@ -21,10 +21,14 @@ Show = Callable[[str], None]
 
 def prompt_ids(model: LoadedModel, question: Question) -> list[int]:
     """The first turn as the model is asked: by its chat template, or as plain text where it has none."""
-    text = question.turns[0]
+    return conversation_ids(model, [{"role": "user", "content": question.turns[0]}])
+
+
+def conversation_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
+    """A conversation up to the next answer; without a chat template its texts in lines of their own."""
     if model.tokenizer.has_chat_template:
-        return model.tokenizer.chat([{"role": "user", "content": text}])
-    return model.tokenizer.encode(text)
+        return model.tokenizer.chat(messages)
+    return model.tokenizer.encode("\n".join(message["content"] for message in messages))
 
 
 def slots(target: Target, prompts: Sequence[Sequence[int]], drafter: Drafter, max_new_tokens: int) -> int:

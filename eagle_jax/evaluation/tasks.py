@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -67,6 +68,34 @@ def read_questions(path: str | os.PathLike[str], num_prompts: int | None = None)
     if not 1 <= num_prompts <= len(questions):
         raise ValueError(f"num_prompts is {num_prompts}, {path} holds {len(questions)} questions")
     return questions[:num_prompts]
+
+
+def read_task(directory: str | os.PathLike[str], name: str, num_prompts: int) -> dict[int, Question]:
+    """Questions of `directory`/`name`/question.jsonl by their place in the file, spread evenly over it.
+
+    Benchmarks stand sorted by category, so the first few would be all of a kind.
+
+    Raises:
+      ValueError: no such task (the message lists those there are), a broken file, or a number of prompts that the file
+        cannot give.
+    """
+    directory = pathlib.Path(directory)
+    path = directory / name / "question.jsonl"
+    if not path.is_file():
+        found = sorted(other.parent.name for other in directory.glob("*/question.jsonl"))
+        raise ValueError(f"task {name!r} has no {path}; the tasks in {directory} are {', '.join(found) or 'none'}")
+    questions = read_questions(path)
+    if not 1 <= num_prompts <= len(questions):
+        raise ValueError(f"num_prompts is {num_prompts}, {path} holds {len(questions)} questions")
+    places = [place * len(questions) // num_prompts for place in range(num_prompts)]
+    return {place: questions[place] for place in places}
+
+
+def read_tasks(
+    directory: str | os.PathLike[str], names: Sequence[str], num_prompts: int
+) -> dict[str, dict[int, Question]]:
+    """`read_task` of several tasks, by name."""
+    return {name: read_task(directory, name, num_prompts) for name in names}
 
 
 def _parse(line: str, index: int) -> Question:

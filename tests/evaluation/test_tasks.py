@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions
+from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions, read_task, read_tasks
 
 SPEC_BENCH = (
     '{"question_id": 81, "category": "writing", "turns": ["Write.", "Rewrite."], "reference": ["x"]}\n'
@@ -82,3 +82,42 @@ def test_empty_prompt() -> None:
     assert from_prompt(" a ").turns == (" a ",)
     with pytest.raises(ValueError, match="the prompt is empty: ' '"):
         from_prompt(" ")
+
+
+def folder_of_tasks(tmp_path: Path) -> Path:
+    for name, count in (("many", 10), ("few", 2)):
+        (tmp_path / name).mkdir()
+        lines = [f'{{"question_id": {100 + n}, "turns": ["Question {n}"]}}' for n in range(count)]
+        (tmp_path / name / "question.jsonl").write_text("\n".join(lines))
+    (tmp_path / "none").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("count", "places"), [(1, [0]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, list(range(10)))])
+def test_prompts_of_a_task_are_spread_over_its_file(tmp_path: Path, count: int, places: list[int]) -> None:
+    found = read_task(folder_of_tasks(tmp_path), "many", count)
+    assert list(found) == places
+    assert [question.question_id for question in found.values()] == [100 + place for place in places]
+
+
+def test_several_tasks(tmp_path: Path) -> None:
+    found = read_tasks(folder_of_tasks(tmp_path), ["few", "many"], 2)
+    assert {name: list(questions) for name, questions in found.items()} == {"few": [0, 1], "many": [0, 5]}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("none", 1, "task 'none' has no .*none/question.jsonl; the tasks in .* are few, many"),
+        ("few", 3, "num_prompts is 3, .* holds 2 questions"),
+        ("few", 0, "num_prompts is 0"),
+    ],
+)
+def test_tasks_that_cannot_be_read(tmp_path: Path, name: str, count: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_task(folder_of_tasks(tmp_path), name, count)
+
+
+def test_a_folder_without_tasks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the tasks in .* are none"):
+        read_task(tmp_path, "few", 1)

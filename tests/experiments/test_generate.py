@@ -155,7 +155,7 @@ def test_a_difference_is_reported_with_its_margin(
         (["--prompt=Hi", "--num_prompts=2"], "--num_prompts=2 needs --prompts_file; --prompt is 1 prompt"),
         (["--prompts_file=no/such.jsonl"], "no/such.jsonl: No such file or directory"),
         (["--prompts_file=tests"], "tests: Is a directory"),
-        (["--prompt=Hi", "--method=eagle9"], "method 'eagle9' is not one of vanilla, prompt_lookup, chain"),
+        (["--prompt=Hi", "--method=eagle9"], "method 'eagle9' is not one of vanilla, prompt_lookup, lookahead, chain"),
         (["--prompt=Hi", "--method=chain"], "--method=chain needs --draft"),
         (["--prompt=Hi", "--draft=self:1"], "--method=prompt_lookup takes no --draft, got 'self:1'"),
         (["--prompt=Hi", "--head=x"], "--method=prompt_lookup takes no --head, got 'x'"),

@@ -1,0 +1,51 @@
+"""All methods on six tasks at T = 0 and 1, in Spec-Bench's way (arXiv 2401.07851): batch 1, whole conversations.
+
+    python -m experiments.evaluate --config=configs/eval/field.py --data=DIRECTORY --output=field.jsonl
+    python -m experiments.evaluate --config=configs/eval/field.py:prompt_lookup,chain=DIRECTORY ...   # some of them
+
+Needs the heads `eagle` and `eagle3` that ship for the target, unless they are left out or named. Where no draft model
+is named, chain and Ouroboros draft with the target's first 24 layers, which shows how they work rather than how fast
+they can be. Expected on two CPU cores: a minute for each prompt at each temperature with all methods.
+"""
+
+import ml_collections
+
+from configs.eval import heads
+
+SMALL = {"nodes": 16, "depth": 5, "top_k": 4}
+"""The tree for a machine on which checking is dear; the published one is (60, 7, 10)."""
+
+METHODS: dict[str, dict[str, object]] = {
+    "vanilla": {},  # against itself: how far the times can be trusted
+    "prompt_lookup": {"depth": 9},
+    "lookahead": {},
+    "chain": {"draft": "self:24", "depth": 4},
+    "ouroboros": {"draft": "self:24"},
+    "eagle": {},
+    "eagle2": SMALL,
+    "eagle3": SMALL,
+}
+
+
+def get_config(names: str = ",".join(METHODS)) -> ml_collections.ConfigDict:
+    """The defaults; every field can be set by a flag, as in --config.num_prompts=80.
+
+    Args:
+      names: of the methods, separated by commas, each with `=` and the directory of its head or draft model where
+        another one is wanted.
+    """
+    config = heads.get_config("eagle3")
+    config.tasks = ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum", "qa")
+    config.num_prompts = 10  # of each task
+    config.turns = "all"
+    config.temperatures = (0.0, 1.0)
+    config.methods = [method(*name.split("=", 1)) for name in names.split(",")]
+    return config
+
+
+def method(name: str, directory: str = "") -> dict[str, object]:
+    """A method with its defaults, but for the draft or head in `directory`."""
+    if name not in METHODS:
+        raise ValueError(f"methods are {', '.join(METHODS)}, got {name!r}")
+    drafts = {("head" if name.startswith("eagle") else "draft"): directory} if directory else {}
+    return {"label": name, "method": name, **METHODS[name], **drafts}

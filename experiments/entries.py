@@ -1,0 +1,125 @@
+"""The `methods` of an evaluation's config: one mapping for each, checked, then built for a target.
+
+    {"label": "eagle3, own noise", "method": "eagle3", "nodes": 60, "depth": 7, "top_k": 10, "share_noise": False}
+
+`label` and `method` are needed. Then whatever `methods.Settings` holds but the dtype, how drafts are checked (`rule`,
+`share_noise`), the parts of EAGLE-2 that an ablation leaves out (`use_value`, `reranks`), and `temperatures`, where a
+method shall not run at all of the config's.
+"""
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+import jax
+import numpy as np
+
+from eagle_jax.checkpoint.head_names import Kind
+from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.decode import Rule
+from eagle_jax.drafters import Drafter, make_eagle2
+from eagle_jax.evaluation.side_by_side import Contestant
+from eagle_jax.types import Params
+from experiments import methods
+
+_DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
+"""Methods with the parts of EAGLE-2, and the kind of head that they draft with."""
+
+
+class Entry(NamedTuple):
+    """One method of a config."""
+
+    label: str
+    method: str
+    settings: methods.Settings
+    rule: Rule = "match"
+    share_noise: bool = True
+    use_value: bool = True
+    reranks: bool = True
+    temperatures: tuple[float, ...] | None = None  # None: all of the config's
+
+    def runs_at(self, temperature: float) -> bool:
+        """Whether the method takes part at this temperature."""
+        return self.temperatures is None or temperature in self.temperatures
+
+
+_OWN = tuple(field for field in Entry._fields if field != "settings")
+_SETTINGS = tuple(field for field in methods.Settings._fields if field != "dtype")
+
+
+def read_entries(listed: Sequence[Mapping[str, Any]], dtype: str, temperatures: Sequence[float]) -> list[Entry]:
+    """Check the entries as far as that goes without loading anything.
+
+    Raises:
+      ValueError: no entry, a field unknown or missing, a label given twice, a temperature that is not among the
+        config's, or settings that the method does not take.
+    """
+    if not listed:
+        raise ValueError("the config's methods are empty: name at least one")
+    entries = [_read(number, one, dtype) for number, one in enumerate(listed)]
+    labels = [entry.label for entry in entries]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"two methods are labelled {label!r}")
+    for entry in entries:
+        for temperature in entry.temperatures or ():
+            if temperature not in temperatures:
+                raise ValueError(f"{entry.label!r} runs at T = {temperature}, the config's are {tuple(temperatures)}")
+    return entries
+
+
+def _read(number: int, given: Mapping[str, Any], dtype: str) -> Entry:
+    where = f"methods[{number}]"
+    for field in ("label", "method"):
+        if not isinstance(given.get(field), str) or not given[field]:
+            raise ValueError(f"{where} needs a {field}, got {given.get(field)!r}")
+    unknown = [field for field in given if field not in _OWN + _SETTINGS]
+    if unknown:
+        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; known: {', '.join(_OWN + _SETTINGS)}")
+    settings = methods.Settings(dtype=dtype, **{field: given[field] for field in _SETTINGS if field in given})
+    methods.check_settings(given["method"], settings)
+    entry = Entry(settings=settings, **{field: given[field] for field in _OWN if field in given})
+    if entry.temperatures is not None:
+        entry = entry._replace(temperatures=tuple(entry.temperatures))
+    if entry.rule not in get_args(Rule):
+        raise ValueError(f"{where}: rule must be one of {', '.join(get_args(Rule))}, got {entry.rule!r}")
+    if not (entry.use_value and entry.reranks) and entry.method not in _DYNAMIC:
+        raise ValueError(f"{where}: only {' and '.join(_DYNAMIC)} have parts to leave out, got {entry.method!r}")
+    return entry
+
+
+def build(entries: Sequence[Entry], model: LoadedModel) -> dict[str, Contestant]:
+    """The methods by label; those that differ in verification alone share drafter and weights.
+
+    Raises:
+      ValueError: sizes that a method cannot have, or a draft model or head that does not fit the target.
+    """
+    make = functools.cache(lambda *key: _make(model, *key))
+    return {
+        entry.label: Contestant(
+            *make(entry.method, entry.settings, entry.use_value, entry.reranks),
+            rule=entry.rule,
+            share_noise=entry.share_noise,
+        )
+        for entry in entries
+    }
+
+
+def _make(
+    model: LoadedModel, method: str, settings: methods.Settings, use_value: bool, reranks: bool
+) -> tuple[Drafter, Params]:
+    if use_value and reranks:
+        return methods.make_method(method, model, settings)
+    sizes = {size: value for size in ("nodes", "depth", "top_k") if (value := getattr(settings, size)) is not None}
+    head, params = methods.load_head(_DYNAMIC[method], model, settings)
+    parts = {"use_value": use_value, "reranks": reranks}
+    return make_eagle2(head, **sizes, name=method, dtype=settings.dtype, **parts), params
+
+
+def weights_digest(params: Params) -> str:
+    """A hash that tells weights apart: of their shapes and the first numbers of each."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + np.asarray(leaf.ravel()[:64]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,283 @@
+"""Measure drafting methods on benchmark questions, against plain decoding, and write one JSON row a cell.
+
+    python -m experiments.evaluate --config=configs/eval/heads.py --data=DIRECTORY --output=rows.jsonl
+
+--data holds TASK/question.jsonl files in Spec-Bench's format; the config names tasks, methods, temperatures and seeds.
+A cell is a method on a task at a temperature with a seed. In every cell plain decoding and all methods answer the same
+prompts in turn (`eagle_jax.evaluation.side_by_side`); `eagle_jax.evaluation.rows` says what the numbers mean.
+
+The same command goes on where an earlier one stopped, `kill -9` included: each conversation is kept in FILE.journal
+beside the output, rows are made of it whenever a cell is complete.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from eagle_jax.checkpoint.pretrained import load_target
+from eagle_jax.evaluation import tables
+from eagle_jax.evaluation.journal import Journal, Record, write_rows
+from eagle_jax.evaluation.report import tree_size
+from eagle_jax.evaluation.rows import cell_row, record_turn
+from eagle_jax.evaluation.side_by_side import SideBySide
+from eagle_jax.evaluation.tasks import Question, read_tasks
+from eagle_jax.models.transformer import make_target
+from eagle_jax.sampling import make_sampling
+from experiments import launch, methods
+from experiments.entries import Entry, build, read_entries, weights_digest
+
+FLAGS = flags.FlagValues()
+config_flags.DEFINE_config_file("config", None, "what to measure: a file of configs/eval", flag_values=FLAGS)
+flags.DEFINE_string("data", None, "directory with a folder for each task, question.jsonl inside", flag_values=FLAGS)
+flags.DEFINE_string("output", None, "JSON lines, one row a cell", flag_values=FLAGS)
+flags.DEFINE_bool("quiet", False, "no progress bar", flag_values=FLAGS)
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+TURNS = {"first": 1, "all": sys.maxsize}
+"""How many turns of a conversation are played."""
+
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "target": str,
+    "dtype": str,
+    "tasks": (tuple, list),
+    "num_prompts": int,
+    "turns": str,
+    "max_new_tokens": int,
+    "temperatures": (tuple, list),
+    "seeds": (tuple, list),
+    "warm_ups": int,
+    "methods": (tuple, list),
+}
+"""What a config holds."""
+
+
+class Block(NamedTuple):
+    """Cells that are measured together: all methods on a task at a temperature with a seed."""
+
+    task: str
+    temperature: float
+    seed: int
+
+
+class Key(NamedTuple):
+    """A conversation of a block."""
+
+    task: str
+    temperature: float
+    seed: int
+    place: int  # of the question in its file
+
+
+def main() -> None:
+    """Measure as the flags say, and print the tables."""
+    for name in ("config", "data", "output"):
+        if not getattr(FLAGS, name):
+            raise ValueError(f"give --{name}")
+    config = FLAGS.config
+    rows = evaluate(config, FLAGS.data, FLAGS.output, quiet=FLAGS.quiet)
+    for (temperature,), own in tables.groups(rows, "temperature"):
+        print(f"{config.target}, {config.dtype}, T = {temperature:g}; speed-up / tau\n\n{tables.method_table(own)}\n")
+
+
+def evaluate(config: ConfigDict, data: str, output: str, *, quiet: bool = False) -> list[Record]:
+    """Measure what the file `output` lacks; all of its rows.
+
+    Raises:
+      ValueError: a config, a question file or an output file that cannot be used, in one line.
+    """
+    check_config(config)
+    entries = read_entries(config.methods, config.dtype, config.temperatures)
+    questions = read_tasks(data, config.tasks, config.num_prompts)
+    journal_path = beside(output)
+    with launch.status(f"Loading {config.target}") as progress:
+        model = load_target(config.target, config.dtype, progress=progress)
+    bench = SideBySide(
+        model,
+        make_target(model.config, config.dtype),
+        build(entries, model),
+        max_new_tokens=config.max_new_tokens,
+        warm_ups=config.warm_ups,
+    )
+    evaluation = Evaluation(config, entries, questions, bench)
+    with Journal(journal_path, evaluation.settings()) as journal:
+        fill(evaluation, journal, output, quiet)
+        write_rows(output, evaluation.rows(journal.records))
+        return evaluation.rows(journal.records)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuse a config that says too little, too much or something impossible.
+
+    Raises:
+      ValueError: as said.
+    """
+    for name in sorted(FIELDS.keys() ^ config.keys()):
+        raise ValueError(f"the config {'has no' if name in FIELDS else 'has the unknown'} field {name!r}")
+    for name, kind in FIELDS.items():
+        if not isinstance(config[name], kind):
+            raise ValueError(f"the config's {name} cannot be {config[name]!r}")
+    for name in ("tasks", "temperatures", "seeds"):
+        if not config[name] or len(set(config[name])) < len(config[name]):
+            raise ValueError(f"the config's {name} must be distinct, one at least, got {config[name]!r}")
+    for temperature in config.temperatures:
+        make_sampling(1, temperature=temperature, max_new_tokens=config.max_new_tokens)
+    for seed in config.seeds:
+        make_sampling(1, seed=seed)
+    if config.turns not in TURNS:
+        raise ValueError(f"the config's turns must be one of {', '.join(TURNS)}, got {config.turns!r}")
+    if config.warm_ups < 0:
+        raise ValueError(f"the config's warm_ups must be at least 0, got {config.warm_ups}")
+
+
+def beside(output: str) -> pathlib.Path:
+    """The journal of an output file.
+
+    Raises:
+      ValueError: the output cannot be written, or is there without its journal.
+    """
+    path = pathlib.Path(output)
+    journal = path.with_name(path.name + ".journal")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--output={output} must name a file in a folder that exists")
+    if path.exists() and not journal.exists():
+        raise ValueError(f"{path} is there without {journal.name}, so it cannot be gone on with; nothing was written")
+    return journal
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is to be measured, ready to be."""
+
+    config: ConfigDict
+    entries: list[Entry]
+    questions: dict[str, dict[int, Question]]  # by task, then by place in the file
+    bench: SideBySide
+
+    @property
+    def blocks(self) -> list[Block]:
+        """In the order of measuring."""
+        config = self.config
+        return [Block(*block) for block in itertools.product(config.tasks, config.temperatures, config.seeds)]
+
+    @property
+    def keys(self) -> list[Key]:
+        """All conversations to be held."""
+        return [Key(*block, place) for block in self.blocks for place in self.questions[block.task]]
+
+    @property
+    def turns(self) -> int:
+        """The most turns of a conversation."""
+        return TURNS[self.config.turns]
+
+    def settings(self) -> Record:
+        """What decides the rows; the methods by label, so that a difference has a short name."""
+        config = self.config.to_dict()
+        return {
+            **{name: value for name, value in config.items() if name != "methods"},
+            "methods": {entry["label"]: entry for entry in config["methods"]},
+            "questions": digests(self.questions),
+            "weights": {
+                "target": weights_digest(self.bench.model.params),
+                **{label: weights_digest(one.params) for label, one in self.bench.contestants.items()},
+            },
+            "device": jax.devices()[0].device_kind,
+        }
+
+    def measure(self, key: Key) -> Record:
+        """Hold one conversation."""
+        question = self.questions[key.task][key.place]
+        labels = [entry.label for entry in self.entries if entry.runs_at(key.temperature)]
+        law: dict[str, Any] = {"temperature": key.temperature, "seed": key.seed}
+        played = self.bench.play(question, key.place, turns=self.turns, labels=labels, **law)
+        return {
+            "key": list(key),
+            "question_id": question.question_id,
+            "planned": min(self.turns, len(question.turns)),
+            "turns": [record_turn(self.bench, turn, **law) for turn in played],
+            "commit": commit(),
+        }
+
+    def rows(self, records: Sequence[Record]) -> list[Record]:
+        """One for each method of every block that is complete."""
+        found = {Key(*record["key"]): record for record in records}
+        rows = []
+        for block in self.blocks:
+            keys = [Key(*block, place) for place in self.questions[block.task]]
+            if all(key in found for key in keys):
+                chosen = [found[key] for key in keys]
+                rows += [
+                    cell_row(self.about(block, entry), entry.label, chosen)
+                    for entry in self.entries
+                    if entry.runs_at(block.temperature)
+                ]
+        return rows
+
+    def about(self, block: Block, entry: Entry) -> Record:
+        """The head of a row."""
+        return {
+            "target": self.config.target,
+            "method": entry.method,
+            "label": entry.label,
+            **block._asdict(),
+            "dtype": self.config.dtype,
+            "device": jax.devices()[0].device_kind,
+            "tree": tree_size(
+                self.bench.contestants[entry.label].drafter, methods.children(entry.method, entry.settings)
+            ),
+            "rule": entry.rule,
+            "share_noise": entry.share_noise,
+            "max_new_tokens": self.config.max_new_tokens,
+        }
+
+
+def fill(evaluation: Evaluation, journal: Journal, output: str, quiet: bool) -> None:
+    """Hold the conversations that the journal lacks; rows are written whenever a block is complete."""
+    keys = evaluation.keys
+    done = {Key(*record["key"]) for record in journal.records}
+    pending = [key for key in keys if key not in done]
+    if not pending:
+        return
+    with launch.status("Compiling and warming up"):
+        asked = [question for found in evaluation.questions.values() for question in found.values()]
+        evaluation.bench.prepare(asked, evaluation.turns)
+    with tqdm(total=len(keys), initial=len(done), unit="prompt", disable=quiet, dynamic_ncols=True) as bar:
+        for key, coming in itertools.zip_longest(pending, pending[1:]):
+            bar.set_postfix_str(f"{key.task}, T = {key.temperature:g}, seed {key.seed}")
+            journal.add(evaluation.measure(key))
+            bar.update()
+            if coming is None or coming[:-1] != key[:-1]:
+                write_rows(output, evaluation.rows(journal.records))
+
+
+def digests(questions: Mapping[str, Mapping[int, Question]]) -> dict[str, str]:
+    """A hash of the questions of each task."""
+    texts = {task: json.dumps({n: one.turns for n, one in found.items()}) for task, found in questions.items()}
+    return {task: hashlib.sha256(text.encode()).hexdigest() for task, text in texts.items()}
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the code that is running, with `-dirty` behind it where files were changed; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

@@ -1,0 +1,279 @@
+"""Measure every point of an ablation, and put them into one table.
+
+    python -m experiments.sweep --config=configs/ablations/tree_sizes.py --data=DIRECTORY --output=sweeps/tree_sizes
+
+A config of configs/ablations is one of configs/eval with a single `method`, and a function `sweep(add)` that calls
+`add` for each point with what changes: add(**{"method.nodes": 16, "method.depth": 5}). Where it has a `train` part, a
+point first trains a head (--answers, as for experiments.train --data), then measures it; `train.X` changes field X of
+the training config.
+
+The same command goes on where an earlier one stopped. DIRECTORY gets points/, a file of rows for each point, rows.jsonl
+with all of them (for experiments.report) and summary.md. With --processes every point is measured in a process of its
+own.
+"""
+
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from eagle_jax.evaluation import tables
+from eagle_jax.evaluation.journal import Record, differences, write_rows
+from eagle_jax.evaluation.tasks import read_tasks
+from experiments import launch
+from experiments.entries import read_entries
+from experiments.evaluate import check_config, digests, evaluate
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("config", None, "what to vary: a file of configs/ablations", flag_values=FLAGS)
+flags.DEFINE_string("data", None, "directory with questions, as for experiments.evaluate", flag_values=FLAGS)
+flags.DEFINE_string("output", None, "directory of the sweep", flag_values=FLAGS)
+flags.DEFINE_list("points", None, "names of the points to measure; left out, all", flag_values=FLAGS)
+flags.DEFINE_bool("processes", False, "a process for each point", flag_values=FLAGS)
+flags.DEFINE_list("answers", None, "where heads are trained: conversations to train on", flag_values=FLAGS)
+flags.DEFINE_string("features", None, "where heads are trained: directory for the target's features", flag_values=FLAGS)
+flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
+
+
+class Point(NamedTuple):
+    """One setting of what is varied."""
+
+    name: str  # of its files
+    label: str  # in tables
+    config: dict[str, Any]  # an evaluation's, but with one `method`
+    train: dict[str, Any] | None  # what to train before: `config`, `fields`, `time_limit`
+
+    def evaluation(self, **changes: str) -> ConfigDict:
+        """What experiments.evaluate takes; `changes` are of the method."""
+        shared = {name: value for name, value in self.config.items() if name != "method"}
+        return ConfigDict({**shared, "methods": [{"label": self.label, **self.config["method"], **changes}]})
+
+
+def main() -> None:
+    """Run the points that the flags ask for, and write the tables."""
+    for name in ("config", "data", "output"):
+        if not getattr(FLAGS, name):
+            raise ValueError(f"give --{name}")
+    points = read_points(FLAGS.config)
+    asked = choose(points, FLAGS.points)
+    if any(point.train for point in asked) and not FLAGS.answers:
+        raise ValueError(f"{FLAGS.config} trains heads: give --answers, conversations to train on")
+    output = pathlib.Path(FLAGS.output)
+    (output / "points").mkdir(parents=True, exist_ok=True)
+    check_sweep(output / "sweep.json", {point.name: about(point) for point in points})
+    for number, point in enumerate(asked, start=1):
+        print(f"[{number}/{len(asked)}] {point.label}", file=sys.stderr, flush=True)
+        if FLAGS.processes:
+            in_a_process(point)
+        else:
+            measure(point, output)
+    rows, missing = collect(points, output)
+    summary = "\n\n".join(summarise(rows, missing))
+    if rows:
+        write_rows(output / "rows.jsonl", rows)
+    (output / "summary.md").write_text(summary + "\n", encoding="utf-8")
+    print(summary, flush=True)
+
+
+def read_points(path: str) -> list[Point]:
+    """The points of a config file.
+
+    Raises:
+      ValueError: the file is no config of an ablation, two points have one name, or a point cannot be measured.
+    """
+    module = load_module(path)
+    for name in ("get_config", "sweep"):
+        if not callable(getattr(module, name, None)):
+            raise ValueError(f"{path} has no function {name}: it is not a config of an ablation")
+    base = module.get_config()
+    points: list[Point] = []
+
+    def add(*, label: str = "", **changes: Any) -> None:
+        text = label or ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+        name = re.sub(r"[^A-Za-z0-9.=_-]+", "_", text) or "base"
+        if any(point.name == name for point in points):
+            raise ValueError(f"{path} has two points called {name!r}")
+        points.append(make_point(base, name, text or "base", changes))
+
+    module.sweep(add)
+    if not points:
+        raise ValueError(f"{path}: sweep(add) adds no point")
+    for point in points:
+        config = point.evaluation()
+        check_config(config)
+        read_entries(config.methods, config.dtype, config.temperatures)
+    return points
+
+
+def load_module(path: str) -> ModuleType:
+    """Run a Python file.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"--config={path} names no file")
+    spec = importlib.util.spec_from_file_location("ablation", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_point(base: ConfigDict, name: str, label: str, changes: Mapping[str, Any]) -> Point:
+    """A point: the base config with some fields changed.
+
+    Raises:
+      ValueError: a field that the config does not have.
+    """
+    config = base.to_dict()
+    train = config.pop("train", None)
+    whole = {**config, **({"train": load_module(train["config"]).get_config().to_dict()} if train else {})}
+    fields = [f"train.{field}" for field in train["fields"]] if train else []
+    for key in (*fields, *changes):
+        *parents, field = key.split(".")
+        holder: Any = whole
+        for parent in parents:
+            holder = holder.get(parent) if isinstance(holder, dict) else None
+        # The fields of a method are known to whoever builds it.
+        if not isinstance(holder, dict) or (field not in holder and parents != ["method"]):
+            raise ValueError(f"point {label!r} changes {key!r}, which the config does not have")
+        if key in changes:
+            holder[field] = changes[key]
+    if train:
+        own = {key.removeprefix("train."): value for key, value in changes.items() if key.startswith("train.")}
+        train = {**train, "fields": {**train["fields"], **own}}
+    return Point(name, label, {name: value for name, value in whole.items() if name != "train"}, train)
+
+
+def about(point: Point) -> Record:
+    """What decides the numbers of a point, as JSON keeps it.
+
+    Raises:
+      ValueError: questions that cannot be used.
+    """
+    questions = digests(read_tasks(FLAGS.data, point.config["tasks"], point.config["num_prompts"]))
+    answers = [hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() for path in FLAGS.answers or ()]
+    settings: Record = {"config": point.config, "questions": questions}
+    if point.train:
+        settings |= {"train": point.train, "answers": answers}
+    return json.loads(json.dumps(settings))
+
+
+def choose(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
+    """The points of these names, all where None.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    known = {point.name: point for point in points}
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"no point is called {name!r}; there are {', '.join(known)}")
+    return [known[name] for name in names] if names else list(points)
+
+
+def check_sweep(path: pathlib.Path, settings: Record) -> None:
+    """Remember what the directory holds; points may be added, those that are there stay as they are.
+
+    Raises:
+      ValueError: a point of the same name with other settings.
+    """
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in sorted(found.keys() & settings.keys()):
+        for field, there, here in differences(found[name], settings[name]):
+            raise ValueError(
+                f"{path.parent} holds another point {name!r}: there {field} is {there!r}, here {here!r}; "
+                "nothing was written"
+            )
+    write_rows(path, [{**found, **settings}])
+
+
+def in_a_process(point: Point) -> None:
+    """Measure one point as its own process; one that fails leaves the others alone."""
+    flags_given = {name: getattr(FLAGS, name) for name in ("config", "data", "output", "features")}
+    command = [sys.executable, "-m", "experiments.sweep", f"--points={point.name}", f"--quiet={FLAGS.quiet}"]
+    command += [f"--{name}={value}" for name, value in flags_given.items() if value is not None]
+    command += [f"--answers={','.join(FLAGS.answers)}"] if FLAGS.answers else []
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        print(f"point {point.label!r} failed with exit code {done.returncode}", file=sys.stderr, flush=True)
+
+
+def measure(point: Point, output: pathlib.Path) -> None:
+    """Train if need be, then evaluate; nothing where that was done before."""
+    rows, finished = files_of(point, output)
+    if finished.exists():
+        return
+    trained = {}
+    if point.train:
+        head = train(point.train, output / "heads" / point.name)
+        if head is None:
+            return
+        trained["head"] = str(head)
+    evaluate(point.evaluation(**trained), FLAGS.data, str(rows), quiet=FLAGS.quiet)
+    finished.touch()
+
+
+def files_of(point: Point, output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Its rows, and the mark that they are complete."""
+    rows = output / "points" / f"{point.name}.jsonl"
+    return rows, rows.with_name(f"{point.name}.finished")
+
+
+def train(wanted: Mapping[str, Any], folder: pathlib.Path) -> pathlib.Path | None:
+    """Train a head in a process of its own; its directory, or None where time ran out before the end.
+
+    Raises:
+      ValueError: training failed.
+    """
+    head = folder / "head"
+    if head.is_dir():
+        return head
+    command = [sys.executable, "-m", "experiments.train", f"--config={wanted['config']}"]
+    command += [f"--config.{field}={value}" for field, value in wanted.get("fields", {}).items()]
+    command += [f"--data={','.join(FLAGS.answers)}", f"--run={folder / 'run'}", f"--export={head}"]
+    command += [f"--time_limit={wanted['time_limit']}", f"--quiet={FLAGS.quiet}"]
+    command += [f"--features={FLAGS.features}"] if FLAGS.features else []
+    done = subprocess.run(command, stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise ValueError(f"training failed with exit code {done.returncode}: {' '.join(command)}")
+    return head if head.is_dir() else None
+
+
+def collect(points: Sequence[Point], output: pathlib.Path) -> tuple[list[Record], list[str]]:
+    """Rows of the finished points, and the labels of the others."""
+    rows: list[Record] = []
+    missing = []
+    for point in points:
+        path, finished = files_of(point, output)
+        if finished.exists():
+            rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        else:
+            missing.append(point.label)
+    return rows, missing
+
+
+def summarise(rows: Sequence[Record], missing: Sequence[str]) -> list[str]:
+    """Tables, a section a temperature, and what is missing."""
+    sections = []
+    for (target, temperature), own in tables.groups(rows, "target", "temperature"):
+        sections += [f"## {target}, T = {temperature:g}: speed-up / tau", tables.method_table(own)]
+        sections += [f"## {target}, T = {temperature:g}: acceptance", tables.acceptance_table(own)]
+    if missing:
+        sections.append(f"Not finished, the same command goes on: {'; '.join(missing)}.")
+    return sections
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

@@ -1,0 +1,72 @@
+"""Rounds looked at one by one are those of an undisturbed generation."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eagle_jax.drafters import Drafter, make_chain, make_prompt_lookup
+from eagle_jax.evaluation.rounds import Round, rounds
+from eagle_jax.generate import Generator
+from eagle_jax.testing import bigram_target
+from eagle_jax.types import NO_NODE, Params
+
+TARGET, PARAMS = bigram_target(23)
+OTHER = {"table": PARAMS["table"] + 0.5 * bigram_target(23, seed=1)[1]["table"]}
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+MANY = 1000
+
+
+def generator(drafter: Drafter, params: Params = (), **options: Any) -> Generator:
+    return Generator(TARGET, PARAMS, drafter, params, capacity=64, prefill_chunk=16, **options)
+
+
+def check(found: list[Round], writer: Generator, **sampling: Any) -> None:
+    """The rounds write what the generator writes, each by the path it says."""
+    whole = writer.generate([PROMPT], **sampling)
+    assert len(found) == whole.rounds[0]
+    assert found[0].text == PROMPT + whole.tokens[0][:1]
+    for one, following in itertools.pairwise(found):
+        assert one.text + one.written == following.text
+    assert found[-1].text + found[-1].written == PROMPT + whole.tokens[0]
+    accepted = np.bincount([one.verdict.num_accepted for one in found], minlength=whole.accepted.shape[1])
+    np.testing.assert_array_equal(accepted, whole.accepted[0])
+    for one in found:
+        path = one.verdict.path[one.verdict.path != NO_NODE]
+        assert one.tree.tokens[0] == one.text[-1]
+        assert len(path) == one.verdict.num_accepted + 1
+        said = [*one.tree.tokens[path[1:]], one.verdict.next_token]
+        assert one.written == said[: len(one.written)]
+        assert len(one.written) == len(said) or one is found[-1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rounds_of_a_chain(temperature: float) -> None:
+    writer = generator(make_chain(TARGET, 3), OTHER)
+    sampling = {"temperature": temperature, "seed": 4, "max_new_tokens": 20}
+    found = rounds(writer, PROMPT, MANY, **sampling)
+    check(found, writer, **sampling)
+    assert len({int(one.verdict.num_accepted) for one in found}) > 1
+    for one in found:
+        for node in one.verdict.path[one.verdict.path != NO_NODE][1:]:
+            assert one.choice[one.tree.parents[node]] == one.tree.tokens[node]
+
+
+def test_rounds_under_the_other_rule() -> None:
+    writer = generator(make_chain(TARGET, 3), OTHER, rule="residual", share_noise=False)
+    sampling = {"temperature": 1.0, "seed": 1, "max_new_tokens": 20}
+    check(rounds(writer, PROMPT, MANY, **sampling), writer, **sampling)
+
+
+def test_the_first_few_rounds() -> None:
+    writer = generator(make_prompt_lookup(3))
+    some = rounds(writer, PROMPT, 2, max_new_tokens=20)
+    more = rounds(writer, PROMPT, 4, max_new_tokens=20)
+    assert [one.written for one in some] == [one.written for one in more[:2]]
+    assert len(more) == 4
+
+
+def test_a_text_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="need 115 cache slots, the capacity is 64"):
+        rounds(generator(make_prompt_lookup(3)), PROMPT, 1, max_new_tokens=100)
