@@ -189,6 +189,7 @@ def one_round(
     length = state.cache.length
     rows = jnp.arange(length.shape[0])[:, None]
     steps = jnp.arange(drafter.max_depth + 1)[None, :]
+    counts = jnp.arange(state.accepted.shape[1])[None, :]  # more than steps where another drafter began the answer
     positions = length[:, None] + 1 + steps
     with jax.named_scope("noise"):
         noise = noise_at(sampling, positions, target.vocab_size)
@@ -230,7 +231,7 @@ def one_round(
         text=text,
         done=state.done | ended,
         rounds=state.rounds + ~state.done,
-        accepted=state.accepted + ((steps == verdict.num_accepted[:, None]) & ~state.done[:, None]),
+        accepted=state.accepted + ((counts == verdict.num_accepted[:, None]) & ~state.done[:, None]),
     )
 
 

@@ -1,7 +1,7 @@
 """Prompts in, answers out: the two compiled programs of `decode` behind lists of token ids.
 
 The only file of the core that runs on the host: it checks sizes, pads prompts into one array, times the two programs
-apart, and turns arrays back into lists. Knows no file, no tokenizer, no drafting method by name.
+apart, and turns arrays back into lists. Knows no file, no tokenizer, and by name no drafting method but plain decoding.
 """
 
 import dataclasses
@@ -15,11 +15,15 @@ import numpy as np
 
 from eagle_jax.decode import DecodeState, Rule, check_rule, decode, prefill
 from eagle_jax.drafters.base import Drafter
-from eagle_jax.sampling import make_sampling
+from eagle_jax.drafters.vanilla import make_vanilla
+from eagle_jax.sampling import NO_TOKEN, make_sampling
 from eagle_jax.types import Params, Sampling, Target
 
 ALL_ROUNDS = 2**31 - 1
 """A number of rounds that no generation reaches."""
+
+FIRST_LOOK = 8
+"""Rounds behind which `give_up` looks at the clock for the first time; then after twice as many, and so on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,7 @@ class Generation:
     prefill_seconds: float
     decode_seconds: float
     complete: bool
+    gave_up: bool = False  # drafting did not pay, so that the last rounds were plain ones
 
     @property
     def num_tokens(self) -> int:
@@ -55,11 +60,13 @@ class Generator:
       drafter_params: its weights, () where it has none.
       rule: `match`, or `residual` where the drafter allows it (`verify`).
       share_noise: the drafter drafts with the target's own noise.
+      give_up: finish by plain decoding the answers that drafting has not made faster so far; needs the rule `match`,
+        under which the text stays the same. The time of a plain round is measured once for each size of batch.
       capacity: slots of all caches; None takes the next power of two that a batch needs, 512 at least.
       prefill_chunk: prompt tokens read per pass.
 
     Raises:
-      ValueError: a rule that would not write the target's law.
+      ValueError: a rule that would not write the target's law, or under which giving up would change the text.
     """
 
     def __init__(
@@ -71,16 +78,21 @@ class Generator:
         *,
         rule: Rule = "match",
         share_noise: bool = True,
+        give_up: bool = False,
         capacity: int | None = None,
         prefill_chunk: int = 64,
     ) -> None:
         check_rule(drafter, rule, share_noise)
+        if give_up and rule != "match":
+            raise ValueError(f"give_up needs the rule 'match': under {rule!r} plain decoding goes on with another text")
         self.target, self.target_params = target, target_params
         self.drafter, self.drafter_params = drafter, drafter_params
         self.rule: Rule = rule
         self.share_noise = share_noise
+        self.give_up = give_up
         self.capacity = capacity
         self.prefill_chunk = prefill_chunk
+        self._plain_seconds: dict[tuple[int, ...], float] = {}  # of a plain round, by the shape of the text
 
     def stream(
         self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Any
@@ -99,14 +111,22 @@ class Generator:
         if rounds_per_call < 1:
             raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
         settings = make_sampling(len(prompts), **sampling)
+        plain_seconds = self._plain_round(prompts, settings) if self.give_up else 0.0
         state, prefill_seconds = _timed(self._start, prompts, settings)
+        drafter, look = self.drafter, FIRST_LOOK if self.give_up else ALL_ROUNDS
         decode_seconds = 0.0
         while True:
-            generation = _read(state, prefill_seconds, decode_seconds)
+            generation = _read(state, prefill_seconds, decode_seconds, drafter is not self.drafter)
             yield generation
             if generation.complete:
                 return
-            state, seconds = _timed(self._advance, state, settings, rounds_per_call)
+            rounds = max(generation.rounds)
+            if rounds >= look:
+                look *= 2
+                if decode_seconds > (generation.num_tokens / len(prompts) - 1) * plain_seconds:
+                    drafter, look = make_vanilla(), ALL_ROUNDS
+                    state = dataclasses.replace(state, drafter=())
+            state, seconds = _timed(self._advance, drafter, state, settings, min(rounds_per_call, look - rounds))
             decode_seconds += seconds
 
     def generate(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> Generation:
@@ -115,10 +135,30 @@ class Generator:
         return last
 
     def warm_up(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> float:
-        """Compile both programs for a batch of this shape by running at most one round; the seconds it took."""
+        """Compile all programs for a batch of this shape by running a few rounds; the seconds it took."""
+        started = time.perf_counter()
         settings = make_sampling(len(prompts), **sampling)
-        state, prefill_seconds = _timed(self._start, prompts, settings)
-        return prefill_seconds + _timed(self._advance, state, settings, 1)[1]
+        jax.block_until_ready(self._advance(self.drafter, self._start(prompts, settings), settings, 1))
+        if self.give_up:
+            self._plain_round(prompts, settings)
+        return time.perf_counter() - started
+
+    def _plain_round(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> float:
+        """Seconds of a round of plain decoding, measured when a batch of this shape first comes: the fastest of four."""
+        shape = self._pad(prompts, sampling)[0].shape
+        if shape not in self._plain_seconds:
+            endless = dataclasses.replace(
+                sampling,
+                stop_ids=jnp.full_like(sampling.stop_ids, NO_TOKEN),
+                max_new_tokens=jnp.maximum(sampling.max_new_tokens, 8),
+            )
+            state = dataclasses.replace(self._start(prompts, endless), drafter=())
+            seconds = []
+            for _ in range(5):
+                state, one = _timed(self._advance, make_vanilla(), state, endless, 1)
+                seconds.append(one)
+            self._plain_seconds[shape] = min(seconds[1:])
+        return self._plain_seconds[shape]
 
     def _start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DecodeState:
         text, lengths = self._pad(prompts, sampling)
@@ -133,12 +173,12 @@ class Generator:
             chunk=self.prefill_chunk,
         )
 
-    def _advance(self, state: DecodeState, sampling: Sampling, max_rounds: int) -> DecodeState:
+    def _advance(self, drafter: Drafter, state: DecodeState, sampling: Sampling, max_rounds: int) -> DecodeState:
         return decode(
             self.target,
-            self.drafter,
+            drafter,
             self.target_params,
-            self.drafter_params,
+            self.drafter_params if drafter is self.drafter else (),
             state,
             sampling,
             max_rounds,
@@ -169,7 +209,7 @@ class Generator:
         return jnp.asarray(text), jnp.asarray(lengths)
 
 
-def _read(state: DecodeState, prefill_seconds: float, decode_seconds: float) -> Generation:
+def _read(state: DecodeState, prefill_seconds: float, decode_seconds: float, gave_up: bool) -> Generation:
     """Bring the answers of a state to the host."""
     text, start, num_new = (np.asarray(x) for x in (state.text, state.prompt_length, state.num_new))
     return Generation(
@@ -179,6 +219,7 @@ def _read(state: DecodeState, prefill_seconds: float, decode_seconds: float) -> 
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
         complete=bool(np.asarray(state.done).all()),
+        gave_up=gave_up,
     )
 
 

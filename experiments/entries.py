@@ -3,7 +3,7 @@
     {"label": "eagle3, own noise", "method": "eagle3", "nodes": 60, "depth": 7, "top_k": 10, "share_noise": False}
 
 `label` and `method` are needed. Then whatever `methods.Settings` holds but the dtype, how drafts are checked (`rule`,
-`share_noise`), the parts of EAGLE-2 that an ablation leaves out (`use_value`, `reranks`), and `temperatures`, where a
+`share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of EAGLE-2 that an ablation leaves out (`use_value`, `reranks`), and `temperatures`, where a
 method shall not run at all of the config's.
 """
 
@@ -35,6 +35,7 @@ class Entry(NamedTuple):
     settings: methods.Settings
     rule: Rule = "match"
     share_noise: bool = True
+    give_up: bool = False  # then rounds, and with them tau, depend on the clock; tokens do not
     use_value: bool = True
     reranks: bool = True
     temperatures: tuple[float, ...] | None = None  # None: all of the config's
@@ -84,6 +85,8 @@ def _read(number: int, given: Mapping[str, Any], dtype: str) -> Entry:
         entry = entry._replace(temperatures=tuple(entry.temperatures))
     if entry.rule not in get_args(Rule):
         raise ValueError(f"{where}: rule must be one of {', '.join(get_args(Rule))}, got {entry.rule!r}")
+    if entry.give_up and entry.rule != "match":
+        raise ValueError(f"{where}: give_up needs the rule match, got {entry.rule!r}")
     if not (entry.use_value and entry.reranks) and entry.method not in _DYNAMIC:
         raise ValueError(f"{where}: only {' and '.join(_DYNAMIC)} have parts to leave out, got {entry.method!r}")
     return entry
@@ -101,6 +104,7 @@ def build(entries: Sequence[Entry], model: LoadedModel) -> dict[str, Contestant]
             *make(entry.method, entry.settings, entry.use_value, entry.reranks),
             rule=entry.rule,
             share_noise=entry.share_noise,
+            give_up=entry.give_up,
         )
         for entry in entries
     }

@@ -239,6 +239,7 @@ class Evaluation:
             ),
             "rule": entry.rule,
             "share_noise": entry.share_noise,
+            "give_up": entry.give_up,
             "max_new_tokens": self.config.max_new_tokens,
         }
 

@@ -41,6 +41,9 @@ flags.DEFINE_enum(
     "rule", "match", ["match", "residual"], "how drafts are accepted; residual writes another text", flag_values=FLAGS
 )
 flags.DEFINE_bool("share_noise", True, "let the drafter see the noise that the target samples with", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "give_up", None, "finish by plain decoding where drafting has cost time so far; default: yes", flag_values=FLAGS
+)
 flags.DEFINE_bool("compare", False, "write every answer by plain decoding too", flag_values=FLAGS)
 flags.DEFINE_string("json_output", None, "file for the numbers and answers, as one JSON object", flag_values=FLAGS)
 
@@ -60,8 +63,9 @@ def main() -> None:
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config, settings.dtype)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
-    verification = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise}
-    method = Generator(target, model.params, drafter, drafter_params, capacity=capacity, **verification)
+    give_up = FLAGS.give_up if FLAGS.give_up is not None else FLAGS.rule == "match" and name != "vanilla"
+    ways = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise, "give_up": give_up}
+    method = Generator(target, model.params, drafter, drafter_params, capacity=capacity, **ways)
     plain = Generator(target, model.params, make_vanilla(), capacity=capacity) if FLAGS.compare else None
     options = {**law, "max_new_tokens": FLAGS.max_new_tokens}
     with launch.status("Compiling"):
@@ -80,7 +84,7 @@ def main() -> None:
         "method": name,
         "temperature": FLAGS.temperature,
         "seed": FLAGS.seed,
-        **verification,
+        **ways,
         "dtype": settings.dtype,
         "device": jax.devices()[0].device_kind,
     }

@@ -16,7 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = eagle3_smollm2.get_config()
     config.head.kind = "eagle"
     config.head.draft_vocab_size = 8192
-    config.epochs = 3.0
     config.start.copy_layer = False  # no norm in front of the target's layer here, and none behind it
     config.recipe = ml_collections.ConfigDict()
     config.recipe.feature_weight = 1.0

@@ -59,6 +59,7 @@ def summarise(
         "tokens_per_second": _number(tokens_per_second(written)),
         "prefill_seconds": sum(generation.prefill_seconds for generation in written),
         "decode_seconds": sum(generation.decode_seconds for generation in written),
+        "gave_up": sum(generation.gave_up for generation in written),
         "tree": tree,
     }
     if plain:
@@ -88,6 +89,8 @@ def closing_lines(record: dict[str, Any]) -> list[str]:
         f"{record['tokens']} tokens in {record['rounds']} rounds: tau {_shown(record['tau'])}, "
         f"{_shown(record['tokens_per_second'], 1)} tokens/s"
     ]
+    if record["gave_up"]:
+        lines.append(f"drafting did not pay and was given up in {record['gave_up']} of {record['prompts']} answers")
     if "speedup" in record:
         same, count = record["identical_prompts"], record["prompts"]
         tokens = "tokens identical" if same == count else f"tokens identical in {same} of {count} answers"

@@ -32,6 +32,7 @@ class Contestant(NamedTuple):
     params: Params = ()
     rule: Rule = "match"
     share_noise: bool = True
+    give_up: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,7 @@ class SideBySide:
                 one.params,
                 rule=one.rule,
                 share_noise=one.share_noise,
+                give_up=one.give_up,
                 capacity=capacity,
             )
             for label, one in self.contestants.items()

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -38,10 +39,18 @@ def test_record_without_comparison() -> None:
         "tokens_per_second": 4.0,
         "prefill_seconds": 0.5,
         "decode_seconds": 1.0,
+        "gave_up": 0,
         "tree": {"nodes": 5, "depth": 3, "top_k": 1},
         "answers": [{"question_id": 81, "prompt": "Hi", "text": "yes", "token_ids": [5, 6, 7, 8, 9]}],
     }
     assert report.closing_lines(record) == ["5 tokens in 2 rounds: tau 2.00, 4.0 tokens/s"]
+
+
+def test_drafting_that_was_given_up_is_told() -> None:
+    answers = [answer([5, 6, 7], None), answer([5, 6, 7], None)]
+    answers[1] = dataclasses.replace(answers[1], written=dataclasses.replace(answers[1].written, gave_up=True))
+    record = report.summarise(ABOUT, report.tree_size(make_prompt_lookup(4)), answers, None)
+    assert report.closing_lines(record)[1] == "drafting did not pay and was given up in 1 of 2 answers"
 
 
 def test_record_with_comparison() -> None:

@@ -21,12 +21,14 @@ ROOT = Path(__file__).parents[2]
 KEYS = {
     *("target", "method", "temperature", "seed", "rule", "share_noise", "dtype", "device", "prompts", "tokens"),
     *("rounds", "tau", "tokens_per_second", "prefill_seconds", "decode_seconds", "tree", "answers"),
+    *("give_up", "gave_up"),
 }
 COMPARED = {"plain_tokens_per_second", "speedup", "identical_prompts", "first_difference_margin"}
 
 
 def run(*arguments: str) -> int:
-    return launch.call(generate.main, generate.FLAGS, arguments)
+    """Drafting to the end of every answer, so that rounds do not depend on the clock, unless --give_up is among them."""
+    return launch.call(generate.main, generate.FLAGS, ["--nogive_up", *arguments])
 
 
 def record_of(tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -83,6 +85,17 @@ def test_every_method_writes_what_plain_decoding_writes(
     assert "tokens identical" in captured.out
     assert f"Loading {tiny_model} ..." in captured.err
     assert "Compiling ..." in captured.err
+
+
+def test_drafting_may_be_given_up(tiny_model: Path, tmp_path: Path) -> None:
+    """By default, and not under the rule whose text would change; whatever the clock says, the tokens stay."""
+    path = tmp_path / "out.json"
+    arguments = [f"--target={tiny_model}", "--prompt=Hello hello", "--max_new_tokens=48", f"--json_output={path}"]
+    for more, gives_up in ((["--compare"], True), (["--rule=residual", "--noshare_noise"], False)):
+        assert launch.call(generate.main, generate.FLAGS, [*arguments, "--temperature=1", *more]) == 0
+        record = json.loads(path.read_text())
+        assert record["give_up"] is gives_up
+        assert record["identical_prompts" if gives_up else "prompts"] == 1
 
 
 def test_the_text_depends_on_the_seed_and_not_on_the_method(tiny_model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from eagle_jax.checkpoint.pretrained import load_target
 from experiments import generate, launch
 from tests.checkpoint.heads import random_head
 
-ASK = ("--prompt=Hello hello", "--max_new_tokens=16")
+ASK = ("--prompt=Hello hello", "--max_new_tokens=16", "--nogive_up")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_ablations_of_noise_and_rule(
         (["--method=eagle3", "--head=HEADS/eagle"], "eagle3 needs an EAGLE-3 head, got one of kind 'eagle'"),
         (["--method=eagle3", "--head=HEADS/eagle3", "--draft_vocab=300"], "300 tokens was asked for"),
         (
-            ["--method=eagle3", "--head=HEADS/eagle3", "--draft_vocab=4"],
+            ["--method=eagle3", "--head=HEADS/eagle3", "--top_k=10", "--draft_vocab=4"],
             "top_k is 10, the draft vocabulary has 4 tokens",
         ),
         (["--method=eagle3", "--head=HEADS/no"], "nor an existing directory"),
