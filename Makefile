@@ -17,7 +17,7 @@ help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 demo: $(VENV)/.runtime $(VENV)/.target ## set up, then watch SmolLM2 write an answer through speculative decoding
-	$(BIN)/python -m experiments.generate --target=smollm2-135m --method=prompt_lookup --depth=4 \
+	$(BIN)/python -m experiments.generate --target=smollm2-135m --method=eagle3 \
 	    --prompt="$(PROMPT)" --compare
 
 test: $(VENV)/.target lint types unit ## set up, then run lint, types and all tests (TORCH=1: with PyTorch, as CI does)

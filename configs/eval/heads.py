@@ -4,7 +4,7 @@
     python -m experiments.evaluate --config=configs/eval/heads.py:eagle3 ...                  # heads of one kind
     python -m experiments.evaluate --config=configs/eval/heads.py:eagle3=DIRECTORY,eagle ...  # one that does not ship
 
-Ten prompts of each task, spread over its file, first turns, 128 tokens. Plain top-k drafting is run at T > 0 only: at
+The first ten prompts of each task, first turns, 128 tokens. Plain top-k drafting is run at T > 0 only: at
 T = 0 there is no noise to share. That makes 1,120 answers, plain decoding's among them; expected on two CPU cores with
 nothing else to do: 80 minutes.
 """
@@ -30,7 +30,7 @@ def get_config(kinds: str = ",".join(KINDS)) -> ml_collections.ConfigDict:
     config.target = "smollm2-135m"
     config.dtype = "float32"
     config.tasks = ("mt_bench", "gsm8k", "humaneval", "alpaca")
-    config.num_prompts = 10  # of each task
+    config.num_prompts = 10  # the first of each task
     config.turns = "first"  # or all
     config.max_new_tokens = 128
     config.temperatures = (0.0, 0.3, 1.0)

@@ -71,9 +71,9 @@ def read_questions(path: str | os.PathLike[str], num_prompts: int | None = None)
 
 
 def read_task(directory: str | os.PathLike[str], name: str, num_prompts: int) -> dict[int, Question]:
-    """Questions of `directory`/`name`/question.jsonl by their place in the file, spread evenly over it.
+    """The first questions of `directory`/`name`/question.jsonl by their place in the file.
 
-    Benchmarks stand sorted by category, so the first few would be all of a kind.
+    Benchmarks stand sorted by category, so a few are all of a kind: the first ten of MT-bench ask to write something.
 
     Raises:
       ValueError: no such task (the message lists those there are), a broken file, or a number of prompts that the file
@@ -84,11 +84,7 @@ def read_task(directory: str | os.PathLike[str], name: str, num_prompts: int) ->
     if not path.is_file():
         found = sorted(other.parent.name for other in directory.glob("*/question.jsonl"))
         raise ValueError(f"task {name!r} has no {path}; the tasks in {directory} are {', '.join(found) or 'none'}")
-    questions = read_questions(path)
-    if not 1 <= num_prompts <= len(questions):
-        raise ValueError(f"num_prompts is {num_prompts}, {path} holds {len(questions)} questions")
-    places = [place * len(questions) // num_prompts for place in range(num_prompts)]
-    return {place: questions[place] for place in places}
+    return dict(enumerate(read_questions(path, num_prompts)))
 
 
 def read_tasks(

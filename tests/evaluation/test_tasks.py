@@ -93,16 +93,15 @@ def folder_of_tasks(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("count", "places"), [(1, [0]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, list(range(10)))])
-def test_prompts_of_a_task_are_spread_over_its_file(tmp_path: Path, count: int, places: list[int]) -> None:
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_prompts_of_a_task_are_its_first_ones(tmp_path: Path, count: int) -> None:
     found = read_task(folder_of_tasks(tmp_path), "many", count)
-    assert list(found) == places
-    assert [question.question_id for question in found.values()] == [100 + place for place in places]
+    assert {place: question.question_id for place, question in found.items()} == {n: 100 + n for n in range(count)}
 
 
 def test_several_tasks(tmp_path: Path) -> None:
     found = read_tasks(folder_of_tasks(tmp_path), ["few", "many"], 2)
-    assert {name: list(questions) for name, questions in found.items()} == {"few": [0, 1], "many": [0, 5]}
+    assert {name: list(questions) for name, questions in found.items()} == {"few": [0, 1], "many": [0, 1]}
 
 
 @pytest.mark.parametrize(
