@@ -168,9 +168,10 @@ class Evaluation:
 
     @property
     def blocks(self) -> list[Block]:
-        """In the order of measuring."""
+        """In the order of measuring: a temperature is complete before the next one begins."""
         config = self.config
-        return [Block(*block) for block in itertools.product(config.tasks, config.temperatures, config.seeds)]
+        laws = itertools.product(config.temperatures, config.seeds)
+        return [Block(task, *law) for law in laws for task in config.tasks]
 
     @property
     def keys(self) -> list[Key]:
