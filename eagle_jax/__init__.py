@@ -1,5 +1,6 @@
 """Draft-tree speculative decoding in JAX: EAGLE, EAGLE-2, EAGLE-3 and their peers, exact at any temperature."""
 
+from eagle_jax import needed as needed  # first: it says in one line what is not installed
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import (
     Drafter,
@@ -12,6 +13,8 @@ from eagle_jax.drafters import (
 )
 from eagle_jax.generate import Generation, Generator
 from eagle_jax.models.transformer import make_target
+from eagle_jax.refill import write_all
+from eagle_jax.sharding import make_mesh
 from eagle_jax.types import DraftTree, Sampling, Target, Verdict
 
 __all__ = [
@@ -28,7 +31,9 @@ __all__ = [
     "make_eagle1",
     "make_eagle2",
     "make_eagle3",
+    "make_mesh",
     "make_prompt_lookup",
     "make_target",
     "make_vanilla",
+    "write_all",
 ]

@@ -34,6 +34,14 @@ def count_after(count: jax.Array, read: jax.Array) -> jax.Array:
     return jnp.where(read, count, 0)
 
 
+def write(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+    """`old` [B, S, ...] with `new` [B, P, ...] at `slots` i32[B, P]; those outside of S are dropped.
+
+    Row by row: of a batch that is dealt out to devices, no row then asks for what belongs to another.
+    """
+    return jax.vmap(lambda row, values, at: row.at[at].set(values, mode="drop"))(old, new, slots)
+
+
 def commit(
     cache: KVCache, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], path: jax.Array, count: jax.Array
 ) -> KVCache:
@@ -52,11 +60,10 @@ def commit(
     steps = jnp.arange(path.shape[1])[None, :]
     # Rows past `count` get a slot outside the cache, and a scatter drops those.
     slots = jnp.where(steps < count[:, None], cache.length[:, None] + steps, cache.capacity)
-    rows = jnp.arange(path.shape[0])[:, None]
 
     def append(old: jax.Array, new: jax.Array) -> jax.Array:
         picked = jnp.take_along_axis(new, jnp.maximum(path, 0)[:, :, None, None], axis=1)
-        return old.at[rows, slots].set(picked.astype(old.dtype), mode="drop")
+        return write(old, picked.astype(old.dtype), slots)
 
     return KVCache(
         keys=tuple(map(append, cache.keys, keys)),

@@ -18,8 +18,9 @@ from jax import lax
 
 from eagle_jax import sampling as noises
 from eagle_jax import verify
-from eagle_jax.cache import commit, count_after
+from eagle_jax.cache import commit, count_after, write
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
+from eagle_jax.sharding import keep_rows
 from eagle_jax.tree import ancestors
 from eagle_jax.types import DraftTree, KVCache, Params, Sampling, Target, Verdict
 
@@ -119,7 +120,7 @@ def prefill(
             drafter=drafter.observe(drafter_params, target_params, state.drafter, seen),
         )
 
-    state = DecodeState(
+    empty = DecodeState(
         cache=target.init_cache(batch, capacity),
         drafter=drafter.init(batch, capacity),
         text=text,
@@ -129,9 +130,10 @@ def prefill(
         accepted=jnp.zeros((batch, drafter.max_depth + 1), jnp.int32),
     )
     with jax.named_scope("prefill"):
-        state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, state)
+        state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, keep_rows(empty))
     first = jnp.take_along_axis(state.text, prompt_length[:, None], axis=1)
-    return dataclasses.replace(state, done=_ends(first, sampling)[:, 0] | (sampling.max_new_tokens <= 1))
+    done = _ends(first, sampling)[:, 0] | (sampling.max_new_tokens <= 1)
+    return keep_rows(dataclasses.replace(state, done=done))
 
 
 def _check(
@@ -187,7 +189,6 @@ def one_round(
 ) -> DecodeState:
     """Guess, check and commit once; rows that are done keep everything they have."""
     length = state.cache.length
-    rows = jnp.arange(length.shape[0])[:, None]
     steps = jnp.arange(drafter.max_depth + 1)[None, :]
     counts = jnp.arange(state.accepted.shape[1])[None, :]  # more than steps where another drafter began the answer
     positions = length[:, None] + 1 + steps
@@ -218,7 +219,7 @@ def one_round(
     with jax.named_scope("commit"):
         cache = commit(state.cache, output.keys, output.values, verdict.path, count)
         slots = jnp.where(steps < count[:, None], positions, state.text.shape[1])
-        text = state.text.at[rows, slots].set(written, mode="drop")
+        text = write(state.text, written, slots)
     with jax.named_scope("observe"):
         observation = Observation(
             text=text, length=length, output=output, path=verdict.path, count=count, tree=tree, choice=choice
@@ -244,20 +245,21 @@ def decode(
     state: DecodeState,
     sampling: Sampling,
     max_rounds: jax.Array | int,
+    min_live: jax.Array | int = 1,
     *,
     rule: Rule = "match",
     share_noise: bool = True,
 ) -> DecodeState:
-    """Run rounds until every row is done, at most `max_rounds` of them (a run-time number)."""
+    """Run rounds while at least `min_live` rows are not done, at most `max_rounds` of them (run-time numbers)."""
     check_rule(drafter, rule, share_noise)
 
     def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
-        return (carry[0] < max_rounds) & ~carry[1].done.all()
+        return (carry[0] < max_rounds) & ((~carry[1].done).sum() >= min_live)
 
     def advance(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         state = one_round(
             target, drafter, target_params, drafter_params, carry[1], sampling, rule=rule, share_noise=share_noise
         )
-        return carry[0] + 1, state
+        return carry[0] + 1, keep_rows(state)
 
     return lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from eagle_jax import sharding
 from eagle_jax.decode import DecodeState, Rule, check_rule, decode, prefill
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.drafters.vanilla import make_vanilla
-from eagle_jax.sampling import NO_TOKEN, make_sampling
-from eagle_jax.types import Params, Sampling, Target
+from eagle_jax.sampling import make_sampling
+from eagle_jax.types import NO_TOKEN, Params, Sampling, Target
 
 ALL_ROUNDS = 2**31 - 1
 """A number of rounds that no generation reaches."""
@@ -64,6 +66,8 @@ class Generator:
         under which the text stays the same. The time of a plain round is measured once for each size of batch.
       capacity: slots of all caches; None takes the next power of two that a batch needs, 512 at least.
       prefill_chunk: prompt tokens read per pass.
+      mesh: decode on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
+        others go to every device: `load_target(..., mesh=mesh)` splits a target over `model`.
 
     Raises:
       ValueError: a rule that would not write the target's law, or under which giving up would change the text.
@@ -81,12 +85,18 @@ class Generator:
         give_up: bool = False,
         capacity: int | None = None,
         prefill_chunk: int = 64,
+        mesh: Mesh | None = None,
     ) -> None:
         check_rule(drafter, rule, share_noise)
         if give_up and rule != "match":
             raise ValueError(f"give_up needs the rule 'match': under {rule!r} plain decoding goes on with another text")
+        if mesh is not None:
+            if give_up and mesh.is_multi_process:
+                raise ValueError("give_up follows a clock, and the clocks of the processes of this mesh differ")
+            target_params, drafter_params = sharding.place_weights(mesh, (target_params, drafter_params))
         self.target, self.target_params = target, target_params
         self.drafter, self.drafter_params = drafter, drafter_params
+        self.mesh = mesh
         self.rule: Rule = rule
         self.share_noise = share_noise
         self.give_up = give_up
@@ -106,17 +116,17 @@ class Generator:
 
         Raises:
           ValueError: no or an empty prompt, a token outside the vocabulary, a text longer than the model's context or
-            the capacity, a sampling value out of range.
+            the capacity, a sampling value out of range, or a batch that does not divide over the mesh.
         """
         if rounds_per_call < 1:
             raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
         settings = make_sampling(len(prompts), **sampling)
         plain_seconds = self._plain_round(prompts, settings) if self.give_up else 0.0
-        state, prefill_seconds = _timed(self._start, prompts, settings)
+        state, prefill_seconds = _timed(self.start, prompts, settings)
         drafter, look = self.drafter, FIRST_LOOK if self.give_up else ALL_ROUNDS
         decode_seconds = 0.0
         while True:
-            generation = _read(state, prefill_seconds, decode_seconds, drafter is not self.drafter)
+            generation = read(state, prefill_seconds, decode_seconds, drafter is not self.drafter)
             yield generation
             if generation.complete:
                 return
@@ -126,7 +136,7 @@ class Generator:
                 if decode_seconds > (generation.num_tokens / len(prompts) - 1) * plain_seconds:
                     drafter, look = make_vanilla(), ALL_ROUNDS
                     state = dataclasses.replace(state, drafter=())
-            state, seconds = _timed(self._advance, drafter, state, settings, min(rounds_per_call, look - rounds))
+            state, seconds = _timed(self.advance, drafter, state, settings, min(rounds_per_call, look - rounds))
             decode_seconds += seconds
 
     def generate(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> Generation:
@@ -138,13 +148,13 @@ class Generator:
         """Compile all programs for a batch of this shape by running a few rounds; the seconds it took."""
         started = time.perf_counter()
         settings = make_sampling(len(prompts), **sampling)
-        jax.block_until_ready(self._advance(self.drafter, self._start(prompts, settings), settings, 1))
+        jax.block_until_ready(self.advance(self.drafter, self.start(prompts, settings), settings, 1))
         if self.give_up:
             self._plain_round(prompts, settings)
         return time.perf_counter() - started
 
     def _plain_round(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> float:
-        """Seconds of a round of plain decoding, measured when a batch of this shape first comes: the fastest of four."""
+        """Seconds of a round of plain decoding: the fastest of four, when a batch of this shape first comes."""
         shape = self._pad(prompts, sampling)[0].shape
         if shape not in self._plain_seconds:
             endless = dataclasses.replace(
@@ -152,46 +162,56 @@ class Generator:
                 stop_ids=jnp.full_like(sampling.stop_ids, NO_TOKEN),
                 max_new_tokens=jnp.maximum(sampling.max_new_tokens, 8),
             )
-            state = dataclasses.replace(self._start(prompts, endless), drafter=())
+            state = dataclasses.replace(self.start(prompts, endless), drafter=())
             seconds = []
             for _ in range(5):
-                state, one = _timed(self._advance, make_vanilla(), state, endless, 1)
+                state, one = _timed(self.advance, make_vanilla(), state, endless, 1)
                 seconds.append(one)
             self._plain_seconds[shape] = min(seconds[1:])
         return self._plain_seconds[shape]
 
-    def _start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DecodeState:
-        text, lengths = self._pad(prompts, sampling)
-        return prefill(
-            self.target,
-            self.drafter,
-            self.target_params,
-            self.drafter_params,
-            text,
-            lengths,
-            sampling,
-            chunk=self.prefill_chunk,
-        )
+    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DecodeState:
+        """Read the prompts and choose the first token of each; errors as `stream`."""
+        text, lengths, sampling = self._on_mesh((*self._pad(prompts, sampling), sampling))
+        with sharding.active(self.mesh):
+            return prefill(
+                self.target,
+                self.drafter,
+                self.target_params,
+                self.drafter_params,
+                text,
+                lengths,
+                sampling,
+                chunk=self.prefill_chunk,
+            )
 
-    def _advance(self, drafter: Drafter, state: DecodeState, sampling: Sampling, max_rounds: int) -> DecodeState:
-        return decode(
-            self.target,
-            drafter,
-            self.target_params,
-            self.drafter_params if drafter is self.drafter else (),
-            state,
-            sampling,
-            max_rounds,
-            rule=self.rule,
-            share_noise=self.share_noise,
-        )
+    def advance(
+        self, drafter: Drafter, state: DecodeState, sampling: Sampling, max_rounds: int, min_live: int = 1
+    ) -> DecodeState:
+        """Run rounds of `drafter`, which may be plain decoding, as `decode` does; `state` is used up."""
+        with sharding.active(self.mesh):
+            return decode(
+                self.target,
+                drafter,
+                self.target_params,
+                self.drafter_params if drafter is self.drafter else (),
+                state,
+                self._on_mesh(sampling),
+                max_rounds,
+                min_live,
+                rule=self.rule,
+                share_noise=self.share_noise,
+            )
 
-    def _pad(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-        """Text i32[B, S] and prompt lengths i32[B], checked."""
+    def _on_mesh(self, rows: Any) -> Any:
+        return rows if self.mesh is None else sharding.place_rows(self.mesh, rows)
+
+    def slots(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> int:
+        """Cache slots for these prompts and their longest answers; errors as `stream`."""
         if not prompts or not all(map(len, prompts)):
             raise ValueError(f"every prompt needs at least 1 token, got lengths {[len(prompt) for prompt in prompts]}")
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        longest = int((lengths.astype(np.int64) + np.asarray(sampling.max_new_tokens)).max())
+        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        longest = int((lengths + np.asarray(sampling.max_new_tokens)).max())
         if longest > self.target.max_positions:
             raise ValueError(
                 f"prompt and new tokens come to {longest}, the model's context is {self.target.max_positions}"
@@ -200,25 +220,34 @@ class Generator:
         capacity = self.capacity or max(512, 1 << (needed - 1).bit_length())
         if needed > capacity:
             raise ValueError(f"prompt, new tokens and draft need {needed} cache slots, the capacity is {capacity}")
-        text = np.zeros((len(prompts), capacity), np.int32)
+        return capacity
+
+    def _pad(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+        """Text i32[B, S] and prompt lengths i32[B], checked."""
+        text = np.zeros((len(prompts), self.slots(prompts, sampling)), np.int32)
         for row, prompt in enumerate(prompts):
             text[row, : len(prompt)] = prompt
         if text.min() < 0 or text.max() >= self.target.vocab_size:
             outside = text.min() if text.min() < 0 else text.max()
             raise ValueError(f"token id {outside} is outside the vocabulary of {self.target.vocab_size}")
-        return jnp.asarray(text), jnp.asarray(lengths)
+        return jnp.asarray(text), jnp.array([len(prompt) for prompt in prompts], jnp.int32)
 
 
-def _read(state: DecodeState, prefill_seconds: float, decode_seconds: float, gave_up: bool) -> Generation:
+def read(
+    state: DecodeState, prefill_seconds: float = 0.0, decode_seconds: float = 0.0, gave_up: bool = False
+) -> Generation:
     """Bring the answers of a state to the host."""
-    text, start, num_new = (np.asarray(x) for x in (state.text, state.prompt_length, state.num_new))
+    text, start, num_new, rounds, accepted, done = (
+        sharding.to_host(x)
+        for x in (state.text, state.prompt_length, state.num_new, state.rounds, state.accepted, state.done)
+    )
     return Generation(
         tokens=[row[begin : begin + count].tolist() for row, begin, count in zip(text, start, num_new, strict=True)],
-        rounds=np.asarray(state.rounds).tolist(),
-        accepted=np.asarray(state.accepted),
+        rounds=rounds.tolist(),
+        accepted=accepted,
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
-        complete=bool(np.asarray(state.done).all()),
+        complete=bool(done.all()),
         gave_up=gave_up,
     )
 

@@ -3,8 +3,8 @@
     {"label": "eagle3, own noise", "method": "eagle3", "nodes": 60, "depth": 7, "top_k": 10, "share_noise": False}
 
 `label` and `method` are needed. Then whatever `methods.Settings` holds but the dtype, how drafts are checked (`rule`,
-`share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of EAGLE-2 that an ablation leaves out (`use_value`, `reranks`), and `temperatures`, where a
-method shall not run at all of the config's.
+`share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of EAGLE-2 that an ablation
+leaves out (`use_value`, `reranks`), and `temperatures`, where a method shall not run at all of the config's.
 """
 
 import functools

@@ -25,8 +25,8 @@ from experiments import launch, methods
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
-methods.define_flags(FLAGS)
-flags.DEFINE_list("methods", ["prompt_lookup"], "methods to check; --method is not looked at", flag_values=FLAGS)
+methods.define_flags(FLAGS, method=False)
+flags.DEFINE_list("methods", ["prompt_lookup"], "methods to check", flag_values=FLAGS)
 flags.DEFINE_list("laws", ["0", "0.3", "0.7:0.9", "1"], "temperatures, each with :top_p if wanted", flag_values=FLAGS)
 flags.DEFINE_string("prompts_file", None, "questions, as for experiments.generate", flag_values=FLAGS)
 flags.DEFINE_integer("num_prompts", 24, "questions from the start of the file", flag_values=FLAGS)

@@ -9,6 +9,7 @@ compiling and reading the prompt stand apart.
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 from absl import flags
@@ -38,13 +39,20 @@ flags.DEFINE_float("top_p", 1.0, "keep the most probable tokens up to this mass"
 flags.DEFINE_integer("sampling_top_k", 0, "keep this many of the most probable tokens; 0 keeps all", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of sampling: same seed, same text, whatever the method", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "rule", "match", ["match", "residual"], "how drafts are accepted; residual writes another text", flag_values=FLAGS
+    "rule",
+    "match",
+    ["match", "residual"],
+    "how drafts are accepted; residual writes another text and needs --noshare_noise",
+    flag_values=FLAGS,
 )
 flags.DEFINE_bool("share_noise", True, "let the drafter see the noise that the target samples with", flag_values=FLAGS)
 flags.DEFINE_bool(
     "give_up", None, "finish by plain decoding where drafting has cost time so far; default: yes", flag_values=FLAGS
 )
 flags.DEFINE_bool("compare", False, "write every answer by plain decoding too", flag_values=FLAGS)
+flags.DEFINE_string(
+    "mesh", None, "DATAxMODEL: 1x4 splits the weights over 4 devices; DATA is 1, prompts come singly", flag_values=FLAGS
+)
 flags.DEFINE_string("json_output", None, "file for the numbers and answers, as one JSON object", flag_values=FLAGS)
 
 
@@ -54,19 +62,21 @@ def main() -> None:
     make_sampling(1, max_new_tokens=FLAGS.max_new_tokens, **law)  # refuses bad values before anything is loaded
     name, settings = methods.settings_from_flags(FLAGS)
     questions = asked_questions()
+    mesh = launch.parse_mesh(FLAGS.mesh, batch=1)
     output = pathlib.Path(FLAGS.json_output) if FLAGS.json_output else None
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise ValueError(f"--json_output={output} must name a file in a folder that exists")
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, settings.dtype, progress=progress)
+        model = load_target(FLAGS.target, settings.dtype, mesh=mesh, progress=progress)
     prompts = [runner.prompt_ids(model, question) for question in questions]
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config, settings.dtype)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
     give_up = FLAGS.give_up if FLAGS.give_up is not None else FLAGS.rule == "match" and name != "vanilla"
+    where: dict[str, Any] = {"capacity": capacity, "mesh": mesh}
     ways = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise, "give_up": give_up}
-    method = Generator(target, model.params, drafter, drafter_params, capacity=capacity, **ways)
-    plain = Generator(target, model.params, make_vanilla(), capacity=capacity) if FLAGS.compare else None
+    method = Generator(target, model.params, drafter, drafter_params, **where, **ways)
+    plain = Generator(target, model.params, make_vanilla(), **where) if FLAGS.compare else None
     options = {**law, "max_new_tokens": FLAGS.max_new_tokens}
     with launch.status("Compiling"):
         for generator in filter(None, (method, plain)):
@@ -87,6 +97,7 @@ def main() -> None:
         **ways,
         "dtype": settings.dtype,
         "device": jax.devices()[0].device_kind,
+        "mesh": FLAGS.mesh,
     }
     margin = runner.margin_at_difference(method, prompts, answers, **law)
     record = report.summarise(

@@ -13,14 +13,19 @@ one line on stderr and exit code 2; a bug keeps its traceback and exit code 1.
 import contextlib
 import os
 import pathlib
+import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
+
+from eagle_jax.sharding import make_mesh
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -41,10 +46,7 @@ def call(main: Callable[[], None], values: flags.FlagValues, arguments: Sequence
         print(_help(sys.modules[main.__module__].__doc__ or "", values))
         return 0
     try:
-        values.unparse_flags()
-        rest = values(["", *arguments])[1:]
-        if rest:
-            raise flags.Error(f"unexpected argument {rest[0]!r}: settings are flags, --name=value")
+        _parse(values, arguments)
         keep_compiled_programs()
         main()
         sys.stdout.flush()
@@ -64,6 +66,32 @@ def call(main: Callable[[], None], values: flags.FlagValues, arguments: Sequence
     return 0
 
 
+def _parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Set the flags from their defaults on; fields of a config too, as in --config.optimizer.learning_rate=1e-3.
+
+    Raises:
+      flags.Error: an argument that cannot be used.
+    """
+    for name in [name for name in values if "." in name]:  # fields that an earlier call set
+        delattr(values, name)
+    values.unparse_flags()
+    before = sys.argv
+    sys.argv = ["", *arguments]  # where a config looks for fields to set, whatever is parsed
+    try:
+        rest = values(sys.argv)[1:]
+    except (AttributeError, LookupError, ValueError) as error:
+        if any(_module(frame).endswith("_config") for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise  # a bug in the config's file, which runs under this name
+        reason: Any = error
+        while isinstance(reason, Exception) and reason.args:  # one error wraps another
+            reason = reason.args[0]
+        raise flags.Error(f"the config has no such field: {reason}") from error
+    finally:
+        sys.argv = before
+    if rest:
+        raise flags.Error(f"unexpected argument {rest[0]!r}: settings are flags, --name=value")
+
+
 def keep_compiled_programs() -> None:
     """Turn on jax's persistent compilation cache, in $EAGLE_JAX_CACHE or ~/.cache/eagle_jax/xla.
 
@@ -80,6 +108,28 @@ def keep_compiled_programs() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def parse_mesh(text: str | None, *, batch: int) -> Mesh | None:
+    """The devices that --mesh=DATAxMODEL asks for; None without the flag.
+
+    Args:
+      text: of the flag.
+      batch: rows that decode together.
+
+    Raises:
+      ValueError: another form, more devices than there are, or rows that cannot be dealt out evenly.
+    """
+    if text is None:
+        return None
+    sizes = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not sizes:
+        raise ValueError(f"--mesh is DATAxMODEL, two numbers of devices such as 1x4, got {text!r}")
+    data, model = map(int, sizes.groups())
+    mesh = make_mesh(data, model)
+    if batch % data:
+        raise ValueError(f"--mesh={text} deals out rows to {data} devices, but {batch} decode together")
+    return mesh
 
 
 @contextlib.contextmanager
@@ -117,18 +167,28 @@ def _refuse(error: Exception) -> int:
     return USER_ERROR
 
 
-def _raised_by_us(traceback: TracebackType | None) -> bool:
-    name = ""
-    while traceback is not None:
-        name = traceback.tb_frame.f_globals.get("__name__", "")
-        traceback = traceback.tb_next
-    return name.split(".")[0] in OURS
+def _raised_by_us(trace: TracebackType | None) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    return bool(frames) and _module(frames[-1]).split(".")[0] in OURS
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "")
 
 
 def _help(docstring: str, values: flags.FlagValues) -> str:
-    """The docstring of a script and its flags, one line each."""
-    lines = [docstring.strip(), "", "Flags:"]
-    for name in sorted(values):
-        default = "" if values[name].default in (None, "") else f" (default: {values[name].default})"
-        lines.append(f"  --{name}: {values[name].help}{default}")
+    """The docstring of a script and its flags, one line each; those that say how to draft, which many share, last."""
+    by_module = values.flags_by_module_dict()
+    shared = {flag.name for flag in by_module.get("experiments.methods", ())}
+    lines = [docstring.strip()]
+    for title, names in (("Flags:", set(values) - shared), ("Flags of drafting methods:", shared)):
+        if names:
+            lines += ["", title, *(_flag_line(values[name]) for name in sorted(names))]
     return "\n".join(lines)
+
+
+def _flag_line(flag: flags.Flag) -> str:
+    """A flag with its default as it would be typed."""
+    default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+    shown = "" if default in (None, "") else f" (default: {default})"
+    return f"  --{'[no]' if flag.boolean else ''}{flag.name}: {flag.help}{shown}"

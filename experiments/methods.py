@@ -4,7 +4,9 @@ Tree sizes are the official triple: `nodes` counts the root, `depth` D means D +
 node. A chain has depth + 2 nodes and top_k 1. Lookahead and Ouroboros have sizes of their own.
 """
 
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,6 +52,7 @@ class Settings(NamedTuple):
     draft: str = ""
     head: str = ""
     draft_vocab: int | None = None
+    head_window: int | None = None
     dtype: str = "float32"
     level: int | None = None
     window: int | None = None
@@ -69,27 +72,33 @@ class Method(NamedTuple):
     sizes: tuple[str, ...] = _TRIPLE  # the sizes that it may be given
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """Add `--method` and the flags behind `Settings`."""
-    flags.DEFINE_string("method", "prompt_lookup", f"drafting method: {', '.join(METHODS)}", flag_values=values)
-    flags.DEFINE_integer("nodes", None, "tree slots, the root included", flag_values=values)
+def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
+    """Add the flags behind `Settings` and, where the script runs one method, `--method`."""
+    if method:
+        flags.DEFINE_string("method", "prompt_lookup", f"drafting method: {', '.join(METHODS)}", flag_values=values)
+    trees = f"of eagle2 and eagle3 together: {_CPU_TREE} on a CPU, else {_TREE}"
+    flags.DEFINE_integer("nodes", None, f"tree slots, the root included; defaults {trees}", flag_values=values)
     flags.DEFINE_integer("depth", None, "levels below the first: --depth=4 drafts 5 tokens deep", flag_values=values)
     flags.DEFINE_integer("top_k", None, "children of a tree node", flag_values=values)
-    for name, text in (
-        ("level", "lookahead: tokens of an n-gram"),
-        ("window", "lookahead: columns of the window"),
-        ("guesses", "lookahead: n-grams tried in a round"),
-        ("num_drafted", "ouroboros: tokens that the draft model drafts"),
-        ("phrases", "ouroboros: phrases behind the last of them"),
-        ("phrase_length", "ouroboros: tokens of a phrase"),
+    for factory, name, text in (
+        (make_lookahead, "level", "tokens of an n-gram"),
+        (make_lookahead, "window", "columns of the window"),
+        (make_lookahead, "guesses", "n-grams tried in a round"),
+        (make_ouroboros, "num_drafted", "tokens that the draft model drafts"),
+        (make_ouroboros, "phrases", "phrases behind the last of them"),
+        (make_ouroboros, "phrase_length", "tokens of a phrase"),
     ):
-        flags.DEFINE_integer(name, None, text, flag_values=values)
+        usual = inspect.signature(factory).parameters[name].default
+        of = factory.__name__.removeprefix("make_")
+        flags.DEFINE_integer(name, None, f"{of}: {text}; default {usual}", flag_values=values)
     text = "draft model of chain and ouroboros: as --target, or self:K for the first K layers of the target"
     flags.DEFINE_string("draft", "", text, flag_values=values)
     text = "trained draft head of eagle, eagle2, eagle3: a directory or a Hugging Face id; else the one that ships"
     flags.DEFINE_string("head", "", text, flag_values=values)
     text = "tokens that a head may draft, the most frequent ones, 0 for all; else as many as the head recommends"
     flags.DEFINE_integer("draft_vocab", None, text, flag_values=values)
+    text = "tokens that a head looks back, for texts longer than it was trained on; default: all"
+    flags.DEFINE_integer("head_window", None, text, flag_values=values)
     flags.DEFINE_string("dtype", "float32", "of weights and caches: float32, bfloat16, float16", flag_values=values)
 
 
@@ -112,11 +121,30 @@ def settings_for(name: str, values: flags.FlagValues) -> Settings:
             draft=settings.draft if METHODS[name].takes_draft else "",
             head=settings.head if METHODS[name].takes_head else "",
             draft_vocab=settings.draft_vocab if METHODS[name].takes_head else None,
+            head_window=settings.head_window if METHODS[name].takes_head else None,
         )
         others: dict[str, Any] = {size: None for size in _SIZES if size not in METHODS[name].sizes}
         settings = settings._replace(**others)
     check_settings(name, settings)
     return settings
+
+
+def read_draft(text: str, values: flags.FlagValues) -> tuple[str, str, Settings]:
+    """`eagle3:60/7/10` -> itself, the method and its settings; those that it does not name are those of the flags.
+
+    Raises:
+      ValueError: no such method, sizes that are not three numbers, or what `check_settings` refuses.
+    """
+    name, _, sizes = text.partition(":")
+    settings = settings_for(name, values)
+    if sizes:
+        parts = sizes.split("/")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            raise ValueError(f"a draft is METHOD or METHOD:NODES/DEPTH/TOP_K, such as eagle3:60/7/10, got {text!r}")
+        nodes, depth, top_k = map(int, parts)
+        settings = settings._replace(nodes=nodes, depth=depth, top_k=top_k)
+        check_settings(name, settings)
+    return text, name, settings
 
 
 def check_settings(name: str, settings: Settings) -> None:
@@ -132,10 +160,15 @@ def check_settings(name: str, settings: Settings) -> None:
         ("draft", settings.draft, method.takes_draft),
         ("head", settings.head, method.takes_head),
         ("draft_vocab", settings.draft_vocab, method.takes_head),
+        ("head_window", settings.head_window, method.takes_head),
         *((size, getattr(settings, size), size in method.sizes) for size in _SIZES),
     ):
         if given not in ("", None) and not taken:
             raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
+    for size in (*_SIZES, "head_window"):
+        least, given = 0 if size == "depth" else 1, getattr(settings, size)
+        if given is not None and given < least:
+            raise ValueError(f"--{size} must be at least {least}, got {given}")
     if method.takes_draft and not settings.draft:
         raise ValueError(f"--method={name} needs --draft")
     if settings.draft_vocab is not None and settings.draft_vocab < 0:
@@ -238,6 +271,9 @@ def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head
         config, params = load_pretrained_head(
             settings.head or kind, target, settings.dtype, draft_vocab=settings.draft_vocab
         )
+    if settings.head_window is not None:
+        layer = dataclasses.replace(config.layer, windows=(settings.head_window,))
+        config = dataclasses.replace(config, layer=layer)
     return make_head(config, make_target(target.config, settings.dtype)), params
 
 

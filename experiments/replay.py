@@ -10,30 +10,26 @@ the target's noise and without. --output gets one JSON object a cell, and cells 
 
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import flags
 
-from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
-from eagle_jax.drafters import Drafter, make_vanilla
+from eagle_jax.checkpoint.pretrained import load_target
+from eagle_jax.drafters import Drafter
 from eagle_jax.evaluation import runner
-from eagle_jax.evaluation.acceptance import n_alpha
-from eagle_jax.evaluation.replay import replay
+from eagle_jax.evaluation.played import play, write
 from eagle_jax.evaluation.report import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import read_questions
-from eagle_jax.generate import Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params
 from experiments import launch, methods
+from experiments.entries import weights_digest
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
-methods.define_flags(FLAGS)
-flags.DEFINE_list(
-    "drafts", ["eagle3"], "METHOD or METHOD:NODES/DEPTH/TOP_K; --method is not looked at", flag_values=FLAGS
-)
+methods.define_flags(FLAGS, method=False)
+flags.DEFINE_list("drafts", ["eagle3"], "METHOD or METHOD:NODES/DEPTH/TOP_K", flag_values=FLAGS)
 flags.DEFINE_list("tasks", None, "files of questions; a task is called as its folder", flag_values=FLAGS)
 flags.DEFINE_list("temperatures", ["0", "0.3", "1"], "of the answers", flag_values=FLAGS)
 flags.DEFINE_integer("num_prompts", 10, "questions from the start of each file", flag_values=FLAGS)
@@ -53,13 +49,7 @@ class Draft(NamedTuple):
     drafter: Drafter
     params: Params
     tree: dict[str, int | None]
-
-
-class Texts(NamedTuple):
-    """Answers of plain decoding to the questions of a task."""
-
-    prompts: list[list[int]]
-    answers: list[list[int]]
+    digest: str  # of the weights: cells of another head are other cells
 
 
 def main() -> None:
@@ -68,7 +58,10 @@ def main() -> None:
         raise ValueError("--tasks is needed: files of questions, separated by commas")
     if FLAGS.batch < 1:
         raise ValueError(f"--batch must be at least 1, got {FLAGS.batch}")
-    asked = [read_draft(text) for text in FLAGS.drafts]
+    asked = [methods.read_draft(text, FLAGS) for text in FLAGS.drafts]
+    for label, name, _ in asked:
+        if name in UNPLAYABLE:
+            raise ValueError(f"{label} learns from tokens that were refused, which only the target's passes can tell")
     temperatures = [float(text) for text in FLAGS.temperatures]
     questions = {pathlib.Path(path).parent.name: read_questions(path, FLAGS.num_prompts) for path in FLAGS.tasks}
     if len(questions) < len(FLAGS.tasks):
@@ -78,8 +71,10 @@ def main() -> None:
     drafts = []
     for label, name, settings in asked:
         drafter, params = methods.make_method(name, model, settings)
-        drafts.append(Draft(label, drafter, params, tree_size(drafter, methods.children(name, settings))))
+        tree = tree_size(drafter, methods.children(name, settings))
+        drafts.append(Draft(label, drafter, params, tree, weights_digest(params)))
     cells = Cells(FLAGS.output)
+    target = make_target(model.config, FLAGS.dtype)
     for task, some in questions.items():
         prompts = [runner.prompt_ids(model, question) for question in some]
         for temperature in temperatures:
@@ -91,33 +86,19 @@ def main() -> None:
             ]
             if not todo:
                 continue
+            way: dict[str, Any] = {
+                "batch": FLAGS.batch,
+                "temperature": temperature,
+                "seed": FLAGS.seed,
+                "max_new_tokens": FLAGS.max_new_tokens,
+            }
             with launch.status(f"{task}, T = {temperature:g}: plain decoding"):
-                texts = write(model, prompts, temperature)
+                answers = write(model, target, prompts, **way)
             for draft, share in todo:
                 with launch.status(f"{task}, T = {temperature:g}: {draft.label}{'' if share else ', own top-k'}"):
-                    cells.add(
-                        {**about(task, temperature, draft, share), **measure(model, texts, temperature, draft, share)}
-                    )
+                    found = play(model, target, draft.drafter, draft.params, prompts, answers, share_noise=share, **way)
+                cells.add({**about(task, temperature, draft, share), **found})
     print(cells.table(list(questions), temperatures, drafts))
-
-
-def read_draft(text: str) -> tuple[str, str, methods.Settings]:
-    """`eagle3:60/7/10` -> itself, the method and its settings.
-
-    Raises:
-      ValueError: no such method, or sizes that are not three numbers.
-    """
-    name, _, sizes = text.partition(":")
-    if name in UNPLAYABLE:
-        raise ValueError(f"{name} learns from tokens that were refused, which nothing but the target's passes can tell")
-    settings = methods.settings_for(name, FLAGS)
-    if sizes:
-        parts = sizes.split("/")
-        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-            raise ValueError(f"--drafts takes METHOD:NODES/DEPTH/TOP_K, such as eagle3:60/7/10, got {text!r}")
-        nodes, depth, top_k = map(int, parts)
-        settings = settings._replace(nodes=nodes, depth=depth, top_k=top_k)
-    return text, name, settings
 
 
 def about(task: str, temperature: float, draft: Draft, share_noise: bool) -> dict[str, Any]:
@@ -128,6 +109,8 @@ def about(task: str, temperature: float, draft: Draft, share_noise: bool) -> dic
         "draft": draft.label,
         "head": FLAGS.head,
         "draft_vocab": FLAGS.draft_vocab,
+        "head_window": FLAGS.head_window,
+        "weights": draft.digest,
         "tree": draft.tree,
         "share_noise": share_noise,
         "task": task,
@@ -136,59 +119,6 @@ def about(task: str, temperature: float, draft: Draft, share_noise: bool) -> dic
         "prompts": FLAGS.num_prompts,
         "max_new_tokens": FLAGS.max_new_tokens,
     }
-
-
-def law(model: LoadedModel, temperature: float) -> dict[str, Any]:
-    """How answers are sampled."""
-    return {
-        "temperature": temperature,
-        "seed": FLAGS.seed,
-        "stop_ids": model.stop_ids,
-        "max_new_tokens": FLAGS.max_new_tokens,
-    }
-
-
-def batches(count: int) -> Iterator[list[int]]:
-    """Indices of the rows that go together; the last batch is filled up with its first row."""
-    for start in range(0, count, FLAGS.batch):
-        rows = list(range(start, min(start + FLAGS.batch, count)))
-        yield rows + rows[:1] * (FLAGS.batch - len(rows))
-
-
-def write(model: LoadedModel, prompts: Sequence[list[int]], temperature: float) -> Texts:
-    """The answers of plain decoding; the sequence id of a question is its index."""
-    target = make_target(model.config, FLAGS.dtype)
-    capacity = runner.slots(target, prompts, make_vanilla(), FLAGS.max_new_tokens)
-    writer = Generator(target, model.params, make_vanilla(), capacity=capacity)
-    answers: list[list[int]] = [[] for _ in prompts]
-    for rows in batches(len(prompts)):
-        written = writer.generate([prompts[row] for row in rows], sequence=rows, **law(model, temperature))
-        for row, tokens in zip(rows, written.tokens, strict=True):
-            answers[row] = tokens
-    return Texts(list(prompts), answers)
-
-
-def measure(model: LoadedModel, texts: Texts, temperature: float, draft: Draft, share_noise: bool) -> dict[str, Any]:
-    """The numbers of a cell."""
-    tokens = rounds = 0
-    accepted = np.zeros(draft.drafter.max_depth + 1, np.int64)
-    for rows in batches(len(texts.prompts)):
-        found = replay(
-            make_target(model.config, FLAGS.dtype),
-            model.params,
-            draft.drafter,
-            draft.params,
-            [texts.prompts[row] for row in rows],
-            [texts.answers[row] for row in rows],
-            share_noise=share_noise,
-            sequence=rows,
-            **law(model, temperature),
-        )
-        for place in range(len(set(rows))):
-            tokens += len(found.tokens[place]) - 1
-            rounds += found.rounds[place]
-            accepted += found.accepted[place]
-    return {"tokens": tokens, "rounds": rounds, "tau": tokens / max(rounds, 1), "n_alpha": n_alpha(accepted)}
 
 
 class Cells:

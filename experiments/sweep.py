@@ -8,54 +8,42 @@ point first trains a head (--answers, as for experiments.train --data), then mea
 the training config.
 
 The same command goes on where an earlier one stopped. DIRECTORY gets points/, a file of rows for each point, rows.jsonl
-with all of them (for experiments.report) and summary.md. With --processes every point is measured in a process of its
-own.
+with all of them (for experiments.report) and summary.md. With --replay tau and n-alpha alone are found, which takes a
+fraction of the time. With --processes every point is measured in a process of its own.
 """
 
 import hashlib
-import importlib.util
 import json
 import pathlib
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from eagle_jax.evaluation import tables
-from eagle_jax.evaluation.journal import Record, differences, write_rows
+from eagle_jax.evaluation.journal import Record, write_rows
 from eagle_jax.evaluation.tasks import read_tasks
+from eagle_jax.resume import check_same
 from experiments import launch
-from experiments.entries import read_entries
-from experiments.evaluate import check_config, digests, evaluate
+from experiments.cells import digests
+from experiments.evaluate import evaluate
+from experiments.playback import playback, why_not
+from experiments.points import Point, read_points
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "what to vary: a file of configs/ablations", flag_values=FLAGS)
 flags.DEFINE_string("data", None, "directory with questions, as for experiments.evaluate", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "directory of the sweep", flag_values=FLAGS)
 flags.DEFINE_list("points", None, "names of the points to measure; left out, all", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "replay", False, "tau alone, played back on plain decoding's answers: no times, much faster", flag_values=FLAGS
+)
 flags.DEFINE_bool("processes", False, "a process for each point", flag_values=FLAGS)
 flags.DEFINE_list("answers", None, "where heads are trained: conversations to train on", flag_values=FLAGS)
 flags.DEFINE_string("features", None, "where heads are trained: directory for the target's features", flag_values=FLAGS)
 flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
-
-
-class Point(NamedTuple):
-    """One setting of what is varied."""
-
-    name: str  # of its files
-    label: str  # in tables
-    config: dict[str, Any]  # an evaluation's, but with one `method`
-    train: dict[str, Any] | None  # what to train before: `config`, `fields`, `time_limit`
-
-    def evaluation(self, **changes: str) -> ConfigDict:
-        """What experiments.evaluate takes; `changes` are of the method."""
-        shared = {name: value for name, value in self.config.items() if name != "method"}
-        return ConfigDict({**shared, "methods": [{"label": self.label, **self.config["method"], **changes}]})
 
 
 def main() -> None:
@@ -84,78 +72,6 @@ def main() -> None:
     print(summary, flush=True)
 
 
-def read_points(path: str) -> list[Point]:
-    """The points of a config file.
-
-    Raises:
-      ValueError: the file is no config of an ablation, two points have one name, or a point cannot be measured.
-    """
-    module = load_module(path)
-    for name in ("get_config", "sweep"):
-        if not callable(getattr(module, name, None)):
-            raise ValueError(f"{path} has no function {name}: it is not a config of an ablation")
-    base = module.get_config()
-    points: list[Point] = []
-
-    def add(*, label: str = "", **changes: Any) -> None:
-        text = label or ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
-        name = re.sub(r"[^A-Za-z0-9.=_-]+", "_", text) or "base"
-        if any(point.name == name for point in points):
-            raise ValueError(f"{path} has two points called {name!r}")
-        points.append(make_point(base, name, text or "base", changes))
-
-    module.sweep(add)
-    if not points:
-        raise ValueError(f"{path}: sweep(add) adds no point")
-    for point in points:
-        config = point.evaluation()
-        check_config(config)
-        read_entries(config.methods, config.dtype, config.temperatures)
-    return points
-
-
-def load_module(path: str) -> ModuleType:
-    """Run a Python file.
-
-    Raises:
-      ValueError: there is no such file.
-    """
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"--config={path} names no file")
-    spec = importlib.util.spec_from_file_location("ablation", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_point(base: ConfigDict, name: str, label: str, changes: Mapping[str, Any]) -> Point:
-    """A point: the base config with some fields changed.
-
-    Raises:
-      ValueError: a field that the config does not have.
-    """
-    config = base.to_dict()
-    train = config.pop("train", None)
-    whole = {**config, **({"train": load_module(train["config"]).get_config().to_dict()} if train else {})}
-    fields = [f"train.{field}" for field in train["fields"]] if train else []
-    for key in (*fields, *changes):
-        *parents, field = key.split(".")
-        holder: Any = whole
-        for parent in parents:
-            holder = holder.get(parent) if isinstance(holder, dict) else None
-        # The fields of a method are known to whoever builds it.
-        if not isinstance(holder, dict) or (field not in holder and parents != ["method"]):
-            raise ValueError(f"point {label!r} changes {key!r}, which the config does not have")
-        if key in changes:
-            holder[field] = changes[key]
-    if train:
-        own = {key.removeprefix("train."): value for key, value in changes.items() if key.startswith("train.")}
-        train = {**train, "fields": {**train["fields"], **own}}
-    return Point(name, label, {name: value for name, value in whole.items() if name != "train"}, train)
-
-
 def about(point: Point) -> Record:
     """What decides the numbers of a point, as JSON keeps it.
 
@@ -167,6 +83,8 @@ def about(point: Point) -> Record:
     settings: Record = {"config": point.config, "questions": questions}
     if point.train:
         settings |= {"train": point.train, "answers": answers}
+    if FLAGS.replay:
+        settings["replay"] = True
     return json.loads(json.dumps(settings))
 
 
@@ -191,11 +109,7 @@ def check_sweep(path: pathlib.Path, settings: Record) -> None:
     """
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in sorted(found.keys() & settings.keys()):
-        for field, there, here in differences(found[name], settings[name]):
-            raise ValueError(
-                f"{path.parent} holds another point {name!r}: there {field} is {there!r}, here {here!r}; "
-                "nothing was written"
-            )
+        check_same(f"{path.parent}: point {name!r}", found[name], settings[name])
     write_rows(path, [{**found, **settings}])
 
 
@@ -203,6 +117,7 @@ def in_a_process(point: Point) -> None:
     """Measure one point as its own process; one that fails leaves the others alone."""
     flags_given = {name: getattr(FLAGS, name) for name in ("config", "data", "output", "features")}
     command = [sys.executable, "-m", "experiments.sweep", f"--points={point.name}", f"--quiet={FLAGS.quiet}"]
+    command += [f"--replay={FLAGS.replay}"]
     command += [f"--{name}={value}" for name, value in flags_given.items() if value is not None]
     command += [f"--answers={','.join(FLAGS.answers)}"] if FLAGS.answers else []
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
@@ -215,13 +130,19 @@ def measure(point: Point, output: pathlib.Path) -> None:
     rows, finished = files_of(point, output)
     if finished.exists():
         return
+    if FLAGS.replay and (reason := why_not(point.evaluation())):
+        print(f"left out: {reason}", file=sys.stderr, flush=True)
+        return
     trained = {}
     if point.train:
         head = train(point.train, output / "heads" / point.name)
         if head is None:
             return
         trained["head"] = str(head)
-    evaluate(point.evaluation(**trained), FLAGS.data, str(rows), quiet=FLAGS.quiet)
+    if FLAGS.replay:
+        write_rows(rows, playback(point.evaluation(**trained), FLAGS.data))
+    else:
+        evaluate(point.evaluation(**trained), FLAGS.data, str(rows), quiet=FLAGS.quiet)
     finished.touch()
 
 

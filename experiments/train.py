@@ -34,7 +34,12 @@ from experiments import launch
 from experiments.subjects import Subject, coverage, make_subject
 
 FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "what to train: a file of configs/train", flag_values=FLAGS)
+config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "what to train: a file of configs/train; its fields are flags, as in --config.epochs=2",
+    flag_values=FLAGS,
+)
 flags.DEFINE_list("data", None, "conversations, JSON lines: one or more files, separated by commas", flag_values=FLAGS)
 flags.DEFINE_string("run", None, "directory of the run: checkpoints and metrics", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -46,6 +51,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_float("time_limit", None, "seconds after which to save and stop", flag_values=FLAGS)
 flags.DEFINE_bool("skip_broken", False, "leave broken lines of --data out instead of stopping", flag_values=FLAGS)
+flags.DEFINE_string(
+    "mesh", None, "DATAxMODEL: 4x2 deals out rows to 4 groups of 2 devices that share a target", flag_values=FLAGS
+)
 flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 
 
@@ -65,8 +73,9 @@ def main() -> None:
         if not getattr(FLAGS, name):
             raise ValueError(f"give --{name}")
     config = FLAGS.config
+    mesh = launch.parse_mesh(FLAGS.mesh, batch=config.data.batch)
     with launch.status(f"Loading {config.target}") as progress:
-        model = load_target(config.target, config.dtype, progress=progress)
+        model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
     target = make_target(model.config, config.dtype)
     material = read_material(model, config)
     identity = fingerprint(material.text.examples, model.name, model.params, everywhere(config))
@@ -103,6 +112,7 @@ def main() -> None:
             measure=step.make_measure(subject.recipe, target, **options),
             evaluate=make_evaluate(target, model, subject, config) if FLAGS.prompts else None,
             time_limit=None if FLAGS.time_limit is None else FLAGS.time_limit - (time.monotonic() - started),
+            mesh=mesh,
             quiet=FLAGS.quiet,
         )
         report(outcome, steps)
@@ -184,9 +194,10 @@ def make_evaluate(target: Target, model: LoadedModel, subject: Subject, config: 
     """Real tau of the decoder on --prompts, greedy and at temperature 1; the prompts are one batch."""
     options = config.evaluation
     prompts = [prompt_ids(model, question) for question in read_questions(FLAGS.prompts, options.num_prompts)]
+    mesh = launch.parse_mesh(FLAGS.mesh, batch=len(prompts))
 
     def evaluate(params: HeadParams) -> dict[str, float]:
-        writer = Generator(target, model.params, subject.drafter, subject.drafter_params(params))
+        writer = Generator(target, model.params, subject.drafter, subject.drafter_params(params), mesh=mesh)
         law = {"stop_ids": model.stop_ids, "max_new_tokens": options.max_new_tokens}
         greedy = writer.generate(prompts, temperature=0.0, **law)
         sampled = writer.generate(prompts, temperature=1.0, **law)

@@ -66,7 +66,7 @@ def test_a_later_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which drafting stops paying behind the first look: it goes on to the second, then gives up."""
     generator, answers = oracle(0.0, reach=1)
     seconds = iter([0.0] * 2 + [1e6] * 8)
-    advance = generator._advance
+    advance = generator.advance
     monkeypatch.setattr(generator, "_plain_round", lambda *_: 1.0)
 
     def slower(step: Any, *arguments: Any) -> tuple[Any, float]:

@@ -11,14 +11,15 @@ FOLDERS = ("eagle_jax", "experiments", "configs")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 LAYERS = [
-    ["eagle_jax.types"],
+    ["eagle_jax.needed", "eagle_jax.types", "eagle_jax.resume"],
     ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],
     ["eagle_jax.verify", "eagle_jax.models"],
+    ["eagle_jax.sharding"],
     ["eagle_jax.drafters.base"],
     ["eagle_jax.drafters.head", "eagle_jax.drafters.ngram_pool"],
     ["eagle_jax.drafters"],
-    ["eagle_jax.decode", "eagle_jax.generate"],
-    ["eagle_jax.checkpoint", "eagle_jax.chat", "eagle_jax.sharding", "eagle_jax.testing"],
+    ["eagle_jax.decode", "eagle_jax.generate", "eagle_jax.refill"],
+    ["eagle_jax.checkpoint", "eagle_jax.chat", "eagle_jax.testing"],
     ["eagle_jax.training"],
     ["eagle_jax.evaluation"],
     ["configs"],

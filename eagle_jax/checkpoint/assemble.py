@@ -4,14 +4,17 @@ Both formats end here: a reader says which names and shapes a file holds and how
 them against the table of `names`, converts one tensor at a time, and knows no file format.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import Sharding
 
-from eagle_jax.checkpoint.names import Path, TensorSpec, insert
+from eagle_jax.checkpoint.names import Path, Slices, TensorSpec, insert, lookup
 from eagle_jax.types import Params
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -31,6 +34,7 @@ class TensorSource:
     origin: str  # what error messages call the checkpoint
     shapes: Mapping[str, Sequence[int]]  # every tensor by name
     read: Callable[[str], np.ndarray]  # one tensor, in any float type
+    read_part: Callable[[str, Slices], np.ndarray] | None = None  # some of it, where the format allows
 
 
 def check_dtype(dtype: str) -> Any:
@@ -61,15 +65,20 @@ def assemble(
     *,
     dtype: str = "float32",
     place: Place | None = None,
+    shardings: Params | None = None,
     progress: Progress | None = None,
 ) -> Params:
     """Read every tensor of `specs` into a tree; host memory holds the tree and one tensor more.
+
+    With `shardings` each part of a tensor goes straight to its devices, and the host holds one part at a time, or one
+    tensor of a format that is not read in parts. In a run of several processes each reads what its devices hold.
 
     Args:
       specs: the tensors of the model, by the names that `source` uses.
       source: the checkpoint.
       dtype: type of the weights in the tree, a key of `DTYPES`.
       place: called with each finished leaf; left out, leaves stay numpy arrays.
+      shardings: a tree of the same structure: where the leaves go, instead of `place`.
       progress: called after each tensor.
 
     Raises:
@@ -79,11 +88,42 @@ def assemble(
     check_names(specs, source)
     tree: dict[str, Any] = {}
     for done, (name, spec) in enumerate(specs.items(), start=1):
-        value = spec.to_tree(convert(source.read(name), wanted, name, source.origin))
-        insert(tree, spec.path, place(spec.path, value) if place else value)
+        if shardings is not None:
+            leaf: Any = _spread(name, spec, source, wanted, lookup(shardings, spec.path))
+        else:
+            value = spec.to_tree(convert(source.read(name), wanted, name, source.origin))
+            leaf = place(spec.path, value) if place else value
+        insert(tree, spec.path, leaf)
         if progress:
             progress(done, len(specs))
     return tree
+
+
+def _spread(name: str, spec: TensorSpec, source: TensorSource, wanted: Any, sharding: Sharding) -> jax.Array:
+    """One tensor, each part of it read once and put on the devices that hold it."""
+    read = _reader(name, spec, source, wanted)
+    devices: dict[Any, list[jax.Device]] = collections.defaultdict(list)
+    for device, index in sharding.addressable_devices_indices_map(spec.shape).items():
+        devices[tuple((cut.start, cut.stop) for cut in index or ())].append(device)
+    placed: list[jax.Array] = []
+    for bounds, holders in devices.items():
+        part = read(tuple(slice(*cut) for cut in bounds))
+        placed += [jax.device_put(part, device) for device in holders]
+        jax.block_until_ready(placed)  # else the host holds all parts that are still on their way
+    return jax.make_array_from_single_device_arrays(spec.shape, sharding, placed)
+
+
+def _reader(name: str, spec: TensorSpec, source: TensorSource, wanted: Any) -> Callable[[Slices], np.ndarray]:
+    """Index -> that part of the tree's tensor, from the file, or from the tensor read at once."""
+    read_part = source.read_part
+    if read_part is None:
+        return spec.to_tree(convert(source.read(name), wanted, name, source.origin)).__getitem__
+
+    def read(index: Slices) -> np.ndarray:
+        stored, part = spec.part(index)
+        return part.to_tree(convert(read_part(name, stored), wanted, name, source.origin))
+
+    return read
 
 
 def convert(stored: np.ndarray, wanted: Any, name: str, origin: str) -> np.ndarray:

@@ -99,6 +99,7 @@ def load_params(
     *,
     dtype: str = "float32",
     place: Place | None = None,
+    shardings: Params | None = None,
     progress: Progress | None = None,
 ) -> Params:
     """The parameter tree of a target; arguments and errors as for `assemble`."""
@@ -112,7 +113,8 @@ def load_params(
         return deinterleave(values, heads) if interleaved and heads else values
 
     shapes = {name: file.shape(name) for name in file.tensors if name != ROPE_FACTORS}
-    return assemble(specs, TensorSource(str(file.path), shapes, read), dtype=dtype, place=place, progress=progress)
+    source = TensorSource(str(file.path), shapes, read)
+    return assemble(specs, source, dtype=dtype, place=place, shardings=shardings, progress=progress)
 
 
 def deinterleave(rows: np.ndarray, num_heads: int) -> np.ndarray:

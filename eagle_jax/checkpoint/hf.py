@@ -5,6 +5,7 @@ guessed: every tensor of the files has a place in the model, and every place its
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -57,6 +58,7 @@ def load_params(
     *,
     dtype: str = "float32",
     place: Place | None = None,
+    shardings: Params | None = None,
     progress: Progress | None = None,
 ) -> Params:
     """The parameter tree of a target; arguments and errors as for `assemble`.
@@ -69,9 +71,8 @@ def load_params(
         if config.tie_embeddings and "lm_head.weight" in shapes:
             _check_redundant_head(source)
             del shapes["lm_head.weight"]
-        return assemble(
-            specs, TensorSource(source.origin, shapes, source.read), dtype=dtype, place=place, progress=progress
-        )
+        source = dataclasses.replace(source, shapes=shapes)
+        return assemble(specs, source, dtype=dtype, place=place, shardings=shardings, progress=progress)
 
 
 def weight_files(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
@@ -127,7 +128,12 @@ def open_safetensors(
                 known = ", ".join(_FLOATS)
                 raise ValueError(f"{where[name]}: tensor {name} has type {part.get_dtype()}; {known} are supported")
             shapes[name] = tuple(part.get_shape())
-        yield TensorSource(origin, shapes, lambda name: holders[name].get_tensor(name))
+        yield TensorSource(
+            origin,
+            shapes,
+            lambda name: holders[name].get_tensor(name),
+            lambda name, part: holders[name].get_slice(name)[part],
+        )
 
 
 def _check_index(files: Mapping[pathlib.Path, set[str] | None], where: Mapping[str, pathlib.Path]) -> None:

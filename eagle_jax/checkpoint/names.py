@@ -20,6 +20,9 @@ from eagle_jax.models.config import ModelConfig
 
 Path = tuple[str, ...]
 
+Slices = tuple[slice, ...]
+"""One for each axis, of step 1."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
@@ -33,6 +36,32 @@ class TensorSpec:
     def to_tree(self, stored: np.ndarray) -> np.ndarray:
         """From the checkpoint's layout to the tree's."""
         return np.ascontiguousarray((stored.T if self.transposed else stored).reshape(self.shape))
+
+    def part(self, index: Slices) -> tuple[Slices, "TensorSpec"]:
+        """What the checkpoint stores of `index`, a part of the tree's tensor, and the spec of that part.
+
+        Raises:
+          ValueError: the part is no block of the stored tensor: it has some numbers of each head, say, of each of
+            several heads.
+        """
+        axes = list(zip(index, self.shape, strict=True))
+        stored, shape = [], []
+        for size in reversed(self.stored_shape) if self.transposed else self.stored_shape:
+            cut, length = axes.pop(0)
+            start, stop, _ = cut.indices(length)
+            shape.append(stop - start)
+            inner = size // length  # axes of the tree that the stored axis holds behind this one
+            stored.append(slice(start * inner, stop * inner))
+            while inner > 1:
+                cut, length = axes.pop(0)
+                if cut.indices(length) != (0, length, 1):
+                    raise ValueError(f"{'/'.join(self.path)} {self.shape} is not stored in parts such as {index}")
+                shape.append(length)
+                inner //= length
+        shape += [length for _, length in axes]  # of size 1
+        stored = stored[::-1] if self.transposed else stored
+        sizes = tuple(cut.stop - cut.start for cut in stored)
+        return tuple(stored), dataclasses.replace(self, stored_shape=sizes, shape=tuple(shape))
 
     def to_stored(self, value: np.ndarray) -> np.ndarray:
         """From the tree's layout to the checkpoint's."""

@@ -11,10 +11,12 @@ import importlib.util
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from jax.sharding import Mesh
 
 from eagle_jax import chat
 from eagle_jax.checkpoint import hf
@@ -27,6 +29,7 @@ from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
 from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams
+from eagle_jax.sharding import target_shardings
 from eagle_jax.types import Params
 
 SMOLLM2 = "smollm2-135m"
@@ -58,8 +61,24 @@ class LoadedModel:
         return self.tokenizer.stop_ids
 
 
+class _Where(NamedTuple):
+    """Where weights go."""
+
+    place: Place
+    mesh: Mesh | None
+
+    def of(self, config: ModelConfig) -> dict[str, Any]:
+        """As arguments of `assemble`."""
+        return {"place": self.place} if self.mesh is None else {"shardings": target_shardings(self.mesh, config)}
+
+
 def load_target(
-    name: str, dtype: str = "float32", *, place: Place | None = None, progress: Progress | None = None
+    name: str,
+    dtype: str = "float32",
+    *,
+    place: Place | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a target.
 
@@ -68,6 +87,7 @@ def load_target(
         (downloaded once; HF_HOME and HF_HUB_OFFLINE are honoured).
       dtype: of the weights: float32, bfloat16 or float16.
       place: puts one finished weight where it belongs; left out, each goes to JAX's default device.
+      mesh: split the weights over its axis `model` (`sharding.RULES`), each part read straight to its devices.
       progress: called with (tensors read, tensors in all).
 
     Raises:
@@ -76,16 +96,18 @@ def load_target(
       OSError: a download failed.
     """
     check_dtype(dtype)
-    place = place or (lambda _, value: jax.device_put(value))
+    if place is not None and mesh is not None:
+        raise ValueError(f"weights of {name!r} are put in place either by `place` or on a mesh, got both")
+    where = _Where(place or (lambda _, value: jax.device_put(value)), mesh)
     path = pathlib.Path(name).expanduser()
     if name == SMOLLM2:
-        return _from_gguf(name, open_gguf(smollm2_path()), dtype, place, progress)
+        return _from_gguf(name, open_gguf(smollm2_path()), dtype, where, progress)
     if name and path.is_dir():
-        return _from_directory(name, path, dtype, place, progress)
+        return _from_directory(name, path, dtype, where, progress)
     if path.is_file() and path.suffix == ".gguf":
-        return _from_gguf(name, open_gguf(path), dtype, place, progress)
+        return _from_gguf(name, open_gguf(path), dtype, where, progress)
     if path.suffix != ".gguf" and _HUB_ID.fullmatch(name) and not path.exists():
-        return _from_directory(name, _download(name), dtype, place, progress)
+        return _from_directory(name, _download(name), dtype, where, progress)
     raise ValueError(
         f"target {name!r} is neither {SMOLLM2!r}, nor an existing Hugging Face directory or .gguf file, nor a Hugging"
         " Face id of the form owner/model"
@@ -212,7 +234,7 @@ def pick_layers(config: ModelConfig, params: Params, layers: Sequence[int]) -> t
     return dataclasses.replace(config, num_layers=len(places), windows=windows, tap_layers=()), kept
 
 
-def _from_gguf(name: str, file: GGUFFile, dtype: str, place: Place, progress: Progress | None) -> LoadedModel:
+def _from_gguf(name: str, file: GGUFFile, dtype: str, where: _Where, progress: Progress | None) -> LoadedModel:
     config = config_from_gguf(file)
     metadata = file.metadata
     try:
@@ -228,16 +250,17 @@ def _from_gguf(name: str, file: GGUFFile, dtype: str, place: Place, progress: Pr
         origin=str(file.path),
     )
     _check_vocabulary(name, config, tokenizer)
-    return LoadedModel(name, config, load_params(file, config, dtype=dtype, place=place, progress=progress), tokenizer)
+    params = load_params(file, config, dtype=dtype, progress=progress, **where.of(config))
+    return LoadedModel(name, config, params, tokenizer)
 
 
 def _from_directory(
-    name: str, directory: pathlib.Path, dtype: str, place: Place, progress: Progress | None
+    name: str, directory: pathlib.Path, dtype: str, where: _Where, progress: Progress | None
 ) -> LoadedModel:
     config = hf.load_config(directory)
     tokenizer = chat.tokenizer_from_directory(directory)
     _check_vocabulary(name, config, tokenizer)
-    params = hf.load_params(directory, config, dtype=dtype, place=place, progress=progress)
+    params = hf.load_params(directory, config, dtype=dtype, progress=progress, **where.of(config))
     return LoadedModel(name, config, params, tokenizer)
 
 

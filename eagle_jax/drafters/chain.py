@@ -27,6 +27,22 @@ class _Step(NamedTuple):
     logits: jax.Array  # f32[B, V], what it was chosen from
 
 
+def read(
+    draft: Target, params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, noise: jax.Array
+) -> tuple[_Step, KVCache]:
+    """Feed tokens i32[B, T], keep the first `count` i32[B] rows, choose the token behind the last one."""
+    batch, size = tokens.shape
+    path = jnp.broadcast_to(jnp.arange(size), (batch, size))
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
+    output = draft.forward(params, tokens, cache.length[:, None] + path, cache, causal)
+    logits = draft.unembed(params, output.hidden[:, -1])
+    scores = logits + noise
+    token = scores.argmax(-1).astype(jnp.int32)
+    log_value = jnp.take_along_axis(jax.nn.log_softmax(scores), token[:, None], axis=1)[:, 0]
+    cache = commit(cache, output.keys, output.values, path, count_after(count, token >= 0))
+    return _Step(token, log_value, logits), cache
+
+
 @functools.cache
 def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
     """Chain of `num_drafted` tokens from the draft model; its weights are the drafter's params.
@@ -37,21 +53,6 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
     if num_drafted < 1:
         raise ValueError(f"a chain needs at least 1 drafted token, got {num_drafted}")
 
-    def step(
-        params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, noise: jax.Array
-    ) -> tuple[_Step, KVCache]:
-        """Feed tokens i32[B, T], keep the first `count` i32[B] rows, choose the token behind the last one."""
-        batch, size = tokens.shape
-        path = jnp.broadcast_to(jnp.arange(size), (batch, size))
-        causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
-        output = draft.forward(params, tokens, cache.length[:, None] + path, cache, causal)
-        logits = draft.unembed(params, output.hidden[:, -1])
-        scores = logits + noise
-        token = scores.argmax(-1).astype(jnp.int32)
-        log_value = jnp.take_along_axis(jax.nn.log_softmax(scores), token[:, None], axis=1)[:, 0]
-        cache = commit(cache, output.keys, output.values, path, count_after(count, token >= 0))
-        return _Step(token, log_value, logits), cache
-
     def propose(
         params: Params, target_params: Params, state: KVCache, text: jax.Array, length: jax.Array, noise: jax.Array
     ) -> tuple[DraftTree, KVCache]:
@@ -59,16 +60,15 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
 
         def extend(carry: tuple[KVCache, jax.Array], noise: jax.Array) -> tuple[tuple[KVCache, jax.Array], _Step]:
             cache, token = carry
-            drafted, cache = step(params, cache, token[:, None], jnp.ones_like(length), noise)
+            drafted, cache = read(draft, params, cache, token[:, None], jnp.ones_like(length), noise)
             return (cache, drafted.token), drafted
 
         root = root_of(text, length)
         # The row of the last accepted token may be missing (the chain ended with it), so it is always fed once more.
         fed = jnp.stack([root_of(text, length - 1), root], axis=1)
         by_depth = jnp.moveaxis(noise, 1, 0)
-        first, cache = step(
-            params, dataclasses.replace(state, length=length - 1), fed, jnp.full_like(length, 2), by_depth[0]
-        )
+        cache = dataclasses.replace(state, length=length - 1)
+        first, cache = read(draft, params, cache, fed, jnp.full_like(length, 2), by_depth[0])
         (cache, _), later = lax.scan(extend, (cache, first.token), by_depth[1:num_drafted])
         drafted = jax.tree.map(
             lambda one, rest: jnp.concatenate([one[:, None], jnp.moveaxis(rest, 0, 1)], axis=1), first, later
@@ -84,10 +84,8 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
             return state  # `propose` has the rows already, and takes the length from the text
         positions = observation.length[:, None] + observation.path
         tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
-        _, cache = step(
-            params, dataclasses.replace(state, length=observation.length), tokens, observation.count, jnp.zeros(())
-        )
-        return cache
+        cache = dataclasses.replace(state, length=observation.length)
+        return read(draft, params, cache, tokens, observation.count, jnp.zeros(()))[1]
 
     return Drafter(
         name="chain",

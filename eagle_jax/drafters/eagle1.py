@@ -79,6 +79,49 @@ def take_apart(paths: Sequence[Ranks]) -> StaticTree:
     return StaticTree(parents, tuple(levels), contiguous)
 
 
+def grow(
+    head: Head,
+    params: HeadParams,
+    target_params: Params,
+    state: HeadState,
+    shape: StaticTree,
+    root: jax.Array,
+    noise: jax.Array,
+) -> DraftTree:
+    """Fill a static tree below `root` i32[B], level by level; the rest as `Drafter.propose` has it."""
+    batch, num_nodes = root.shape[0], len(shape.parents)
+    tokens = jnp.zeros((batch, num_nodes), jnp.int32).at[:, 0].set(root)
+    values = jnp.zeros((batch, num_nodes))
+    vocab_size = noise.shape[-1]
+    draft_logits = jnp.full((batch, num_nodes, vocab_size), -jnp.inf)
+    ids = jnp.arange(vocab_size) if params.target_ids is None else params.target_ids
+    outputs, fed, offset = state.newest[:, None], heads.nothing_fed(head, state), 0
+    for depth, level in enumerate(shape.levels):
+        if depth:
+            states = outputs[:, level.parent_rows]
+            rows = None
+            if depth > 1:
+                rows = jnp.broadcast_to(jnp.asarray(offset + level.parent_rows), (batch, len(level.inner)))
+                offset += outputs.shape[1]
+            outputs, fed = heads.feed(
+                head, params, target_params, state, fed, tokens[:, level.inner], states, rows, depth
+            )
+        width = int(level.child_ranks.max()) + 1
+        best = heads.best_children(head, params, target_params, outputs, noise[:, depth], width)
+        tokens = tokens.at[:, level.children].set(best.tokens[:, level.child_rows, level.child_ranks])
+        confidence = best.values[:, level.child_rows, level.child_ranks]
+        values = values.at[:, level.children].set(values[:, level.inner[level.child_rows]] + confidence)
+        draft_logits = draft_logits.at[:, level.inner[:, None], ids[None, :]].set(best.logits)
+    return DraftTree(
+        tokens=tokens,
+        parents=jnp.broadcast_to(jnp.asarray(shape.parents), tokens.shape),
+        candidate=jnp.ones(tokens.shape, bool),
+        log_values=values,
+        draft_logits=draft_logits,
+        max_depth=len(shape.levels),
+    )
+
+
 @functools.cache
 def make_eagle1(head: Head, paths: tuple[Ranks, ...] = PUBLISHED_TREE, *, dtype: str = "float32") -> Drafter:
     """Static tree; the head's `HeadParams` are the drafter's params.
@@ -92,7 +135,6 @@ def make_eagle1(head: Head, paths: tuple[Ranks, ...] = PUBLISHED_TREE, *, dtype:
       ValueError: paths that are no tree.
     """
     shape = take_apart(paths)
-    num_nodes = len(shape.parents)
 
     def propose(
         params: HeadParams,
@@ -102,45 +144,14 @@ def make_eagle1(head: Head, paths: tuple[Ranks, ...] = PUBLISHED_TREE, *, dtype:
         length: jax.Array,
         noise: jax.Array,
     ) -> tuple[DraftTree, HeadState]:
-        batch = text.shape[0]
-        tokens = jnp.zeros((batch, num_nodes), jnp.int32).at[:, 0].set(root_of(text, length))
-        values = jnp.zeros((batch, num_nodes))
-        vocab_size = noise.shape[-1]
-        draft_logits = jnp.full((batch, num_nodes, vocab_size), -jnp.inf)
-        ids = jnp.arange(vocab_size) if params.target_ids is None else params.target_ids
-        outputs, fed, offset = state.newest[:, None], heads.nothing_fed(head, state), 0
-        for depth, level in enumerate(shape.levels):
-            if depth:
-                states = outputs[:, level.parent_rows]
-                rows = None
-                if depth > 1:
-                    rows = jnp.broadcast_to(jnp.asarray(offset + level.parent_rows), (batch, len(level.inner)))
-                    offset += outputs.shape[1]
-                outputs, fed = heads.feed(
-                    head, params, target_params, state, fed, tokens[:, level.inner], states, rows, depth
-                )
-            width = int(level.child_ranks.max()) + 1
-            best = heads.best_children(head, params, target_params, outputs, noise[:, depth], width)
-            tokens = tokens.at[:, level.children].set(best.tokens[:, level.child_rows, level.child_ranks])
-            confidence = best.values[:, level.child_rows, level.child_ranks]
-            values = values.at[:, level.children].set(values[:, level.inner[level.child_rows]] + confidence)
-            draft_logits = draft_logits.at[:, level.inner[:, None], ids[None, :]].set(best.logits)
-        tree = DraftTree(
-            tokens=tokens,
-            parents=jnp.broadcast_to(jnp.asarray(shape.parents), tokens.shape),
-            candidate=jnp.ones(tokens.shape, bool),
-            log_values=values,
-            draft_logits=draft_logits,
-            max_depth=len(shape.levels),
-        )
-        return tree, state
+        return grow(head, params, target_params, state, shape, root_of(text, length), noise), state
 
     def observe(params: HeadParams, target_params: Params, state: HeadState, observation: Observation) -> HeadState:
         return heads.observe(head, params, target_params, state, observation)
 
     return Drafter(
         name="eagle",
-        nodes=num_nodes,
+        nodes=len(shape.parents),
         max_depth=len(shape.levels),
         init=lambda batch, capacity: heads.init_state(head, batch, capacity, dtype),
         propose=propose,

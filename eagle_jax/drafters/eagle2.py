@@ -18,6 +18,7 @@ from eagle_jax.drafters import head as heads
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.drafters.head import HeadState
 from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.sharding import largest
 from eagle_jax.tree import root_of
 from eagle_jax.types import NO_PARENT, DraftTree, Params
 
@@ -62,7 +63,7 @@ def expand(
         join = jnp.add if use_value else jnp.minimum
         block_values = join(values[:, :, None], best.values).reshape(batch, -1)
         parents = jnp.repeat(flat, top_k, axis=1)
-        _, kept = jax.lax.top_k(block_values if use_value else best.values.reshape(batch, -1), top_k)
+        _, kept = largest(block_values if use_value else best.values.reshape(batch, -1), top_k)
         values = jnp.take_along_axis(block_values, kept, axis=1)
         tokens = jnp.take_along_axis(block_tokens, kept, axis=1)
         states = jnp.take_along_axis(outputs, (kept // top_k)[:, :, None], axis=1)
@@ -74,7 +75,7 @@ def expand(
 
 def rerank(candidates: Candidates, root: jax.Array, nodes: int, max_depth: int) -> DraftTree:
     """Keep the `nodes` - 1 most valuable candidates below `root` i32[B]."""
-    _, chosen = jax.lax.top_k(candidates.log_values, nodes - 1)
+    _, chosen = largest(candidates.log_values, nodes - 1)
     return keep(candidates, jnp.sort(chosen, axis=1), root, max_depth)
 
 

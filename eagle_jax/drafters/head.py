@@ -20,6 +20,7 @@ from eagle_jax.cache import commit, count_after, init_cache
 from eagle_jax.drafters.base import Observation
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.sharding import largest
 from eagle_jax.types import KVCache, Params
 
 
@@ -37,6 +38,7 @@ class Fed(NamedTuple):
     keys: jax.Array  # [B, M, K, D]
     values: jax.Array  # [B, M, K, D]
     seen: jax.Array  # bool[B, M, M], the ancestors of each among them, itself included
+    slots: jax.Array  # i32[B, M], where each stands
 
 
 class Best(NamedTuple):
@@ -72,7 +74,7 @@ def observe(
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
 
     def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        return attend(queries, keys, values, causal, prefix, slots)
+        return attend(queries, keys, values, causal, prefix, slots, window=head.config.layer.window(0))
 
     states, keys, values = head.step(params, head.fuse(params, features), embedded, slots, mix)
     last = jnp.maximum(observation.count - 1, 0)
@@ -92,7 +94,7 @@ def nothing_fed(head: Head, state: HeadState) -> Fed:
     """Before the first pass over tree nodes."""
     batch, layer = state.newest.shape[0], head.config.layer
     rows = jnp.zeros((batch, 0, layer.num_kv_heads, layer.head_dim), state.cache.keys[0].dtype)
-    return Fed(keys=rows, values=rows, seen=jnp.zeros((batch, 0, 0), bool))
+    return Fed(keys=rows, values=rows, seen=jnp.zeros((batch, 0, 0), bool), slots=jnp.zeros((batch, 0), jnp.int32))
 
 
 def feed(
@@ -126,12 +128,14 @@ def feed(
         above = jnp.take_along_axis(fed.seen, parents[:, :, None], axis=1)
     mask = jnp.concatenate([above, own], axis=2)
     slots = jnp.broadcast_to(state.cache.length[:, None] + depth - 1, (batch, size))
+    stand = jnp.concatenate([fed.slots, slots], axis=1)
     prefix = Prefix(state.cache.keys[0], state.cache.values[0], state.cache.length)
 
     def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         keys = jnp.concatenate([fed.keys, keys.astype(fed.keys.dtype)], axis=1)
         values = jnp.concatenate([fed.values, values.astype(fed.values.dtype)], axis=1)
-        return attend(queries, keys, values, mask, prefix, slots)
+        window = head.config.layer.window(0)
+        return attend(queries, keys, values, mask, prefix, slots, key_positions=stand, window=window)
 
     outputs, keys, values = head.step(params, states, head.embed(params, target_params, tokens), slots, mix)
     seen = jnp.concatenate([jnp.pad(fed.seen, ((0, 0), (0, 0), (0, size))), mask], axis=1)
@@ -139,6 +143,7 @@ def feed(
         keys=jnp.concatenate([fed.keys, keys.astype(fed.keys.dtype)], axis=1),
         values=jnp.concatenate([fed.values, values.astype(fed.values.dtype)], axis=1),
         seen=seen,
+        slots=stand,
     )
     return outputs, fed
 
@@ -159,6 +164,6 @@ def best_children(
         raise ValueError(f"top_k is {count}, the draft vocabulary has {logits.shape[-1]} tokens")
     if params.target_ids is not None:
         noise = jnp.take(noise, params.target_ids, axis=1)
-    values, ids = jax.lax.top_k(jax.nn.log_softmax(logits + noise[:, None, :]), count)
+    values, ids = largest(jax.nn.log_softmax(logits + noise[:, None, :]), count)
     tokens = ids if params.target_ids is None else jnp.take(params.target_ids, ids)
     return Best(values=values, tokens=tokens.astype(jnp.int32), logits=logits)

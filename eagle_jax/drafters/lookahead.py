@@ -39,6 +39,15 @@ class LookaheadState:
     pool: NgramPool
 
 
+def empty_state(batch: int, level: int, window: int, pool_size: int) -> LookaheadState:
+    """The state before the prompt."""
+    return LookaheadState(
+        window=jnp.zeros((batch, level - 1, window), jnp.int32),
+        chosen_rows=jnp.zeros(batch, jnp.int32),
+        pool=empty_pool(batch, pool_size, level - 1),
+    )
+
+
 def tree_of(state: LookaheadState, root: jax.Array, guesses: int) -> DraftTree:
     """Window and guesses behind `root` i32[B]."""
     batch, rows, width = state.window.shape
@@ -110,14 +119,6 @@ def make_lookahead(
     check_pool(pool_size)
     fractions = np.random.default_rng(0).random((level - 1, window)).astype(np.float32)
 
-    def init(batch: int, capacity: int) -> LookaheadState:
-        del capacity
-        return LookaheadState(
-            window=jnp.zeros((batch, level - 1, window), jnp.int32),
-            chosen_rows=jnp.zeros(batch, jnp.int32),
-            pool=empty_pool(batch, pool_size, level - 1),
-        )
-
     def propose(
         params: Params,
         target_params: Params,
@@ -147,7 +148,7 @@ def make_lookahead(
         name="lookahead",
         nodes=(level - 1) * (window + guesses),
         max_depth=max(level + window - 3, level - 1),  # end of the window's last column, end of a guess
-        init=init,
+        init=lambda batch, capacity: empty_state(batch, level, window, pool_size),
         propose=propose,
         observe=observe,
     )

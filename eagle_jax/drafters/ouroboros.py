@@ -179,6 +179,24 @@ def recycled(tree: DraftTree, choice: jax.Array, accepted: jax.Array, num_drafte
     return ngrams.reshape(batch, -1, length + 1), valid.reshape(batch, -1)
 
 
+def learn(
+    draft: Target, params: Params, state: OuroborosState, observation: Observation, num_drafted: int
+) -> OuroborosState:
+    """Read the prompt, or put what a round found into the pool; the text's own phrases either way."""
+    cache, pool = state.cache, state.pool
+    if observation.tree is None or observation.choice is None:
+        positions = observation.length[:, None] + observation.path
+        tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
+        cache = dataclasses.replace(cache, length=observation.length)
+        _, _, cache = read(draft, params, cache, tokens, observation.count, jnp.zeros(()))
+    else:
+        accepted = observation.count - 1
+        ngrams, valid = recycled(observation.tree, observation.choice, accepted, num_drafted)
+        pool = insert(pool, ngrams, valid & (observation.count > 0)[:, None])
+    pool = insert(pool, *text_ngrams(observation, pool.phrases.shape[2] + 1))
+    return OuroborosState(cache=cache, pool=pool)
+
+
 @functools.cache
 def make_ouroboros(
     draft: Target,
@@ -233,18 +251,7 @@ def make_ouroboros(
         params: Params, target_params: Params, state: OuroborosState, observation: Observation
     ) -> OuroborosState:
         del target_params
-        cache, pool = state.cache, state.pool
-        if observation.tree is None or observation.choice is None:
-            positions = observation.length[:, None] + observation.path
-            tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
-            cache = dataclasses.replace(cache, length=observation.length)
-            _, _, cache = read(draft, params, cache, tokens, observation.count, jnp.zeros(()))
-        else:
-            accepted = observation.count - 1
-            ngrams, valid = recycled(observation.tree, observation.choice, accepted, num_drafted)
-            pool = insert(pool, ngrams, valid & (observation.count > 0)[:, None])
-        pool = insert(pool, *text_ngrams(observation, phrase_length + 1))
-        return OuroborosState(cache=cache, pool=pool)
+        return learn(draft, params, state, observation, num_drafted)
 
     return Drafter(
         name="ouroboros",

@@ -12,9 +12,11 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
+
+from eagle_jax.resume import check_same
 
 Record = dict[str, Any]
 
@@ -42,7 +44,7 @@ class Journal:
             whole = text.rfind(b"\n") + 1
             records = self._parse(text[:whole])
             if records:
-                self._check(records[0], settings)
+                check_same(self.path, records[0]["settings"], json.loads(json.dumps(settings)))
             elif not (_HEADER.startswith(text) or text.startswith(_HEADER)):
                 raise ValueError(f"{self.path} is no journal: nothing was written")
             self._file.truncate(whole)  # the line that a crash cut short
@@ -88,22 +90,6 @@ class Journal:
                 raise ValueError(f"{self.path}, line {number}: not a line of a journal; nothing was written")
             records.append(record)
         return records
-
-    def _check(self, first: Record, settings: Mapping[str, Any]) -> None:
-        wanted = json.loads(json.dumps(settings))
-        for name, found, asked in differences(first["settings"], wanted):
-            raise ValueError(
-                f"{self.path} belongs to other settings: there {name} is {found!r}, here {asked!r}; nothing was written"
-            )
-
-
-def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted name and both values of every entry in which two nested mappings differ; a missing one is None."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted(one.keys() | other.keys()):
-            yield from differences(one.get(key), other.get(key), f"{name}.{key}" if name else key)
-    elif one != other:
-        yield name, one, other
 
 
 def write_rows(path: str | os.PathLike[str], rows: list[Record]) -> None:

@@ -65,21 +65,13 @@ def attend(
     num_kv_heads = keys.shape[2]
     grouped = queries.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
     grouped = grouped * jnp.asarray(head_dim**-0.5, queries.dtype)
-
-    def scores(some_keys: jax.Array) -> jax.Array:
-        return jnp.einsum("btkgd,bskd->bkgts", grouped, some_keys, preferred_element_type=jnp.float32)
-
-    def mix(weights: jax.Array, some_values: jax.Array) -> jax.Array:
-        weights = weights.astype(some_values.dtype)
-        return jnp.einsum("bkgts,bskd->bkgtd", weights, some_values, preferred_element_type=jnp.float32)
-
     if window is not None:
         seen_at = positions if key_positions is None else key_positions
         mask = mask & (positions[:, :, None] - seen_at[:, None, :] < window)
-    first = jnp.where(mask[:, None, None], scores(keys), MASKED)
-    top = first.max(-1)
-    weights = jnp.exp(first - top[..., None])
-    running = _Running(top=top, total=weights.sum(-1), mixed=mix(weights, values))
+    scores = _scores(grouped, keys, mask)
+    top = scores.max(-1)
+    weights = jnp.exp(scores - top[..., None])
+    running = _Running(top=top, total=weights.sum(-1), mixed=_mix(weights, values))
 
     def add_block(index: jax.Array, running: _Running) -> _Running:
         start = jnp.minimum(index * size, capacity - size)  # the last block may overlap the one before it
@@ -90,15 +82,7 @@ def attend(
             visible = visible & (positions[:, :, None] - slots[None, None, :] < window)
         some_keys = lax.dynamic_slice_in_dim(prefix.keys, start, size, axis=1)
         some_values = lax.dynamic_slice_in_dim(prefix.values, start, size, axis=1)
-        found = jnp.where(visible[:, None, None], scores(some_keys), MASKED)
-        top = jnp.maximum(running.top, found.max(-1))
-        weights = jnp.exp(found - top[..., None])
-        shrink = jnp.exp(running.top - top)
-        return _Running(
-            top=top,
-            total=running.total * shrink + weights.sum(-1),
-            mixed=running.mixed * shrink[..., None] + mix(weights, some_values),
-        )
+        return _go_on(running, _scores(grouped, some_keys, visible), some_values)
 
     capacity = prefix.keys.shape[1]
     size = min(block, capacity)
@@ -106,6 +90,31 @@ def attend(
         running = add_block(jnp.int32(0), running)
     else:
         num_blocks = (prefix.length.max() + size - 1) // size
-        running = lax.fori_loop(0, num_blocks, add_block, running)
+        oldest = 0 if window is None else jnp.maximum(positions.min() - window + 1, 0) // size
+        running = lax.fori_loop(oldest, num_blocks, add_block, running)
     mixed = running.mixed / running.total[..., None]
     return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape).astype(values.dtype)
+
+
+def _scores(queries: jax.Array, keys: jax.Array, visible: jax.Array) -> jax.Array:
+    """Scaled queries [B, T, K, G, D] on keys [B, M, K, D]: f32[B, K, G, T, M], MASKED where not `visible` [B, T, M]."""
+    scores = jnp.einsum("btkgd,bskd->bkgts", queries, keys, preferred_element_type=jnp.float32)
+    return jnp.where(visible[:, None, None], scores, MASKED)
+
+
+def _mix(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """Sums of values [B, M, K, D], weighted f32[B, K, G, T, M]: f32[B, K, G, T, D]."""
+    weights = weights.astype(values.dtype)
+    return jnp.einsum("bkgts,bskd->bkgtd", weights, values, preferred_element_type=jnp.float32)
+
+
+def _go_on(running: _Running, scores: jax.Array, values: jax.Array) -> _Running:
+    """Take more keys into a softmax."""
+    top = jnp.maximum(running.top, scores.max(-1))
+    weights = jnp.exp(scores - top[..., None])
+    shrink = jnp.exp(running.top - top)
+    return _Running(
+        top=top,
+        total=running.total * shrink + weights.sum(-1),
+        mixed=running.mixed * shrink[..., None] + _mix(weights, values),
+    )

@@ -12,19 +12,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from eagle_jax import sharding
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.training.batch import Tally, summarise
 from eagle_jax.training.run import Run
-from eagle_jax.training.step import Frozen, Rows, TrainState, empty_window, head_params
+from eagle_jax.training.step import Frozen, Rows, TrainState, head_params
 
 Evaluate = Callable[[HeadParams], Mapping[str, float]]
 """Head -> numbers measured with the real decoder; `tau` decides which weights are best."""
@@ -73,6 +75,7 @@ def train(
     measure: Callable[[dict[str, Any], Frozen, Rows], Tally] | None = None,
     evaluate: Evaluate | None = None,
     time_limit: float | None = None,
+    mesh: Mesh | None = None,
     quiet: bool = False,
 ) -> Outcome:
     """Train until `config.steps`, the time limit or a signal.
@@ -89,46 +92,44 @@ def train(
       measure: the compiled measurement.
       evaluate: real tau, every `evaluate_every` steps and at the end.
       time_limit: seconds after which the loop saves and returns.
+      mesh: train on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
+        others go to every device; a run may go on on another mesh.
       quiet: no progress bar.
 
     Raises:
-      ValueError: the loss is no longer finite; the last checkpoint is from before.
+      ValueError: the loss is no longer finite (the last checkpoint is from before), or the rows of a step do not
+        divide over the mesh.
     """
+    if mesh is not None:
+        state, frozen = sharding.place_weights(mesh, (state, frozen))
     state = run.restore(state, data)
     heldout = list(heldout)
     started, done = time.monotonic(), int(state.step)
     with (
+        sharding.active(mesh),
         _asked_to_stop() as asked,
         tqdm(total=config.steps, initial=done, disable=quiet, unit="step", dynamic_ncols=True, file=sys.stderr) as bar,
     ):
         clock, tokens = time.monotonic(), int(state.tokens)
         reason = ""
         while done < config.steps and not reason:
-            state = step(state, frozen, _on_device(next(data)))
+            state = step(state, frozen, _on_device(next(data), mesh))
             done += 1
             bar.update()
             if done % config.log_every == 0 or done == config.steps:
                 jax.block_until_ready(state)
                 seconds, clock = time.monotonic() - clock, time.monotonic()
-                numbers = _window_numbers(state, done)
-                if learning_rate is not None:
-                    numbers["learning_rate"] = float(learning_rate(done - 1))
-                numbers["tokens"] = int(state.tokens)
-                numbers["tokens_per_second"] = (int(state.tokens) - tokens) / max(seconds, 1e-9)
-                tokens = int(state.tokens)
+                before, tokens = tokens, int(state.tokens)
+                numbers = _window_numbers(state, done, learning_rate)
+                numbers |= {"tokens": tokens, "tokens_per_second": (tokens - before) / max(seconds, 1e-9)}
                 run.log(done, "train", numbers)
                 bar.set_postfix(loss=f"{numbers['loss']:.3f}", tau=f"{numbers['simulated_tau']:.3f}")
-                state = dataclasses.replace(state, window=empty_window(state.window.tally.rows.shape[0]))
+                state = dataclasses.replace(state, window=jax.tree.map(jnp.zeros_like, state.window))
             if measure is not None and heldout and _due(done, config.heldout_every, config.steps):
-                run.log(done, "heldout", _measure(state, frozen, heldout, measure))
+                run.log(done, "heldout", _measure(state, frozen, (_on_device(rows, mesh) for rows in heldout), measure))
             if evaluate is not None and _due(done, config.evaluate_every, config.steps):
-                found = dict(evaluate(head_params(state.trained, frozen.vocabulary)))
-                run.log(done, "real", found)
-                if "tau" in found:
-                    run.keep_best(state, found["tau"])
-            if time_limit is not None and time.monotonic() - started > time_limit:
-                reason = f"time limit of {time_limit:g} s"
-            reason = asked[0] if asked else reason
+                _evaluate(run, state, frozen, evaluate)
+            reason = asked[0] if asked else _time_up(started, time_limit)
             if done % config.save_every == 0 or done == config.steps or reason:
                 run.save(state, data)
     return Outcome(state, done >= config.steps, "" if done >= config.steps else reason)
@@ -138,12 +139,14 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def _on_device(rows: Mapping[str, Any]) -> Rows:
+def _on_device(rows: Mapping[str, Any], mesh: Mesh | None) -> Rows:
+    if mesh is not None:
+        return sharding.place_rows(mesh, dict(rows))
     return {name: jnp.asarray(values) for name, values in rows.items()}
 
 
-def _window_numbers(state: TrainState, done: int) -> dict[str, float]:
-    """Means since the last log.
+def _window_numbers(state: TrainState, done: int, learning_rate: Callable[[int], Any] | None) -> dict[str, float]:
+    """Means since the last log, and the learning rate of the last step.
 
     Raises:
       ValueError: the loss is not finite.
@@ -153,17 +156,33 @@ def _window_numbers(state: TrainState, done: int) -> dict[str, float]:
     loss = float(window.loss) / steps
     if not math.isfinite(loss):
         raise ValueError(f"the loss is {loss} at step {done}: a smaller learning_rate, or float32 features")
-    return {"loss": loss, "grad_norm": float(window.grad_norm) / steps, **summarise(window.tally)}
+    numbers = {"loss": loss, "grad_norm": float(window.grad_norm) / steps, **summarise(window.tally)}
+    return numbers if learning_rate is None else {**numbers, "learning_rate": float(learning_rate(done - 1))}
 
 
 def _measure(
     state: TrainState,
     frozen: Frozen,
-    heldout: Sequence[Mapping[str, Any]],
+    heldout: Iterable[Rows],
     measure: Callable[[dict[str, Any], Frozen, Rows], Tally],
 ) -> dict[str, float]:
-    tallies = [measure(state.trained, frozen, _on_device(rows)) for rows in heldout]
+    tallies = [measure(state.trained, frozen, rows) for rows in heldout]
     return summarise(jax.tree.map(lambda *sums: sum(sums[1:], start=sums[0]), *tallies))
+
+
+def _evaluate(run: Run, state: TrainState, frozen: Frozen, evaluate: Evaluate) -> None:
+    """Log what the real decoder says, and keep the weights if they are the best so far."""
+    found = dict(evaluate(head_params(state.trained, frozen.vocabulary)))
+    run.log(int(state.step), "real", found)
+    if "tau" in found:
+        run.keep_best(state, found["tau"])
+
+
+def _time_up(started: float, time_limit: float | None) -> str:
+    """The reason to stop once the time limit has passed; empty until then."""
+    if time_limit is None or time.monotonic() - started <= time_limit:
+        return ""
+    return f"time limit of {time_limit:g} s"
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
+from eagle_jax.resume import check_same
 from eagle_jax.training.step import TrainState
 
 
@@ -137,16 +138,3 @@ class Run:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def check_same(directory: pathlib.Path, found: Any, wanted: Any, path: str = "") -> None:
-    """Compare two descriptions, the one `directory` belongs to and the one asked for.
-
-    Raises:
-      ValueError: the first difference.
-    """
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in sorted(found.keys() | wanted.keys()):
-            check_same(directory, found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-    elif found != wanted:
-        raise ValueError(f"{directory} is another run: its {path} is {found!r}, not {wanted!r}; nothing was written")

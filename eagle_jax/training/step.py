@@ -16,6 +16,7 @@ import optax.contrib
 from flax import struct
 
 from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.sharding import keep_rows
 from eagle_jax.training.batch import Batch, Features, Recipe, Tally, Vocabulary
 from eagle_jax.training.features import compute_features
 from eagle_jax.types import Params, Target
@@ -197,7 +198,9 @@ def make_train_step(
 
         def add(sums: Any, one: tuple[jax.Array, Rows]) -> tuple[Any, None]:
             index, some = one
-            (value, tally), grads = differentiate(state.trained, frozen, some, divisors, jax.random.fold_in(key, index))
+            (value, tally), grads = differentiate(
+                state.trained, frozen, keep_rows(some), divisors, jax.random.fold_in(key, index)
+            )
             return jax.tree.map(jnp.add, sums, (value, tally, grads)), None
 
         parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), rows)

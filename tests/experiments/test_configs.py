@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.eval import field, heads
-from experiments import methods, sweep
+from experiments import methods, points
 from experiments.entries import Entry, read_entries
 from experiments.evaluate import check_config
 
@@ -42,10 +42,10 @@ def test_field() -> None:
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_ablations(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    points = sweep.read_points(str(path))
-    assert len(points) >= 4
+    found = points.read_points(str(path))
+    assert len(found) >= 4
     settings: list[Any] = []
-    for point in points:
+    for point in found:
         (entry,) = entries(point.evaluation())
         settings.append((entry._replace(label=""), point.train))
     assert all(settings.count(one) == 1 for one in settings)  # no two points are the same

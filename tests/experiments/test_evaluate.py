@@ -104,7 +104,7 @@ def test_a_row_for_each_cell(undisturbed: Path, tiny_model: Path) -> None:
     assert (rows[-1]["label"], rows[-1]["method"], rows[-1]["share_noise"]) == ("short", "prompt_lookup", False)
     assert (rows[-1]["target"], rows[-1]["dtype"], rows[-1]["rule"]) == (str(tiny_model), "float32", "match")
     assert rows[-1]["tree"] == {"nodes": 2, "depth": 0, "top_k": 1}
-    assert rows[-1]["commit"] == evaluate.commit()
+    assert rows[-1]["commit"] == cells.commit()
 
 
 def test_conversations_are_played_out(undisturbed: Path, tiny_model: Path) -> None:
@@ -191,10 +191,10 @@ def refused(capsys: pytest.CaptureFixture[str], config: Path, data: Path, output
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("max_new_tokens = 12", "max_new_tokens = 13", "there max_new_tokens is 12, here 13; nothing was written"),
-        ("depth=2", "depth=3", "there methods.lookup.depth is 2, here 3"),
-        ("(0, 3)", "(0, 4)", "there seeds is [0, 3], here [0, 4]"),
-        ("num_prompts = 2", "num_prompts = 1", "there num_prompts is 2, here 1"),
+        ("max_new_tokens = 12", "max_new_tokens = 13", "its max_new_tokens is 12, not 13; nothing was written"),
+        ("depth=2", "depth=3", "its methods.lookup.depth is 2, not 3"),
+        ("(0, 3)", "(0, 4)", "its seeds is [0, 3], not [0, 4]"),
+        ("num_prompts = 2", "num_prompts = 1", "its num_prompts is 2, not 1"),
     ],
 )
 def test_an_output_of_other_settings(
@@ -221,7 +221,7 @@ def test_an_output_of_other_questions(
         (tmp_path / name).mkdir()
         text = (data / name / "question.jsonl").read_text()
         (tmp_path / name / "question.jsonl").write_text(text.replace("Hello hello", "Hullo hullo"))
-    assert "there questions.talk is '" in refused(capsys, config, tmp_path, undisturbed)
+    assert "its questions.talk is '" in refused(capsys, config, tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize(

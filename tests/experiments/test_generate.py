@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 KEYS = {
     *("target", "method", "temperature", "seed", "rule", "share_noise", "dtype", "device", "prompts", "tokens"),
     *("rounds", "tau", "tokens_per_second", "prefill_seconds", "decode_seconds", "tree", "answers"),
-    *("give_up", "gave_up"),
+    *("give_up", "gave_up", "mesh"),
 }
 COMPARED = {"plain_tokens_per_second", "speedup", "identical_prompts", "first_difference_margin"}
 
 
 def run(*arguments: str) -> int:
-    """Drafting to the end of every answer, so that rounds do not depend on the clock, unless --give_up is among them."""
+    """Drafting to the end of every answer, so that rounds do not depend on the clock; --give_up changes that."""
     return launch.call(generate.main, generate.FLAGS, ["--nogive_up", *arguments])
 
 

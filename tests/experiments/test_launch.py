@@ -8,12 +8,16 @@ from pathlib import Path
 import jax
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
 from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.sampling import make_sampling
 from experiments import launch
 
 ROOT = Path(__file__).parents[2]
+
+# How ml_collections runs the file of a config.
+a_config_is_read = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 @pytest.fixture
@@ -67,6 +71,74 @@ def test_bad_flags(
 ) -> None:
     assert launch.call(nothing, values, arguments) == launch.USER_ERROR
     assert capsys.readouterr().err == message + "\n"
+
+
+CONFIG = """
+import ml_collections
+
+def get_config():
+    return ml_collections.ConfigDict({"epochs": 5.0, "head": {"kind": "eagle3", "layers": (0, 1)}})
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def configured(values: flags.FlagValues) -> flags.FlagValues:
+    config_flags.DEFINE_config_file("config", None, "what to do", flag_values=values)
+    return values
+
+
+@a_config_is_read
+def test_fields_of_a_config(
+    configured: flags.FlagValues, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those among the arguments count, for this call alone; the command line of the process does not."""
+    monkeypatch.setattr(sys, "argv", before := ["script", f"--config={config}", "--config.epochs=9"])
+
+    def main() -> None:
+        print(configured.config.epochs, configured.config.head.kind, configured.config.head.layers)
+
+    arguments = [f"--config={config}", "--config.epochs=2", "--config.head.kind", "eagle", "--config.head.layers=(3,)"]
+    assert launch.call(main, configured, arguments) == 0
+    assert launch.call(main, configured, [f"--config={config}"]) == 0
+    assert capsys.readouterr().out == "2.0 eagle (3,)\n5.0 eagle3 (0, 1)\n"
+    assert launch.call(main, configured, ["--config.epochs=2"]) == launch.USER_ERROR
+    assert capsys.readouterr().err == "error: Unknown command line flag 'config.epochs'\n"
+    assert sys.argv is before
+
+
+@a_config_is_read
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.nonsense=1", "the config has no such field: 'nonsense'\n"),
+        ("--config.head.kinds=1", "the config has no such field: 'kinds' Did you mean "),
+        ("--config.nonsense.kind=1", "the config has no such field: 'nonsense'\n"),
+        ("--config.epochs.kind=1", "the config has no such field: Attribute <class 'float'>.kind does not exist"),
+        ("--config.epochs+=1", "the config has no such field: "),
+        ("--config.epochs=many", "flag --config.epochs=many: could not convert string to float: 'many'\n"),
+    ],
+)
+def test_fields_that_a_config_has_not(
+    configured: flags.FlagValues, config: Path, capsys: pytest.CaptureFixture[str], argument: str, message: str
+) -> None:
+    assert launch.call(nothing, configured, [f"--config={config}", argument]) == launch.USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+@a_config_is_read
+def test_a_bug_in_a_config_keeps_its_traceback(configured: flags.FlagValues, config: Path) -> None:
+    config.write_text(CONFIG.replace("ConfigDict(", "ConfigDictionary("))
+    with pytest.raises(AttributeError, match="ConfigDictionary"):
+        launch.call(nothing, configured, [f"--config={config}"])
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,17 @@ def test_bad_settings(
 ) -> None:
     given = [argument.replace("HEADS", str(heads)) for argument in arguments]
     assert message in refused(capsys, f"--target={tiny_model}", *given)
+
+
+@pytest.mark.parametrize("method", ["eagle2", "eagle3", "chain", "prompt_lookup"])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--nodes=0", "--nodes must be at least 1, got 0"),
+        ("--depth=-1", "--depth must be at least 0, got -1"),
+        ("--top_k=0", "--top_k must be at least 1, got 0"),
+    ],
+)
+def test_sizes_too_small(method: str, flag: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused before anything is loaded."""
+    assert refused(capsys, "--target=no/such/model", f"--method={method}", flag) == f"error: {message}"

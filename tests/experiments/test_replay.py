@@ -46,6 +46,7 @@ def test_cells_are_those_of_decoding(
             f"--target={tiny_model}",
             "--method=prompt_lookup",
             "--nodes=5",
+            "--nogive_up",
             f"--prompts_file={tmp_path / cell['task'] / 'question.jsonl'}",
             "--num_prompts=2",
             "--max_new_tokens=12",
@@ -66,7 +67,10 @@ def test_cells_are_those_of_decoding(
     ("more", "message"),
     [
         (["--drafts=medusa"], "method 'medusa' is not one of"),
-        (["--drafts=eagle3:60"], "--drafts takes METHOD:NODES/DEPTH/TOP_K, such as eagle3:60/7/10, got 'eagle3:60'"),
+        (
+            ["--drafts=eagle3:60"],
+            "a draft is METHOD or METHOD:NODES/DEPTH/TOP_K, such as eagle3:60/7/10, got 'eagle3:60'",
+        ),
         (["--batch=0"], "--batch must be at least 1, got 0"),
         (["--num_prompts=9"], "num_prompts is 9"),
     ],

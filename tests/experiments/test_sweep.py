@@ -96,7 +96,32 @@ def test_points_one_after_the_other(
     assert run(config, data, output, "--points=depth=0") == 0  # a new point of the same sweep
     config.write_text(config.read_text().replace("max_new_tokens = 8", "max_new_tokens = 9"))
     line = refused(capsys, config, data, output)
-    assert "holds another point 'base': there config.max_new_tokens is 8, here 9; nothing was written" in line
+    assert ": point 'base' is another run: its config.max_new_tokens is 8, not 9; nothing was written" in line
+
+
+def test_played_back(config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without times, but otherwise the rows of decoding; and the two kinds are not mixed in one directory."""
+    assert run(config, data, tmp_path / "decoded") == 0
+    assert run(config, data, tmp_path / "played", "--replay") == 0
+    decoded, played = (
+        [json.loads(line) for line in (tmp_path / name / "rows.jsonl").read_text().splitlines()]
+        for name in ("decoded", "played")
+    )
+    assert len(played) == len(decoded) == 5
+    for one, other in zip(played, decoded, strict=True):
+        assert one["speedup"] is None
+        same = one.keys() & other.keys() - {"speedup", "commit"}
+        assert {name: one[name] for name in same} == {name: other[name] for name in same}
+        assert {"label", "tokens", "turns", "rounds", "tau", "n_alpha", "accepted", "tree", "temperature"} <= same
+    capsys.readouterr()
+    assert "is another run: its replay is" in refused(capsys, config, data, tmp_path / "played")
+
+    other = '"method.rule": "residual", "method.share_noise": False'
+    config.write_text(config.read_text().replace('"method.depth": 1', other))
+    assert run(config, data, tmp_path / "left_out", "--replay") == 0
+    captured = capsys.readouterr()
+    assert "left out: the rule 'residual' writes another text" in captured.err
+    assert "Not finished, the same command goes on: rule=residual, share_noise=False" in captured.out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""Tau of drafts on answers that plain decoding wrote once: `replay` in batches of one size, so that one program serves."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.drafters import Drafter, make_vanilla
+from eagle_jax.evaluation import runner
+from eagle_jax.evaluation.acceptance import n_alpha
+from eagle_jax.evaluation.replay import replay
+from eagle_jax.generate import Generator
+from eagle_jax.types import Params, Target
+
+
+def write(
+    model: LoadedModel, target: Target, prompts: Sequence[list[int]], *, batch: int, max_new_tokens: int, **law: Any
+) -> list[list[int]]:
+    """The answers of plain decoding; the sequence id of a prompt is its index.
+
+    Args:
+      model: weights and stop ids.
+      target: the same as functions.
+      prompts: token ids.
+      batch: answers written together.
+      max_new_tokens: longest answer.
+      **law: temperature, seed and whatever else decides the text (`make_sampling`).
+    """
+    capacity = runner.slots(target, prompts, make_vanilla(), max_new_tokens)
+    writer = Generator(target, model.params, make_vanilla(), capacity=capacity)
+    law |= {"stop_ids": model.stop_ids, "max_new_tokens": max_new_tokens}
+    answers: list[list[int]] = [[] for _ in prompts]
+    for rows in _batches(len(prompts), batch):
+        written = writer.generate([prompts[row] for row in rows], sequence=rows, **law)
+        for row, tokens in zip(rows, written.tokens, strict=True):
+            answers[row] = tokens
+    return answers
+
+
+def play(
+    model: LoadedModel,
+    target: Target,
+    drafter: Drafter,
+    params: Params,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    *,
+    batch: int,
+    share_noise: bool,
+    **law: Any,
+) -> dict[str, Any]:
+    """What a drafter would have needed: tokens behind the first of each answer, rounds, tau, accepted and n_alpha.
+
+    Args:
+      model, target: as for `write`.
+      drafter, params: the method.
+      prompts, answers: what was asked and what `write` gave.
+      batch: answers played back together.
+      share_noise: the drafter drafts with the target's noise.
+      **law: as for `write`, max_new_tokens included.
+    """
+    tokens = rounds = 0
+    accepted = np.zeros(drafter.max_depth + 1, np.int64)
+    for rows in _batches(len(prompts), batch):
+        found = replay(
+            target,
+            model.params,
+            drafter,
+            params,
+            [prompts[row] for row in rows],
+            [answers[row] for row in rows],
+            share_noise=share_noise,
+            sequence=rows,
+            stop_ids=model.stop_ids,
+            **law,
+        )
+        for place in range(len(set(rows))):
+            tokens += len(found.tokens[place]) - 1
+            rounds += found.rounds[place]
+            accepted += found.accepted[place]
+    return {
+        "tokens": tokens,
+        "rounds": rounds,
+        "tau": tokens / max(rounds, 1),
+        "accepted": accepted.tolist(),
+        "n_alpha": n_alpha(accepted),
+    }
+
+
+def _batches(count: int, size: int) -> Iterator[list[int]]:
+    """Indices of the rows that go together; the last batch is filled up with its first row."""
+    for start in range(0, count, size):
+        rows = list(range(start, min(start + size, count)))
+        yield rows + rows[:1] * (size - len(rows))

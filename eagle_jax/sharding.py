@@ -1,0 +1,208 @@
+"""Meshes: which axis of which array is split over which devices, all of it from one table of rules.
+
+A mesh has the axes `data`, over which rows of a batch are dealt out, and `model`, over which each weight is split
+(tensor parallelism: Shoeybi et al., arXiv 1909.08053, section 3). Weights name their axes where they are declared, and
+`RULES` says where an axis of that name goes. Nothing else changes: the same programs are compiled for the mesh, and
+XLA's partitioner adds the sums that go from device to device, two for each layer.
+
+    target         split over `model`, the same for every row       k_proj [E, K, D], K over `model`
+    draft head     whole on every device unless asked otherwise     a pass asks only for embeddings
+    texts, caches  rows over `data`, heads over `model`             keys [B, S, K, D], B over `data`, K over `model`
+
+An axis that does not divide (3 key/value heads over 2 devices) stays whole on every device, and the log says so once.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.models.transformer import init_params
+from eagle_jax.types import KVCache, Params
+
+DATA, MODEL = "data", "model"
+
+RULES: Mapping[Any, str] = {"batch": DATA, "vocab": MODEL, "heads": MODEL, "kv_heads": MODEL, "mlp": MODEL}
+"""Mesh axis of each logical axis; all others stay whole."""
+
+FREE = PartitionSpec.UNCONSTRAINED
+"""In the place of a name: the compiler decides."""
+
+Names = tuple[Any, ...]
+"""Names of the first axes of an array: logical ones, None or FREE."""
+
+Tree = TypeVar("Tree")
+
+_log = logging.getLogger(__name__)
+
+
+def make_mesh(data: int = 1, model: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of `data` x `model` devices: the first of `devices`, or of all there are.
+
+    Raises:
+      ValueError: a size below 1, or too few devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data < 1 or model < 1:
+        raise ValueError(f"the axes of a mesh have at least 1 device, got {data}x{model}")
+    if data * model > len(devices):
+        raise ValueError(f"a mesh of {data}x{model} takes {data * model} devices, there are {len(devices)}")
+    # Linen knows nothing of jax's explicit axes, which are the default.
+    types = (AxisType.Auto,) * 2
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=types, devices=devices[: data * model])
+
+
+def active(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Programs traced inside know the mesh (`keep_rows`); None is no mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def spec(mesh: Mesh | AbstractMesh, names: Names, shape: tuple[int, ...]) -> PartitionSpec:
+    """Where the axes of an array go by `RULES`, those that do not divide nowhere."""
+    axes: list[Any] = []
+    for name, size in zip(names, shape, strict=False):
+        axis = name if name is FREE else RULES.get(name)
+        if axis in mesh.shape and size % mesh.shape[axis]:
+            _say_whole(str(name), size, axis, mesh.shape[axis])
+            axis = None
+        axes.append(axis)
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+@functools.cache
+def _say_whole(name: str, size: int, axis: str, devices: int) -> None:
+    """Once for each case: the cache stands for a memory."""
+    _log.warning("%s of %d do not divide over the %d devices of mesh axis %s: whole on each", name, size, devices, axis)
+
+
+def _shardings(mesh: Mesh, boxed: Params) -> Params:
+    """Shardings of abstract weights that are boxed with the names of their axes."""
+
+    def one(box: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(mesh, box.names, box.value.shape))
+
+    return jax.tree.map(one, boxed, is_leaf=lambda node: isinstance(node, nn.Partitioned))
+
+
+def target_shardings(mesh: Mesh, config: ModelConfig) -> Params:
+    """A sharding for every weight of a target."""
+    return _shardings(mesh, jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)))
+
+
+def head_shardings(mesh: Mesh, head: Head, params: HeadParams, *, split: bool = False) -> HeadParams:
+    """A sharding for every weight of a draft head.
+
+    Args:
+      mesh: the devices.
+      head: the head as functions.
+      params: its weights, or their shapes.
+      split: over `model`, as the target is; else every device holds all of them, and what drafting sends
+        are embeddings and, without an LM head of its own, the scores of the target's.
+    """
+    if not split:
+        return jax.tree.map(lambda _: whole(mesh), params)
+
+    def rows(table: Any) -> NamedSharding | None:
+        return None if table is None else NamedSharding(mesh, spec(mesh, ("vocab",), table.shape))
+
+    parts: dict[str, Any] = {
+        "weights": _shardings(mesh, jax.eval_shape(head.init, jax.random.key(0))),
+        "lm_head": rows(params.lm_head),
+        "target_ids": None if params.target_ids is None else whole(mesh),
+        "embedding": rows(params.embedding),
+    }
+    return HeadParams(**parts)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """All of an array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _row_specs(mesh: Mesh | AbstractMesh, tree: Tree, heads: Any) -> Tree:
+    """Specs for arrays with the batch in front; `heads` names the axis of heads in caches."""
+
+    def of(node: Any) -> Any:
+        names = ("batch", None, heads) if isinstance(node, KVCache) else ("batch",)
+        return jax.tree.map(lambda x: spec(mesh, names, x.shape), node)
+
+    return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, KVCache))
+
+
+def row_shardings(mesh: Mesh, tree: Tree, *, split: bool = True) -> Tree:
+    """Shardings for arrays or shapes with the batch in front, such as a `DecodeState`; `split`: caches by head too."""
+    specs = _row_specs(mesh, tree, "kv_heads" if split else None)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def keep_rows(tree: Tree) -> Tree:
+    """Inside a program: arrays with the batch in front stay dealt out by row. Without a mesh nothing happens.
+
+    The heads of a cache lie as those of the weights that fill it, be they split or whole, and that the compiler finds.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, _row_specs(mesh, tree, FREE))
+
+
+def largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k` of x [B, ..., n], on a mesh of each row where it lies; left to itself XLA gathers the batch first."""
+    top_k = functools.partial(jax.lax.top_k, k=k)
+    if jax.sharding.get_abstract_mesh().empty:
+        return top_k(x)
+    rows = PartitionSpec(DATA)
+    return jax.shard_map(top_k, in_specs=rows, out_specs=rows, axis_names={DATA})(x)
+
+
+def place(tree: Tree, shardings: Any) -> Tree:
+    """Put arrays where `shardings` says, a tree of the same structure."""
+    return jax.tree.map(_put, tree, shardings)
+
+
+def place_rows(mesh: Mesh, tree: Tree) -> Tree:
+    """Put arrays with the batch in front onto a mesh, by row.
+
+    Raises:
+      ValueError: the batch does not divide.
+    """
+    batch, devices = len(jax.tree.leaves(tree)[0]), mesh.shape[DATA]
+    if batch % devices:
+        raise ValueError(f"a batch of {batch} rows does not divide over the {devices} devices of mesh axis {DATA}")
+    return place(tree, row_shardings(mesh, tree))
+
+
+def place_weights(mesh: Mesh, params: Params) -> Params:
+    """Put whole weights on every device of a mesh; those that lie on it already stay as they are."""
+
+    def one(leaf: Any) -> Any:
+        there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+        return leaf if there else _put(leaf, whole(mesh))
+
+    return jax.tree.map(one, params)
+
+
+def _put(value: Any, sharding: Sharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    host = np.asarray(value)  # each process has all of it, and gives to its own devices
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def to_host(value: jax.Array) -> np.ndarray:
+    """All of an array, in every process."""
+    if not value.is_fully_addressable:
+        place: Any = value.sharding
+        value = jax.jit(lambda x: x, out_shardings=whole(place.mesh))(value)
+    return np.asarray(value)

@@ -1,0 +1,137 @@
+"""Throughput of batches: plain decoding beside drafting methods with trees of several sizes.
+
+    python -m experiments.batches --prompts_file=question.jsonl --drafts=eagle3:16/5/4,eagle3:4/1/2 --batches=1,4,16
+
+A batch is kept full: a row whose answer has ended takes the next prompt (`eagle_jax.refill`). Plain decoding and all
+drafts write the same answers in turn, in one process. Where a batch already keeps the device busy a token more in a
+pass is no longer nearly free, so the best tree shrinks as the batch grows; this is where to see how fast.
+"""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.drafters import make_vanilla
+from eagle_jax.evaluation import metrics, runner
+from eagle_jax.evaluation.report import markdown_table, tree_size
+from eagle_jax.evaluation.side_by_side import PLAIN
+from eagle_jax.evaluation.tasks import read_questions
+from eagle_jax.generate import Generation, Generator
+from eagle_jax.models.transformer import make_target
+from eagle_jax.refill import write_all
+from eagle_jax.sampling import make_sampling
+from experiments import launch, methods
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
+methods.define_flags(FLAGS, method=False)
+flags.DEFINE_list("drafts", ["eagle3"], "METHOD or METHOD:NODES/DEPTH/TOP_K", flag_values=FLAGS)
+flags.DEFINE_list("batches", ["1", "2", "4", "8", "16", "32"], "rows that decode together", flag_values=FLAGS)
+flags.DEFINE_string("prompts_file", None, "questions, as for experiments.generate", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_prompts", None, "from the start of the file; default: two batches, 8 at least", flag_values=FLAGS
+)
+flags.DEFINE_integer("max_new_tokens", 64, "longest answer", flag_values=FLAGS)
+flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
+flags.DEFINE_integer("repeats", 3, "turns of which the median is taken", flag_values=FLAGS)
+flags.DEFINE_string("output", None, "JSON lines to write, one a draft and batch; must not exist", flag_values=FLAGS)
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure as the flags say."""
+    batches = check_flags()
+    asked = [methods.read_draft(text, FLAGS) for text in FLAGS.drafts]
+    questions = read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
+    with launch.status(f"Loading {FLAGS.target}") as progress:
+        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+    prompts = [runner.prompt_ids(model, question) for question in questions]
+    target = make_target(model.config, FLAGS.dtype)
+    contestants, trees = {PLAIN: Generator(target, model.params, make_vanilla())}, {}
+    for label, name, settings in asked:
+        contestants[label] = Generator(target, model.params, *methods.make_method(name, model, settings))
+        trees[label] = tree_size(contestants[label].drafter, methods.children(name, settings))
+    rows: list[Row] = []
+    for batch in batches:
+        count = FLAGS.num_prompts or min(len(prompts), max(8, 2 * batch))
+        with launch.status(f"batch {batch}, {count} prompts"):
+            found = measure(model, contestants, prompts[:count], batch)
+        rows += [{**about(batch), "draft": label, "tree": trees[label], **row} for label, row in found.items()]
+        if FLAGS.output:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            pathlib.Path(FLAGS.output).write_text(text, encoding="utf-8")
+    print(f"{FLAGS.target}, {FLAGS.dtype}, {jax.devices()[0].device_kind}, T = {FLAGS.temperature:g}\n")
+    print(table(rows))
+
+
+def check_flags() -> list[int]:
+    """Refuse bad values before anything is loaded; the batches."""
+    if FLAGS.prompts_file is None:
+        raise ValueError("--prompts_file is needed: questions, one JSON object a line")
+    if not FLAGS.batches or not all(text.isdecimal() and int(text) > 0 for text in FLAGS.batches):
+        raise ValueError(f"--batches takes numbers of at least 1, got {','.join(FLAGS.batches)!r}")
+    if FLAGS.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {FLAGS.repeats}")
+    output = pathlib.Path(FLAGS.output) if FLAGS.output else None
+    if output and (output.exists() or not output.parent.is_dir()):
+        raise ValueError(f"--output={output} must name a new file in a folder that exists")
+    make_sampling(1, temperature=FLAGS.temperature, seed=FLAGS.seed, max_new_tokens=FLAGS.max_new_tokens)
+    return [int(text) for text in FLAGS.batches]
+
+
+def about(batch: int) -> Row:
+    """What a row was measured with."""
+    decides = ("target", "dtype", "temperature", "seed", "max_new_tokens")
+    return {**{flag: getattr(FLAGS, flag) for flag in decides}, "device": jax.devices()[0].device_kind, "batch": batch}
+
+
+def measure(
+    model: LoadedModel, contestants: dict[str, Generator], prompts: Sequence[list[int]], batch: int
+) -> dict[str, Row]:
+    """The rows of a batch size, by draft."""
+    options = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
+    turns: dict[str, list[Generation]] = {label: [] for label in contestants}
+    # The first turn compiles and warms up; then the one that begins changes.
+    for turn in range(FLAGS.repeats + 1):
+        labels = list(contestants)
+        for label in labels[turn % len(labels) :] + labels[: turn % len(labels)]:
+            written = write_all(
+                contestants[label], prompts, batch=batch, max_new_tokens=FLAGS.max_new_tokens, **options
+            )
+            if turn:
+                turns[label].append(written)
+    plain = turns.pop(PLAIN)
+    speed = statistics.median(metrics.tokens_per_second([one]) for one in plain)
+    return {
+        label: {
+            "prompts": len(prompts),
+            "tokens": found[0].num_tokens,
+            "tau": found[0].tau,
+            "tokens_per_second": (own := statistics.median(metrics.tokens_per_second([one]) for one in found)),
+            "plain_tokens_per_second": speed,
+            "speedup": own / speed,
+            "identical_prompts": sum(one == other for one, other in zip(found[0].tokens, plain[0].tokens, strict=True)),
+        }
+        for label, found in turns.items()
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line a batch and draft."""
+    header = ["batch", "draft", "prompts", "tau", "tokens/s", "plain tokens/s", "speed-up", "identical"]
+    shown = ("batch", "draft", "prompts", "tau", "tokens_per_second", "plain_tokens_per_second", "speedup")
+    return markdown_table(
+        header, [[*(row[name] for name in shown), f"{row['identical_prompts']} of {row['prompts']}"] for row in rows]
+    )
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

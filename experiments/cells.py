@@ -1,0 +1,154 @@
+"""What an evaluation measures: the conversations of its blocks, and the rows that complete blocks give.
+
+A block is a task at a temperature with a seed. Its conversations are held one at a time, by all methods side by side,
+and once all of them are there, each method's make one row: a cell.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from eagle_jax.evaluation.journal import Record
+from eagle_jax.evaluation.report import tree_size
+from eagle_jax.evaluation.rows import cell_row, record_turn
+from eagle_jax.evaluation.side_by_side import SideBySide
+from eagle_jax.evaluation.tasks import Question
+from experiments import methods
+from experiments.entries import Entry, weights_digest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+TURNS = {"first": 1, "all": sys.maxsize}
+"""How many turns of a conversation are played."""
+
+
+class Block(NamedTuple):
+    """Cells that are measured together: all methods on a task at a temperature with a seed."""
+
+    task: str
+    temperature: float
+    seed: int
+
+
+class Key(NamedTuple):
+    """A conversation of a block."""
+
+    task: str
+    temperature: float
+    seed: int
+    place: int  # of the question in its file
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is to be measured, ready to be."""
+
+    config: ConfigDict
+    entries: list[Entry]
+    questions: dict[str, dict[int, Question]]  # by task, then by place in the file
+    bench: SideBySide
+
+    @property
+    def blocks(self) -> list[Block]:
+        """In the order of measuring: a temperature is complete before the next one begins."""
+        config = self.config
+        laws = itertools.product(config.temperatures, config.seeds)
+        return [Block(task, *law) for law in laws for task in config.tasks]
+
+    @property
+    def keys(self) -> list[Key]:
+        """All conversations to be held."""
+        return [Key(*block, place) for block in self.blocks for place in self.questions[block.task]]
+
+    @property
+    def turns(self) -> int:
+        """The most turns of a conversation."""
+        return TURNS[self.config.turns]
+
+    def settings(self) -> Record:
+        """What decides the rows; the methods by label, so that a difference has a short name."""
+        config = self.config.to_dict()
+        return {
+            **{name: value for name, value in config.items() if name != "methods"},
+            "methods": {entry["label"]: entry for entry in config["methods"]},
+            "questions": digests(self.questions),
+            "weights": {
+                "target": weights_digest(self.bench.model.params),
+                **{label: weights_digest(one.params) for label, one in self.bench.contestants.items()},
+            },
+            "device": jax.devices()[0].device_kind,
+        }
+
+    def measure(self, key: Key) -> Record:
+        """Hold one conversation."""
+        question = self.questions[key.task][key.place]
+        labels = [entry.label for entry in self.entries if entry.runs_at(key.temperature)]
+        law: dict[str, Any] = {"temperature": key.temperature, "seed": key.seed}
+        played = self.bench.play(question, key.place, turns=self.turns, labels=labels, **law)
+        return {
+            "key": list(key),
+            "question_id": question.question_id,
+            "planned": min(self.turns, len(question.turns)),
+            "turns": [record_turn(self.bench, turn, **law) for turn in played],
+            "commit": commit(),
+        }
+
+    def rows(self, records: Sequence[Record]) -> list[Record]:
+        """One for each method of every block that is complete."""
+        found = {Key(*record["key"]): record for record in records}
+        rows = []
+        for block in self.blocks:
+            keys = [Key(*block, place) for place in self.questions[block.task]]
+            if all(key in found for key in keys):
+                chosen = [found[key] for key in keys]
+                rows += [
+                    cell_row(self.about(block, entry), entry.label, chosen)
+                    for entry in self.entries
+                    if entry.runs_at(block.temperature)
+                ]
+        return rows
+
+    def about(self, block: Block, entry: Entry) -> Record:
+        """The head of a row."""
+        return {
+            "target": self.config.target,
+            "method": entry.method,
+            "label": entry.label,
+            **block._asdict(),
+            "dtype": self.config.dtype,
+            "device": jax.devices()[0].device_kind,
+            "tree": tree_size(
+                self.bench.contestants[entry.label].drafter, methods.children(entry.method, entry.settings)
+            ),
+            "rule": entry.rule,
+            "share_noise": entry.share_noise,
+            "give_up": entry.give_up,
+            "max_new_tokens": self.config.max_new_tokens,
+        }
+
+
+def digests(questions: Mapping[str, Mapping[int, Question]]) -> dict[str, str]:
+    """A hash of the questions of each task."""
+    texts = {task: json.dumps({n: one.turns for n, one in found.items()}) for task, found in questions.items()}
+    return {task: hashlib.sha256(text.encode()).hexdigest() for task, text in texts.items()}
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the code that is running, with `-dirty` behind it where files were changed; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

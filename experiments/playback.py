@@ -1,0 +1,98 @@
+"""The rows of a sweep's point without its times: tau and n-alpha, played back on answers that were written once.
+
+Points of a sweep mostly ask for the same answers, so plain decoding writes them for the first one alone.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.evaluation import runner
+from eagle_jax.evaluation.journal import Record
+from eagle_jax.evaluation.played import play, write
+from eagle_jax.evaluation.report import tree_size
+from eagle_jax.evaluation.tasks import read_task
+from eagle_jax.models.transformer import make_target
+from experiments import launch, methods
+from experiments.cells import commit
+from experiments.entries import build, read_entries
+from experiments.replay import UNPLAYABLE
+
+BATCH = 10
+"""Answers written and played back together."""
+
+
+def why_not(config: ConfigDict) -> str | None:
+    """Why an evaluation cannot be played back, None where it can."""
+    if config.turns != "first":
+        return f"only first turns are played back, the config's turns are {config.turns!r}"
+    for entry in config.methods:
+        if entry["method"] in UNPLAYABLE:
+            return f"{entry['method']} learns from tokens that were refused, which only the target's passes can tell"
+        if entry.get("rule", "match") != "match":
+            return f"the rule {entry['rule']!r} writes another text"
+    return None
+
+
+def playback(config: ConfigDict, data: str) -> list[Record]:
+    """One row for each method of an evaluation on a task at a temperature with a seed.
+
+    Args:
+      config: as `experiments.evaluate` takes it, checked, and `why_not` says None.
+      data: directory with questions.
+    """
+    entries = read_entries(config.methods, config.dtype, config.temperatures)
+    model = _model(config.target, config.dtype)
+    target = make_target(model.config, config.dtype)
+    contestants = build(entries, model)
+    rows: list[Record] = []
+    for temperature in config.temperatures:
+        for seed in config.seeds:
+            law = {"temperature": temperature, "seed": seed, "max_new_tokens": config.max_new_tokens}
+            for task in config.tasks:
+                asked = (config.target, config.dtype, data, task, config.num_prompts)
+                prompts, answers = _answers(*asked, *law.values())
+                for entry in filter(lambda entry: entry.runs_at(temperature), entries):
+                    one = contestants[entry.label]
+                    with launch.status(f"{task}, T = {temperature:g}: {entry.label}"):
+                        found = play(
+                            model, target, one.drafter, one.params, prompts, answers,
+                            batch=BATCH, share_noise=one.share_noise, **law,
+                        )  # fmt: skip
+                    about: dict[str, Any] = {
+                        "target": config.target,
+                        "method": entry.method,
+                        "label": entry.label,
+                        "task": task,
+                        **law,
+                        "dtype": config.dtype,
+                        "device": jax.devices()[0].device_kind,
+                        "tree": tree_size(one.drafter, methods.children(entry.method, entry.settings)),
+                        "rule": entry.rule,
+                        "share_noise": entry.share_noise,
+                        "prompts": len(prompts),
+                    }
+                    found["tokens"] += len(prompts)  # the first of each answer counts in rows
+                    rows.append({**about, "turns": len(prompts), **found, "speedup": None, "commit": commit()})
+    return rows
+
+
+@functools.cache
+def _model(name: str, dtype: str) -> LoadedModel:
+    with launch.status(f"Loading {name}") as progress:
+        return load_target(name, dtype, progress=progress)
+
+
+@functools.cache
+def _answers(
+    name: str, dtype: str, data: str, task: str, num_prompts: int, temperature: float, seed: int, max_new_tokens: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and plain decoding's answers."""
+    model = _model(name, dtype)
+    prompts = [runner.prompt_ids(model, question) for question in read_task(data, task, num_prompts).values()]
+    law: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens}
+    with launch.status(f"{task}, T = {temperature:g}: plain decoding"):
+        return prompts, write(model, make_target(model.config, dtype), prompts, batch=BATCH, **law)

@@ -1,0 +1,61 @@
+"""The script that measures batches: its rows agree with decoding one by one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import batches, generate, launch
+
+SHORT = ["--max_new_tokens=10", "--repeats=1", "--temperature=1"]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "question.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"prompt": f"{word} {word} {word}"}) for word in ["one", "two", "three", "four", "five"])
+    )
+    return path
+
+
+def call(model: Path, questions: Path, *more: str) -> int:
+    return launch.call(batches.main, batches.FLAGS, [f"--target={model}", f"--prompts_file={questions}", *SHORT, *more])
+
+
+def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two sizes of batch: the same text and the same rounds as answers written one at a time."""
+    output, record = tmp_path / "rows.jsonl", tmp_path / "record.json"
+    assert call(tiny_model, questions, "--drafts=prompt_lookup:4/2/1", "--batches=1,2", f"--output={output}") == 0
+    shown = capsys.readouterr().out.strip().split("\n")
+    assert shown[2].startswith("| batch | draft | prompts | tau |")
+    assert len(shown) == 2 + 2 + 2
+    alone = ["--method=prompt_lookup", "--nodes=4", "--nogive_up", f"--prompts_file={questions}", *SHORT[::2]]
+    assert (
+        launch.call(generate.main, generate.FLAGS, [f"--target={tiny_model}", *alone, f"--json_output={record}"]) == 0
+    )
+    one = json.loads(record.read_text())
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["batch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert (row["prompts"], row["identical_prompts"]) == (5, 5)
+        assert row["tree"] == {"nodes": 4, "depth": 2, "top_k": 1}
+        assert (row["tokens"], row["tau"]) == (one["tokens"], pytest.approx(one["tau"]))
+        assert row["speedup"] == row["tokens_per_second"] / row["plain_tokens_per_second"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batches=0"], "--batches takes numbers of at least 1, got '0'"),
+        (["--drafts=medusa"], "method 'medusa' is not one of"),
+        (["--repeats=0"], "--repeats must be at least 1, got 0"),
+        (["--output=FOLDER"], "must name a new file in a folder that exists"),
+        (["--num_prompts=9"], "num_prompts is 9, "),
+    ],
+)
+def test_bad_input(
+    tiny_model: Path, questions: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert call(tiny_model, questions, *(one.replace("FOLDER", str(questions)) for one in more)) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,249 @@
+"""The training script: conversations in, weights out that load; in pieces as at once; mistakes are one line."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
+from eagle_jax.checkpoint.validate_head import validate
+from eagle_jax.training.run import Run
+from experiments import launch, train
+
+# How ml_collections reads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+DRAFT_SIZE = 40
+STEPS = 2
+CONFIG = f"""
+from configs.train import BASE as base
+
+def get_config():
+    config = base.get_config()
+    config.target = TARGET
+    config.epochs = 0.8
+    config.optimizer.name = "adamw"  # compiles sooner
+    config.data.update(length=64, slots=48, batch=2, heldout=2)
+    config.features.update(dtype="float32", length=64, batch=3)
+    config.loop.update(log_every=1, save_every=2, heldout_every=2, evaluate_every=2)
+    config.evaluation.update(num_prompts=2, max_new_tokens=6, nodes=4, depth=1, top_k=2)
+    if "head" in config:
+        config.head.draft_vocab_size = {DRAFT_SIZE}
+    if "num_steps" in config.get("recipe", {{}}):
+        config.recipe.num_steps = 2
+    if "draft" in config:
+        config.draft.layers = (0, -1)
+    return config
+"""
+BASES = {"eagle3": "eagle3_smollm2", "eagle": "eagle_smollm2", "draft": "distill_draft"}
+
+
+def conversation(number: int) -> dict[str, Any]:
+    answer = " ".join(str(number + step) for step in range(6))
+    return {"messages": [{"role": "user", "content": f"Count from {number}"}, {"role": "assistant", "content": answer}]}
+
+
+def write_lines(path: Path, records: list[Any]) -> Path:
+    path.write_text("".join(f"{record if isinstance(record, str) else json.dumps(record)}\n" for record in records))
+    return path
+
+
+class Task(NamedTuple):
+    """What is trained on what."""
+
+    target: Path
+    data: Path
+    configs: Path  # a folder, one file a kind
+
+
+@pytest.fixture(scope="module")
+def task(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
+    folder = tmp_path_factory.mktemp("train")
+    for kind, base in BASES.items():
+        (folder / f"{kind}.py").write_text(CONFIG.replace("BASE", base).replace("TARGET", repr(str(tiny_model))))
+    records = [conversation(number) for number in range(12)]
+    records[0] |= {"answer_ids": [*b"0 1 2 3"], "finished": False}
+    return Task(tiny_model, write_lines(folder / "data.jsonl", records), folder)
+
+
+def run(task: Task, folder: Path, *more: str, kind: str = "eagle3") -> int:
+    """Train in `folder`; later flags go first."""
+    flags = [f"--config={task.configs / kind}.py", f"--data={task.data}", f"--run={folder / 'run'}", "--quiet", *more]
+    return launch.call(train.main, train.FLAGS, flags)
+
+
+def refused(capsys: pytest.CaptureFixture[str], task: Task, folder: Path, *more: str) -> str:
+    """The one line of a run that must fail."""
+    assert run(task, folder, *more) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run, without what the clock decides."""
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an EAGLE-3 run with features on disk that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(task, folder, f"--features={folder / 'features'}", f"--export={folder / 'head'}") == 0
+    return folder
+
+
+def test_metrics(whole: Path) -> None:
+    lines = metrics(whole)
+    assert [(line["step"], line["kind"]) for line in lines] == [
+        (1, "train"),
+        (2, "train"),
+        (2, "heldout"),
+    ]
+    assert all(np.isfinite(line["cross_entropy_1"]) and 0 < line["coverage"] <= 1 for line in lines)
+    assert lines[1]["tokens"] > lines[0]["tokens"] > 0
+
+
+def test_an_exported_head_loads(task: Task, whole: Path) -> None:
+    model = load_target(str(task.target))
+    config, params = load_pretrained_head(str(whole / "head"), model)
+    assert config.kind == "eagle3"
+    assert params.target_ids is not None
+    assert len(params.target_ids) == DRAFT_SIZE
+    wanted = {*model.tokenizer.encode("0123456789 "), *model.stop_ids}
+    assert wanted <= set(params.target_ids.tolist())
+    assert validate(whole / "head", target=model.config) == []
+
+
+def test_in_pieces(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--features={tmp_path / 'features'}", f"--export={tmp_path / 'head'}", "--time_limit=0"]
+    said = []
+    for _ in range(STEPS + 1):
+        assert not (tmp_path / "head").exists()
+        assert run(task, tmp_path, *flags) == 0
+        said.append(capsys.readouterr().out.splitlines())
+    goes_on = "the same command goes on"
+    assert said[0] == [f"stopped while computing features; {goes_on}"]
+    for step in range(1, STEPS):
+        assert re.fullmatch(rf"stopped at step {step} of {STEPS} \(time limit.*\); {goes_on}", said[step][-1])
+    assert said[STEPS][-2:] == [f"finished: {STEPS} steps", f"wrote the weights of step {STEPS} to {tmp_path / 'head'}"]
+    assert metrics(tmp_path) == metrics(whole)
+    here, there = (
+        {path.name: path.read_bytes() for path in (folder / "head").iterdir()} for folder in (tmp_path, whole)
+    )
+    assert here == there
+
+
+def test_an_eagle_head(task: Task, tmp_path: Path) -> None:
+    """With the real tau, which picks the weights that are written, and features computed along the way."""
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "Count from 3"}, {"prompt": "Count"}])
+    flags = [f"--prompts={prompts}", f"--export={tmp_path / 'head'}", "--config.data.heldout=0"]
+    assert run(task, tmp_path, *flags, kind="eagle") == 0
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2]
+    (real,) = [line for line in lines if line["kind"] == "real"]
+    assert real["step"] == 2
+    assert min(real["tau"], real["tau_at_temperature_1"]) >= 1
+    model = load_target(str(task.target))
+    config, params = load_pretrained_head(str(tmp_path / "head"), model)
+    assert config.kind == "eagle"
+    with Run(tmp_path / "run", json.loads((tmp_path / "run" / "run.json").read_text())) as kept:
+        best = kept.best({"weights": params.weights})
+    assert best is not None
+    assert best[0] == 2
+    np.testing.assert_array_equal(params.weights["fc"]["kernel"], best[1]["weights"]["fc"]["kernel"])
+    assert validate(tmp_path / "head", engines=["sglang"], target=model.config) == []
+
+
+def test_a_draft_model(task: Task, tmp_path: Path) -> None:
+    assert (
+        run(
+            task,
+            tmp_path,
+            f"--export={tmp_path / 'model'}",
+            "--config.epochs=0.5",
+            "--config.data.heldout=0",
+            kind="draft",
+        )
+        == 0
+    )
+    model = load_target(str(task.target))
+    student = load_target(str(tmp_path / "model"))
+    assert student.config.num_layers == 2
+    assert student.config.vocab_size == model.config.vocab_size
+    assert student.tokenizer.encode("Count") == model.tokenizer.encode("Count")
+
+
+def test_another_request_for_the_same_run(task: Task, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(whole)
+    flags = [f"--features={whole / 'features'}"]
+    line = refused(capsys, task, whole, *flags, "--config.optimizer.learning_rate=1e-5")
+    assert line.endswith("is another run: its config.optimizer.learning_rate is 0.002, not 1e-05; nothing was written")
+    other = write_lines(task.configs / "other.jsonl", [conversation(number) for number in range(30, 42)])
+    assert "is another run: its text_and_target is " in refused(capsys, task, whole, f"--data={other}")
+    line = refused(capsys, task, whole, *flags, f"--data={other}")
+    assert f"{whole / 'features'} holds other features: identity is " in line
+    assert contents(whole) == before
+
+
+def test_a_directory_of_something_else(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    line = refused(capsys, task, tmp_path)
+    assert line == f"error: {tmp_path / 'run'} is not empty and not a training run: nothing was written"
+    assert list(contents(tmp_path).values()) == [b"mine"]
+
+
+def test_broken_lines(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = [conversation(number) for number in range(4)]
+    data = write_lines(tmp_path / "data.jsonl", [good[0], "{", *good[1:], {"messages": []}])
+    line = refused(capsys, task, tmp_path, f"--data={data}")
+    assert line.startswith(f"error: 2 broken lines, the first is {data}:2: not JSON: Expecting property name")
+    assert line.endswith("; skip_broken leaves them out")
+    assert not (tmp_path / "run").exists()
+    # The next mistake shows that reading went well.
+    line = refused(capsys, task, tmp_path, f"--data={data}", "--skip_broken", "--config.data.heldout=4")
+    assert line == "error: cannot hold out 4 of 4 conversations"
+
+
+def test_broken_lines_that_are_left_out_are_counted(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_lines(tmp_path / "data.jsonl", ["{", *(conversation(number) for number in range(4))])
+    assert run(task, tmp_path, f"--data={data}", "--skip_broken", "--config.data.heldout=4") == 2
+    assert f"left out 1 broken lines, the first: {data}:1: not JSON" in capsys.readouterr().out
+
+
+def test_no_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.call(train.main, train.FLAGS, []) == 2
+    assert capsys.readouterr().err == "error: give --config\n"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data=", "give --data"),
+        ("--run=", "give --run"),
+        ("--config=no/such.py", "no/such.py"),
+        ("--data=no/such.jsonl", "no/such.jsonl: No such file or directory"),
+        ("--config.target=no/such/model", "target 'no/such/model' is neither"),
+        ("--config.epochs=x", "flag --config.epochs=x: "),
+        ("--config.data.heldout=12", "cannot hold out 12 of 12 conversations"),
+        ("--config.data.length=8", "none of 12 documents has a supervised token within the first 8"),
+        ("--config.head.draft_vocab_size=300", "must have at most 257 tokens, got 300"),
+        ("--config.optimizer.name=sgd", "optimizer must be adamw or muon, got 'sgd'"),
+        ("--config.recipe.num_steps=0", "num_steps must be at least 1, got 0"),
+        ("--config.epochs=0.1", "steps must be at least 1, got 0"),
+    ],
+)
+def test_bad_flags(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, message: str) -> None:
+    assert message in refused(capsys, task, tmp_path, flag)
+    assert not contents(tmp_path)
