@@ -36,6 +36,9 @@ TEST = [
     "scipy>=1.14",  # critical values of the chi-square tests
 ]
 
+# The TPU compiler, which needs no TPU (experiments/compile.py), in the version that fits the installed jax.
+TPU = ["jax[tpu]>=0.10.2"]
+
 # Live parity tests and the comparison with PyTorch. Never imported by the package.
 TORCH = ["torch==2.13.0"]
 
@@ -50,5 +53,5 @@ setup(
     packages=find_packages(include=["eagle_jax", "eagle_jax.*"]),
     package_data={"eagle_jax": ["py.typed", "pretrained/*/*"]},
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "torch": TORCH},
+    extras_require={"test": TEST, "torch": TORCH, "tpu": TPU},
 )

@@ -1,4 +1,4 @@
-"""Tau of drafts on answers that plain decoding wrote once: `replay` in batches of one size, so that one program serves."""
+"""Tau of drafts on answers that plain decoding wrote once: `replay` in batches of one size, one program for all."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,0 +1,94 @@
+"""Published targets by their shape alone, and the draft heads that go with them: what can be compiled without weights.
+
+Sizes are those of each model's public `config.json`; `parameters` is the number of its published weights, against which
+the tests check the row. Chat and instruct variants have the shape of their base.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from eagle_jax.models.config import ModelConfig, RopeScaling
+from eagle_jax.models.draft_head import HeadConfig
+
+DRAFT_VOCAB = 32000
+"""Rows of a published EAGLE-3 head's own LM head."""
+
+
+class Published(NamedTuple):
+    """One model."""
+
+    config: ModelConfig
+    parameters: int
+
+
+def _row(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int, parameters: int, **more: Any) -> Published:
+    sizes = {"num_layers": layers, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": width // heads}
+    return Published(ModelConfig(width=width, mlp_width=mlp_width, **{**sizes, **more}), parameters)
+
+
+_LLAMA2 = {"vocab_size": 32000, "max_positions": 4096, "norm_eps": 1e-5, "rope_theta": 10000.0}
+_VICUNA = {"vocab_size": 32000, "max_positions": 2048, "norm_eps": 1e-6, "rope_theta": 10000.0}
+_LLAMA3 = {"vocab_size": 128256, "max_positions": 8192, "norm_eps": 1e-5, "rope_theta": 500000.0}
+_SCALING = RopeScaling(
+    kind="llama3", factor=8.0, original_max_positions=8192, low_freq_factor=1.0, high_freq_factor=4.0
+)
+_LLAMA31 = {**_LLAMA3, "max_positions": 131072, "rope_scaling": _SCALING}
+_QWEN2 = {"vocab_size": 152064, "max_positions": 32768, "norm_eps": 1e-6, "rope_theta": 1e6, "qkv_bias": True}
+_QWEN3 = {"vocab_size": 151936, "max_positions": 40960, "norm_eps": 1e-6, "rope_theta": 1e6, "qk_norm": True}
+_QWEN3 |= {"head_dim": 128}
+
+TARGETS: dict[str, Published] = {
+    #                    width    mlp  L   H   K      parameters
+    "llama2-7b": _row(4096, 11008, 32, 32, 32, 6_738_415_616, **_LLAMA2),
+    "llama2-13b": _row(5120, 13824, 40, 40, 40, 13_015_864_320, **_LLAMA2),
+    "llama2-70b": _row(8192, 28672, 80, 64, 8, 68_976_648_192, **_LLAMA2),
+    "vicuna-7b": _row(4096, 11008, 32, 32, 32, 6_738_415_616, **_VICUNA),
+    "vicuna-13b": _row(5120, 13824, 40, 40, 40, 13_015_864_320, **_VICUNA),
+    "vicuna-33b": _row(6656, 17920, 60, 52, 52, 32_528_943_616, **_VICUNA),
+    "llama3-8b": _row(4096, 14336, 32, 32, 8, 8_030_261_248, **_LLAMA3),
+    "llama3-70b": _row(8192, 28672, 80, 64, 8, 70_553_706_496, **_LLAMA3),
+    "llama3.1-8b": _row(4096, 14336, 32, 32, 8, 8_030_261_248, **_LLAMA31),
+    "llama3.1-70b": _row(8192, 28672, 80, 64, 8, 70_553_706_496, **_LLAMA31),
+    "qwen2.5-7b": _row(3584, 18944, 28, 28, 4, 7_615_616_512, **_QWEN2),
+    "qwen2.5-14b": _row(5120, 13824, 48, 40, 8, 14_770_033_664, **_QWEN2),
+    "qwen2.5-32b": _row(5120, 27648, 64, 40, 8, 32_763_876_352, **_QWEN2),
+    "qwen2.5-72b": _row(8192, 29568, 80, 64, 8, 72_706_203_648, **_QWEN2),
+    "qwen3-8b": _row(4096, 12288, 36, 32, 8, 8_190_735_360, **_QWEN3),
+    "qwen3-14b": _row(5120, 17408, 40, 40, 8, 14_768_307_200, **_QWEN3),
+    "qwen3-32b": _row(5120, 25600, 64, 64, 8, 32_762_123_264, **_QWEN3),
+}
+
+
+def get_target(name: str) -> ModelConfig:
+    """The shape of a target.
+
+    Raises:
+      ValueError: no such row.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"target config {name!r} is not one of {', '.join(TARGETS)}")
+    return TARGETS[name].config
+
+
+def head_of(kind: str, target: ModelConfig) -> HeadConfig:
+    """The head that the EAGLE repository and SpecForge train for a target: one Llama layer in the target's sizes.
+
+    The layer has neither the biases nor the head norms of a Qwen target, and its head size is width over heads, also
+    where the target's is another (80 instead of 128 for Qwen3-32B).
+
+    Raises:
+      ValueError: a kind that is not eagle or eagle3.
+    """
+    if kind not in ("eagle", "eagle3"):
+        raise ValueError(f"a head is of kind eagle or eagle3, got {kind!r}")
+    layer = dataclasses.replace(
+        target,
+        num_layers=1,
+        head_dim=target.width // target.num_heads,
+        qkv_bias=False,
+        qk_norm=False,
+        tap_layers=(),
+    )
+    if kind == "eagle":
+        return HeadConfig(kind="eagle", layer=layer, feature_width=target.width)
+    return HeadConfig(kind="eagle3", layer=layer, feature_width=len(target.taps) * target.width)

@@ -1,0 +1,96 @@
+"""The devices that programs are compiled for: TPU chips of a named topology, or virtual CPU devices.
+
+A topology is `KIND:LAYOUT`, as in v5p:2x2x2 or v6e:2x4: chips and how they lie. The TPU compiler comes with the package
+`libtpu` and needs no TPU. `cpu:8` is eight virtual devices of this machine's CPU, for looks at shapes and for tests.
+"""
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+GIB = 2**30
+LIBTPU = "jax[tpu]>=0.10.2"
+"""The requirement that brings the TPU compiler."""
+
+
+class Chip(NamedTuple):
+    """What one chip can do at best."""
+
+    flops: float  # FLOP/s in bfloat16
+    hbm: float  # bytes
+    bandwidth: float  # of the HBM, bytes/s
+    link: float  # of one link between chips, one way, bytes/s
+    host: tuple[int, ...]  # chips that share a host; a smaller topology is part of one host
+    options: dict[str, Any]  # for the compiler
+
+
+# Compute, HBM and its bandwidth: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation.
+# Links: Austin et al., How to Scale Your Model (2025), part 2.
+CHIPS: dict[str, Chip] = {
+    "v4": Chip(275e12, 32 * GIB, 1200e9, 4.5e10, (2, 2, 1), {"chip_config_name": "megacore"}),  # else cores, not chips
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 5e10, (2, 2), {}),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 1e11, (2, 2, 1), {}),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 1e11, (2, 2), {}),
+}
+
+
+class Topology(NamedTuple):
+    """Devices to compile for."""
+
+    name: str
+    devices: Sequence[jax.Device]
+    chip: Chip | None  # None: a CPU
+    links: int  # of a chip that collectives use: one for each axis of the layout that has more than one chip
+
+
+def get_topology(name: str) -> Topology:
+    """The devices behind a name.
+
+    Raises:
+      ValueError: an unknown kind, a layout that the compiler does not know, TPUs without `libtpu`, or more CPU devices
+        than there are.
+    """
+    kind, _, layout = name.partition(":")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or kind not in (*CHIPS, "cpu"):
+        raise ValueError(
+            f"topology {name!r} is not KIND:LAYOUT, as v5p:2x2x2 or cpu:8; kinds are {', '.join(CHIPS)}, cpu"
+        )
+    sizes = tuple(map(int, layout.split("x")))
+    if kind == "cpu":
+        return Topology(name, _cpus(math.prod(sizes)), None, 1)
+    chip = CHIPS[kind]
+    links = sum(size > 1 for size in sizes)
+    return Topology(name, _tpus(name, sizes, chip), chip, links)
+
+
+def _cpus(count: int) -> Sequence[jax.Device]:
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # jax runs already, with as many devices as it was told
+            jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(f"topology cpu:{count} asks for {count} devices, jax has been started with {len(devices)}")
+    return devices[:count]
+
+
+def _tpus(name: str, sizes: tuple[int, ...], chip: Chip) -> Sequence[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f'topology {name} needs libtpu, which is not installed: pip install "{LIBTPU}"')
+    # libtpu looks for the TPU that it runs beside, and then allows one process: nothing of that matters to a compiler.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", name.replace(":", "-"))
+    options = dict(chip.options)
+    if math.prod(sizes) < math.prod(chip.host):
+        options["chips_per_host_bounds"] = sizes + (1,) * (3 - len(sizes))
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"the TPU compiler knows no topology {name}: {error}") from error

@@ -1,0 +1,120 @@
+"""What a compiled program takes: bytes of each device's memory, its work, and a bound on its time.
+
+    seconds >= max(FLOPs / peak, bytes read / HBM bandwidth) + bytes sent / bandwidth of the links
+
+The bytes are those that have to be read: weights once for every pass over them, and a full cache. The compiler's own
+count is no bound, since what it fetches ahead into fast memory it counts up to three times. Its FLOPs count the body of
+a loop once, so one block of attention over the prefix. `optimal_seconds` is its estimate of time, for some chips
+without sense.
+"""
+
+import math
+import time
+from typing import Any
+
+import jax
+
+from experiments.scaling.chips import Topology
+from experiments.scaling.collectives import bytes_sent, layer_sums, read_collectives, table
+from experiments.scaling.programs import Shapes
+
+REFUSED = "RESOURCE_EXHAUSTED"
+"""How the compiler says that a program does not fit."""
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of one device that arrays take by their shapes, without the padding of their layouts."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def memory_of(shapes: Shapes) -> dict[str, int]:
+    """Bytes of one device that a drafting decoder holds between rounds."""
+    state = shapes.state
+    return {
+        "target_weights": device_bytes(shapes.target_params),
+        "head_weights": device_bytes(shapes.head_params),
+        "target_cache": device_bytes(state.cache),
+        "head_cache": device_bytes(state.drafter),
+        "other": device_bytes((state.text, state.prompt_length, state.done, state.rounds, state.accepted)),
+    }
+
+
+def least_read(program: str, shapes: Shapes) -> int:
+    """Bytes of its memory that a device reads at least, with full caches; `prefill`: for one chunk."""
+    params, state = shapes.target_params, shapes.state
+    looked_up = device_bytes(params["embed_tokens"]) if "lm_head" in params else 0  # tied: the LM head reads all of it
+    target = device_bytes(params) - looked_up + device_bytes(state.cache)
+    # A round's drafter reads its layer at every level but the last and once more to observe, where EAGLE-3 fuses too.
+    head = shapes.head_params
+    fuses = shapes.head.config.kind == "eagle3"
+    fused = device_bytes(head.weights["fc"]) if fuses else 0
+    observed = device_bytes(head.weights) + device_bytes(state.drafter)
+    levels = shapes.drafter.max_depth
+    lm_head = head.lm_head if head.lm_head is not None else params.get("lm_head", params["embed_tokens"])
+    drafted = (levels - 1) * (observed - fused) + levels * device_bytes(lm_head)
+    return {
+        "prefill": target + observed,
+        "round": target + observed + drafted,
+        "train": device_bytes(params) - looked_up,
+    }.get(program, target)
+
+
+def compile_and_count(
+    lowered: jax.stages.Lowered, topology: Topology, devices: int, least_bytes: int
+) -> dict[str, Any]:
+    """Compile one program for `devices` of a topology, each of which reads `least_bytes`.
+
+    Returns:
+      `compile_seconds`; `fits`, with `refusal` where it does not; bytes of a device: `argument_bytes`, `output_bytes`
+      (those not written in place of an argument), `temporary_bytes`, `code_bytes`, `peak_bytes`, the sum of these;
+      `flops`, `bytes_accessed`, `optimal_seconds` by the compiler; `roofline_seconds` and
+      `network_seconds`, the bound and the part of it that is sending, None for CPUs; `collectives`,
+      `collectives_per_layer`, `sent_bytes`.
+    """
+    started = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if REFUSED not in str(error):
+            raise
+        return {"fits": False, "refusal": _first_line(str(error)), "compile_seconds": time.perf_counter() - started}
+    row: dict[str, Any] = {"compile_seconds": time.perf_counter() - started}
+    stats: Any = compiled.memory_analysis()
+    row |= {
+        "argument_bytes": stats.argument_size_in_bytes,
+        "output_bytes": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        "temporary_bytes": stats.temp_size_in_bytes,
+        "code_bytes": stats.generated_code_size_in_bytes,
+    }
+    row["peak_bytes"] = sum(row[name] for name in ("argument_bytes", "output_bytes", "temporary_bytes", "code_bytes"))
+    row["fits"] = True  # for a TPU the compiler would have refused
+    return row | _work(compiled, topology, devices, least_bytes)
+
+
+def _work(compiled: jax.stages.Compiled, topology: Topology, devices: int, least_bytes: int) -> dict[str, Any]:
+    found = compiled.cost_analysis() or {}
+    collectives = read_collectives(compiled.as_text() or "")
+    flops, sent = found.get("flops", 0.0), bytes_sent(collectives, devices)
+    chip = topology.chip
+    network = sent / (chip.link * max(topology.links, 1)) if chip else None
+    return {
+        "flops": flops,
+        "bytes_accessed": found.get("bytes accessed", 0.0),
+        "optimal_seconds": found.get("optimal_seconds"),
+        "roofline_seconds": max(flops / chip.flops, least_bytes / chip.bandwidth) + network if chip else None,
+        "network_seconds": network,
+        "sent_bytes": sent,
+        "collectives_per_layer": layer_sums(collectives),
+        "collectives": table(collectives),
+    }
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0]
+
+
+def sensible(row: dict[str, Any]) -> bool:
+    """Whether the compiler's estimate of time is between half the bound and five times it."""
+    told, bound = row.get("optimal_seconds"), row.get("roofline_seconds")
+    return bool(told and bound and 0.5 * bound <= told <= 5 * bound)

@@ -1,0 +1,196 @@
+"""Programs of the decoder, lowered for a mesh from shapes alone: no weight is ever made.
+
+Every argument is a `jax.ShapeDtypeStruct` that says where it lies, by the same rules as arrays that are placed.
+
+    prefill   reads a prompt chunk by chunk; a loop over one chunk's pass
+    round     guess, check, commit, observe
+    step      the same without a guess: a round of plain decoding
+    pass, one the target alone over the nodes of the tree, and over one token: layers and logits
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from configs.targets.shapes import DRAFT_VOCAB, head_of
+from eagle_jax import sharding
+from eagle_jax.decode import DecodeState, one_round, prefill
+from eagle_jax.drafters import Drafter, make_eagle1, make_eagle2, make_eagle3, make_vanilla
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.models.transformer import init_params, make_target
+from eagle_jax.sampling import make_sampling
+from eagle_jax.types import Params, Sampling, Target
+
+METHODS = ("eagle", "eagle2", "eagle3")
+"""Drafting methods that are compiled: those with a head, by the names of `experiments.methods`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is compiled."""
+
+    target: ModelConfig
+    method: str
+    nodes: int
+    depth: int
+    top_k: int
+    batch: int
+    context: int  # slots of all caches; tokens of a row in training
+    dtype: str
+    split_head: bool  # the head over `model` too, not whole on every device
+
+
+class Shapes(NamedTuple):
+    """The arguments of all programs: shapes, dtypes and places."""
+
+    target: Target
+    head: Head
+    drafter: Drafter
+    target_params: Params
+    head_params: HeadParams
+    state: DecodeState
+    plain: DecodeState
+    sampling: Sampling
+
+
+def make_shapes(setting: Setting, mesh: Mesh) -> Shapes:
+    """All arguments.
+
+    Raises:
+      ValueError: sizes that name no tree, or a batch that does not divide over the mesh.
+    """
+    if setting.batch % mesh.shape[sharding.DATA]:
+        devices = mesh.shape[sharding.DATA]
+        raise ValueError(f"a batch of {setting.batch} does not divide over the {devices} devices of mesh axis data")
+    target = make_target(setting.target, setting.dtype)
+    head = make_head(head_of("eagle3" if setting.method == "eagle3" else "eagle", setting.target), target)
+    drafter = _drafter(setting, head)
+    target_params = like(_weights(functools.partial(init_params, setting.target)), setting.dtype)
+    target_params = at(target_params, sharding.target_shardings(mesh, setting.target))
+    head_params = _head_params(setting, head)
+    head_params = at(head_params, sharding.head_shardings(mesh, head, head_params, split=setting.split_head))
+    sampling = jax.eval_shape(functools.partial(make_sampling, setting.batch))
+    sampling = at(sampling, sharding.row_shardings(mesh, sampling))
+
+    def state(drafter: Drafter, params: Params) -> DecodeState:
+        text = jax.ShapeDtypeStruct((setting.batch, setting.context), jnp.int32)
+        length = jax.ShapeDtypeStruct((setting.batch,), jnp.int32)
+        start = functools.partial(prefill, target, drafter)
+        with sharding.active(mesh):
+            found = jax.eval_shape(start, target_params, params, text, length, sampling)
+        places = dataclasses.replace(
+            sharding.row_shardings(mesh, found),
+            drafter=sharding.row_shardings(mesh, found.drafter, split=setting.split_head),
+        )
+        return at(found, places)
+
+    return Shapes(
+        target=target,
+        head=head,
+        drafter=drafter,
+        target_params=target_params,
+        head_params=head_params,
+        state=state(drafter, head_params),
+        plain=state(make_vanilla(), ()),
+        sampling=sampling,
+    )
+
+
+def _drafter(setting: Setting, head: Head) -> Drafter:
+    if setting.method == "eagle":  # its tree is the published one
+        return make_eagle1(head, dtype=setting.dtype)
+    make = make_eagle3 if setting.method == "eagle3" else make_eagle2
+    return make(head, setting.nodes, setting.depth, setting.top_k, dtype=setting.dtype)
+
+
+def _weights(init: Callable[[jax.Array], Params]) -> Params:
+    return nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+
+
+def _head_params(setting: Setting, head: Head) -> HeadParams:
+    """As published: an EAGLE-3 head has an LM head of its own, and its embedding is the target's."""
+    weights: Any = like(_weights(head.init), setting.dtype)
+    if head.config.kind == "eagle":
+        return HeadParams(weights=weights)
+    rows = min(DRAFT_VOCAB, setting.target.vocab_size)
+    lm_head: Any = jax.ShapeDtypeStruct((rows, head.config.layer.width), jnp.dtype(setting.dtype))
+    target_ids: Any = jax.ShapeDtypeStruct((rows,), jnp.int32) if rows < setting.target.vocab_size else None
+    return HeadParams(weights=weights, lm_head=lm_head, target_ids=target_ids)
+
+
+def like(tree: Any, dtype: str) -> Any:
+    """The shapes of a tree in another dtype."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tree)
+
+
+def at(tree: Any, places: Any) -> Any:
+    """The shapes of a tree, lying where `places` says."""
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+
+
+def _prefill(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    return prefill.lower(
+        shapes.target,
+        shapes.drafter,
+        shapes.target_params,
+        shapes.head_params,
+        shapes.state.text,
+        shapes.state.prompt_length,
+        shapes.sampling,
+    )
+
+
+def _round_of(shapes: Shapes, drafter: Drafter, params: Params, state: DecodeState) -> jax.stages.Lowered:
+    """One round whose state stays where it is, as the carry of the decoding loop does."""
+    run = jax.jit(
+        one_round,
+        static_argnames=("target", "drafter"),
+        donate_argnames=("state",),
+        out_shardings=jax.tree.map(lambda x: x.sharding, state),
+    )
+    return run.lower(shapes.target, drafter, shapes.target_params, params, state, shapes.sampling)
+
+
+def _round(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    return _round_of(shapes, shapes.drafter, shapes.head_params, shapes.state)
+
+
+def _step(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    return _round_of(shapes, make_vanilla(), (), shapes.plain)
+
+
+def _pass_over(count: int, shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    def run(params: Params, tokens: jax.Array, mask: jax.Array, state: DecodeState) -> Any:
+        with jax.named_scope("target"):
+            positions = state.cache.length[:, None] + jnp.arange(count)[None, :]
+            output = shapes.target.forward(params, tokens, positions, state.cache, mask)
+            return shapes.target.unembed(params, output.hidden), output
+
+    tokens = jax.ShapeDtypeStruct((setting.batch, count), jnp.int32)
+    mask = jax.ShapeDtypeStruct((setting.batch, count, count), jnp.bool_)
+    tokens, mask = at((tokens, mask), sharding.row_shardings(mesh, (tokens, mask)))
+    return jax.jit(run).lower(shapes.target_params, tokens, mask, shapes.plain)
+
+
+def _pass(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    return _pass_over(shapes.drafter.nodes, shapes, setting, mesh)
+
+
+def _one(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    return _pass_over(1, shapes, setting, mesh)
+
+
+PROGRAMS: dict[str, Callable[[Shapes, Setting, Mesh], jax.stages.Lowered]] = {
+    "prefill": _prefill,
+    "round": _round,
+    "step": _step,
+    "pass": _pass,
+    "one": _one,
+}

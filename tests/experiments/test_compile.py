@@ -1,0 +1,273 @@
+"""Programs compiled from shapes alone: bytes as computed by hand, two sums a layer, mistakes in one line."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs.targets.shapes import DRAFT_VOCAB, TARGETS, head_of
+from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.draft_head import make_head
+from eagle_jax.models.transformer import init_params, make_target
+from eagle_jax.sharding import make_mesh
+from experiments import compile as script
+from experiments import launch
+from experiments.scaling.chips import get_topology
+from experiments.scaling.collectives import bytes_sent, layer_sums, read_collectives, table
+from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible
+from experiments.scaling.programs import Setting, make_shapes
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+BATCH, CONTEXT, DEVICES = 2, 128, 8
+TINY = ModelConfig(
+    vocab_size=512,
+    width=64,
+    mlp_width=96,
+    num_layers=3,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=16,
+    max_positions=256,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+)
+FLAGS = ["--topology=cpu:8", f"--batch={BATCH}", f"--context={CONTEXT}", "--nodes=6", "--depth=1", "--top_k=3"]
+
+
+@pytest.fixture(autouse=True)
+def tiny_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "tiny", TARGETS["llama3-8b"]._replace(config=TINY))
+
+
+def compiled(tmp_path: Path, *flags: str) -> dict[str, dict]:
+    """The rows of the programs, by name."""
+    output = tmp_path / "rows.jsonl"
+    assert launch.call(script.main, script.FLAGS, ["--target_config=tiny", *FLAGS, f"--output={output}", *flags]) == 0
+    return {row["program"]: row for row in map(json.loads, output.read_text().splitlines())}
+
+
+def count(tree: object) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_parameters(name: str) -> None:
+    config, published = TARGETS[name]
+
+    def parameters(num_layers: int) -> int:
+        short = dataclasses.replace(config, num_layers=num_layers)
+        return count(jax.eval_shape(lambda key: init_params(short, key), jax.random.key(0)))
+
+    layer = parameters(2) - parameters(1)
+    assert parameters(1) + (config.num_layers - 1) * layer == published
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "stored"),
+    # Bytes in float16 of heads that are published: EAGLE-1 heads repeat the embedding, EAGLE-3 heads have an LM head.
+    [
+        ("llama3-8b", "eagle", 1.554e9),
+        ("llama3-70b", "eagle", 4.081e9),
+        ("llama3.1-8b", "eagle3", 0.8498e9),
+        ("vicuna-13b", "eagle3", 1.277e9),
+    ],
+)
+def test_head_parameters(target: str, kind: str, stored: float) -> None:
+    config = TARGETS[target].config
+    head = make_head(head_of(kind, config), make_target(config))
+    weights = count(jax.eval_shape(head.init, jax.random.key(0)))
+    rows = (config.vocab_size if kind == "eagle" else DRAFT_VOCAB) * config.width
+    assert 2 * (weights + rows) == pytest.approx(stored, rel=1e-3)
+
+
+def test_head_of_another_kind() -> None:
+    with pytest.raises(ValueError, match="a head is of kind eagle or eagle3, got 'medusa'"):
+        head_of("medusa", TINY)
+
+
+def bytes_by_hand(data: int, model: int, split: bool) -> dict[str, int]:
+    """What a device holds of the tiny target and its EAGLE-3 head in bfloat16, from the sizes alone."""
+    rows, part = BATCH // data, model if split else 1
+    attention = 64 * 8 * 16 * 2 + 64 * 4 * 16 * 2
+    target = 2 * 512 * 64 // model + 3 * ((attention + 3 * 64 * 96) // model + 2 * 64) + 64
+    head_attention = 128 * 64 + 2 * 128 * 32 + 64 * 64  # heads of 8
+    head = 192 * 64 + (head_attention + 3 * 64 * 96) // part + 4 * 64 + 512 * 64 // part
+    return {
+        "target_weights": 2 * target,
+        "head_weights": 2 * head,
+        "target_cache": 2 * 3 * 2 * rows * CONTEXT * 4 // model * 16 + 4 * rows,
+        "head_cache": 2 * (2 * rows * CONTEXT * 4 // part * 8 + rows * 64) + 4 * rows,
+        "other": rows * (4 * CONTEXT + 4 + 1 + 4 + 4 * 3),
+    }
+
+
+def setting(split_head: bool) -> Setting:
+    sizes = {"nodes": 6, "depth": 1, "top_k": 3, "batch": BATCH, "context": CONTEXT}
+    return Setting(target=TINY, method="eagle3", dtype="bfloat16", split_head=split_head, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "split"), [(1, 1, False), (2, 4, False), (2, 4, True), (1, 2, True), (2, 1, True)]
+)
+def test_bytes_of_a_device(data: int, model: int, split: bool) -> None:
+    mesh = make_mesh(data, model)
+    assert memory_of(make_shapes(setting(split), mesh)) == bytes_by_hand(data, model, split)
+
+
+def test_arguments_of_a_round(tmp_path: Path) -> None:
+    """What the compiler says that a device holds: the bytes above and the settings of sampling."""
+    row = compiled(tmp_path, "--mesh=2x4", "--programs=round")["round"]
+    rows = BATCH // 2
+    sampling = 7 * 4 * rows  # seven arrays, one stop id
+    assert row["argument_bytes"] == sum(bytes_by_hand(2, 4, split=False).values()) + sampling
+    assert row["fits"]
+    layers = [one for one in row["collectives"] if one["place"] == "layers"]
+    assert [(one["kind"], one["count"]) for one in layers] == [("all-reduce", 2 * 3)]
+    assert row["collectives_per_layer"] == 2
+
+
+def test_rows_send_nothing(tmp_path: Path) -> None:
+    row = compiled(tmp_path, "--mesh=8x1", "--batch=8", "--programs=step")["step"]
+    assert row["collectives_per_layer"] == 0
+
+
+def test_every_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    programs = list(script.LOWERERS)
+    programs.remove("round")  # above
+    rows = compiled(tmp_path, "--mesh=2x4", "--method=eagle2", f"--programs={','.join(programs)}")
+    assert list(rows) == programs
+    said = capsys.readouterr().out
+    assert said.startswith("tiny, 3 layers, bfloat16, batch 2, 128 slots, on cpu:8 as 2x4; eagle2 6/1/3, head whole\n")
+    for name, row in rows.items():
+        assert f"| {name} | yes |" in said
+        assert row["collectives_per_layer"] == 2, name
+        assert row["flops"] > 0
+    assert rows["pass"]["flops"] > 4 * rows["one"]["flops"]  # 6 nodes, and a softmax for each
+    least = rows["step"]["least_bytes"]
+    assert least["round"] > least["prefill"] > least["step"] == least["pass"] == least["one"]
+
+
+HLO = """
+HloModule jit_round
+body {
+  %all-reduce.1 = s32[2,60]{1,0} all-reduce(%a), to_apply=%add, metadata={op_name="jit(r)/verify/cond/while/body/sum"}
+}
+ENTRY main {
+  %x = bf16[60,64]{1,0:T(8,128)} all-reduce(%b), metadata={op_name="jit(r)/target/Transformer/layers_0/mlp/dot"}
+  %y = (f32[3]{0}, pred[5]{0}) all-reduce-start(%c, %d), metadata={op_name="jit(r)/target/Transformer/layers_0/o/dot"}
+  %z = (f32[3]{0}, pred[5]{0}) all-reduce-done(%y)
+  %v = f32[60]{0} add(%all-reduce.1, %p), metadata={op_name="jit(r)/target/Transformer/layers_0/mlp/add"}
+  %g = (bf16[4,8]{1,0}, bf16[32,8]{1,0}) all-gather-start(%e), metadata={op_name="jit(r)/target/draft/take"}
+  ROOT %p.2 = f8e4m3fn[16]{0} collective-permute(%f)
+}
+"""
+
+
+def test_collectives() -> None:
+    found = read_collectives(HLO)
+    assert [(one.kind, one.bytes, one.scope, one.layer) for one in found] == [
+        ("all-reduce", 480, "verify", None),
+        ("all-reduce", 7680, "target", 0),
+        ("all-reduce", 17, "target", 0),
+        ("all-gather", 512, "draft", None),
+        ("collective-permute", 16, "", None),
+    ]
+    assert [(one.looped, one.branched) for one in found] == [(True, True)] + 4 * [(False, False)]
+    assert layer_sums(found) == 2
+    assert bytes_sent(found, 4) == pytest.approx(2 * 0.75 * 7697 + 0.75 * 512 + 16)
+    assert [one["count"] for one in table(found)] == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--topology=v5p"],
+            "topology 'v5p' is not KIND:LAYOUT, as v5p:2x2x2 or cpu:8; kinds are v4, v5e, v5p, v6e, cpu",
+        ),
+        (["--topology=v9:2x2"], "topology 'v9:2x2' is not KIND:LAYOUT"),
+        (["--topology=cpu:99"], "topology cpu:99 asks for 99 devices, jax has been started with 8"),
+        (["--mesh=2x2"], "--mesh=2x2 takes 4 devices, cpu:8 has 8"),
+        (["--mesh=8"], "--mesh is DATAxMODEL, as 1x8, got '8'"),
+        (["--mesh=8x1"], "a batch of 2 does not divide over the 8 devices of mesh axis data"),
+        (["--target_config=gpt2"], "target config 'gpt2' is not one of llama2-7b, "),
+        (["--programs=round,walk"], "--programs takes prefill, round, step, pass, one, train, got walk"),
+        (["--nodes=60"], "nodes - 1 is 59, but depth 1 and top_k 3 find only 12 nodes"),
+        (["--method=vanilla"], "value should be one of <eagle|eagle2|eagle3>"),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    given = ["--target_config=tiny", *FLAGS, "--mesh=2x4", *flags]
+    assert launch.call(script.main, script.FLAGS, given) == launch.USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_nothing_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "rows.jsonl"
+    flags = ["--target_config=tiny", *FLAGS, "--mesh=2x4", "--programs=", f"--output={output}"]
+    assert launch.call(script.main, script.FLAGS, flags) == 0
+    assert json.loads(output.read_text())["memory"] == bytes_by_hand(2, 4, split=False)
+    assert "| program |" not in capsys.readouterr().out
+
+
+def test_bytes_read() -> None:
+    """Of a round by hand: the target and its cache once, the head's layer and its LM head twice, `fc` once."""
+    shapes = make_shapes(setting(split_head=False), make_mesh(2, 4))
+    held = bytes_by_hand(2, 4, split=False)
+    fc, lm_head, embedding = 2 * 192 * 64, 2 * 512 * 64, 2 * 512 * 64 // 4
+    step = held["target_weights"] - embedding + held["target_cache"]
+    layer = held["head_weights"] - lm_head - fc + held["head_cache"]
+    assert least_read("step", shapes) == step
+    assert least_read("round", shapes) == step + fc + 2 * layer + 2 * lm_head  # depth 1: one pass, one reading
+
+
+class TooLarge:
+    """A program that the compiler refuses."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def compile(self) -> None:
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_program_that_does_not_fit() -> None:
+    refusal = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.70G of 15.75G hbm."
+    row = compile_and_count(TooLarge(f"{refusal}\nlargest: ..."), get_topology("cpu:8"), 8, 0)  # type: ignore[arg-type]
+    assert (row["fits"], row["refusal"]) == (False, refusal)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        compile_and_count(TooLarge("INTERNAL: a bug"), get_topology("cpu:8"), 8, 0)  # type: ignore[arg-type]
+
+
+def test_estimate_without_sense() -> None:
+    assert sensible({"optimal_seconds": 2e-3, "roofline_seconds": 1e-3})
+    assert not sensible({"optimal_seconds": -1.0, "roofline_seconds": 1e-3})
+    assert not sensible({"optimal_seconds": 2e-3, "roofline_seconds": None})
+
+
+@needs_libtpu
+def test_tpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = compiled(tmp_path, "--topology=v5p:2x2x1", "--mesh=1x4", "--programs=step")["step"]
+    assert row["collectives_per_layer"] == 2
+    assert 0 < row["network_seconds"] < row["roofline_seconds"]
+    assert "| HBM |" in capsys.readouterr().out
+
+
+@needs_libtpu
+def test_layout_that_no_tpu_has() -> None:
+    with pytest.raises(ValueError, match="the TPU compiler knows no topology v5p:3x3x3: INVALID_ARGUMENT"):
+        get_topology("v5p:3x3x3")
+
+
+def test_tpu_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'needs libtpu, which is not installed: pip install "jax\[tpu\]>=0.10.2"'):
+        get_topology("v5p:2x2x2")
