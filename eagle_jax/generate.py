@@ -5,6 +5,8 @@ apart, and turns arrays back into lists. Knows no file, no tokenizer, and by nam
 """
 
 import dataclasses
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,7 +27,13 @@ ALL_ROUNDS = 2**31 - 1
 """A number of rounds that no generation reaches."""
 
 FIRST_LOOK = 8
-"""Rounds behind which `give_up` looks at the clock for the first time; then after twice as many, and so on."""
+"""Rounds behind which `give_up` compares for the first time; then after twice as many, and so on."""
+
+DOUBT = 0.5
+"""Tokens by which tau of one round is doubted, of n rounds this over the root of n: chance is to end no drafts."""
+
+TIMED_ROUNDS = (1, 3, 3, 3)
+"""Rounds of each call by which `give_up` learns what a round costs; the first call does not count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +70,8 @@ class Generator:
       drafter_params: its weights, () where it has none.
       rule: `match`, or `residual` where the drafter allows it (`verify`).
       share_noise: the drafter drafts with the target's own noise.
-      give_up: finish by plain decoding the answers that drafting has not made faster so far; needs the rule `match`,
-        under which the text stays the same. The time of a plain round is measured once for each size of batch.
+      give_up: finish by plain decoding the answers for which drafting writes too few tokens a round to be faster; needs
+        the rule `match`, under which the text stays the same. What rounds cost is measured once a size of batch.
       capacity: slots of all caches; None takes the next power of two that a batch needs, 512 at least.
       prefill_chunk: prompt tokens read per pass.
       mesh: decode on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
@@ -102,7 +110,7 @@ class Generator:
         self.give_up = give_up
         self.capacity = capacity
         self.prefill_chunk = prefill_chunk
-        self._plain_seconds: dict[tuple[int, ...], float] = {}  # of a plain round, by the shape of the text
+        self._break_evens: dict[tuple[int, ...], float] = {}  # by the shape of the text
 
     def stream(
         self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Any
@@ -121,7 +129,7 @@ class Generator:
         if rounds_per_call < 1:
             raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
         settings = make_sampling(len(prompts), **sampling)
-        plain_seconds = self._plain_round(prompts, settings) if self.give_up else 0.0
+        break_even = self._break_even(prompts, settings) if self.give_up else 0.0
         state, prefill_seconds = _timed(self.start, prompts, settings)
         drafter, look = self.drafter, FIRST_LOOK if self.give_up else ALL_ROUNDS
         decode_seconds = 0.0
@@ -133,7 +141,8 @@ class Generator:
             rounds = max(generation.rounds)
             if rounds >= look:
                 look *= 2
-                if decode_seconds > (generation.num_tokens / len(prompts) - 1) * plain_seconds:
+                doubt = DOUBT / math.sqrt(sum(generation.rounds))
+                if generation.tau + doubt < break_even:
                     drafter, look = make_vanilla(), ALL_ROUNDS
                     state = dataclasses.replace(state, drafter=())
             state, seconds = _timed(self.advance, drafter, state, settings, min(rounds_per_call, look - rounds))
@@ -150,25 +159,33 @@ class Generator:
         settings = make_sampling(len(prompts), **sampling)
         jax.block_until_ready(self.advance(self.drafter, self.start(prompts, settings), settings, 1))
         if self.give_up:
-            self._plain_round(prompts, settings)
+            self._break_even(prompts, settings)
         return time.perf_counter() - started
 
-    def _plain_round(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> float:
-        """Seconds of a round of plain decoding: the fastest of four, when a batch of this shape first comes."""
+    def _break_even(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> float:
+        """Tokens that a round must write not to lose time, measured when a batch of this shape first comes.
+
+        Rounds of both kinds are timed right behind each other: a machine that slows down later slows both.
+        """
         shape = self._pad(prompts, sampling)[0].shape
-        if shape not in self._plain_seconds:
-            endless = dataclasses.replace(
-                sampling,
-                stop_ids=jnp.full_like(sampling.stop_ids, NO_TOKEN),
-                max_new_tokens=jnp.maximum(sampling.max_new_tokens, 8),
-            )
-            state = dataclasses.replace(self.start(prompts, endless), drafter=())
-            seconds = []
-            for _ in range(5):
-                state, one = _timed(self.advance, make_vanilla(), state, endless, 1)
-                seconds.append(one)
-            self._plain_seconds[shape] = min(seconds[1:])
-        return self._plain_seconds[shape]
+        if shape not in self._break_evens:
+            endless = dataclasses.replace(sampling, stop_ids=jnp.full_like(sampling.stop_ids, NO_TOKEN))
+            plain = dataclasses.replace(self.start(prompts, endless), drafter=())
+            plain_seconds = self._round_seconds(make_vanilla(), plain, endless)
+            drafted_seconds = self._round_seconds(self.drafter, self.start(prompts, endless), endless)
+            self._break_evens[shape] = drafted_seconds / plain_seconds
+        return self._break_evens[shape]
+
+    def _round_seconds(self, drafter: Drafter, state: DecodeState, sampling: Sampling) -> float:
+        """Median over a few calls; nan for answers that end before."""
+        seconds, before = [], 0
+        for rounds in TIMED_ROUNDS:
+            state, spent = _timed(self.advance, drafter, state, sampling, rounds)
+            done = int(sharding.to_host(state.rounds).max())
+            if done > before:
+                seconds.append(spent / (done - before))
+            before = done
+        return statistics.median(seconds[1:]) if len(seconds) > 1 else math.nan
 
     def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DecodeState:
         """Read the prompts and choose the first token of each; errors as `stream`."""

@@ -86,7 +86,7 @@ def _say_whole(name: str, size: int, axis: str, devices: int) -> None:
     _log.warning("%s of %d do not divide over the %d devices of mesh axis %s: whole on each", name, size, devices, axis)
 
 
-def _shardings(mesh: Mesh, boxed: Params) -> Params:
+def _shardings(mesh: Mesh | AbstractMesh, boxed: Params) -> Params:
     """Shardings of abstract weights that are boxed with the names of their axes."""
 
     def one(box: Any) -> NamedSharding:
@@ -95,12 +95,12 @@ def _shardings(mesh: Mesh, boxed: Params) -> Params:
     return jax.tree.map(one, boxed, is_leaf=lambda node: isinstance(node, nn.Partitioned))
 
 
-def target_shardings(mesh: Mesh, config: ModelConfig) -> Params:
+def target_shardings(mesh: Mesh | AbstractMesh, config: ModelConfig) -> Params:
     """A sharding for every weight of a target."""
     return _shardings(mesh, jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)))
 
 
-def head_shardings(mesh: Mesh, head: Head, params: HeadParams, *, split: bool = False) -> HeadParams:
+def head_shardings(mesh: Mesh | AbstractMesh, head: Head, params: HeadParams, *, split: bool = False) -> HeadParams:
     """A sharding for every weight of a draft head.
 
     Args:
@@ -125,7 +125,7 @@ def head_shardings(mesh: Mesh, head: Head, params: HeadParams, *, split: bool = 
     return HeadParams(**parts)
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def whole(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """All of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -140,7 +140,7 @@ def _row_specs(mesh: Mesh | AbstractMesh, tree: Tree, heads: Any) -> Tree:
     return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, KVCache))
 
 
-def row_shardings(mesh: Mesh, tree: Tree, *, split: bool = True) -> Tree:
+def row_shardings(mesh: Mesh | AbstractMesh, tree: Tree, *, split: bool = True) -> Tree:
     """Shardings for arrays or shapes with the batch in front, such as a `DecodeState`; `split`: caches by head too."""
     specs = _row_specs(mesh, tree, "kv_heads" if split else None)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)

@@ -1,12 +1,15 @@
 """Throughput of batches: plain decoding beside drafting methods with trees of several sizes.
 
-    python -m experiments.batches --prompts_file=question.jsonl --drafts=eagle3:16/5/4,eagle3:4/1/2 --batches=1,4,16
+    python -m experiments.batches --prompts_file=question.jsonl --drafts=eagle3,eagle3:16/5/4 --batches=1,4,16
 
 A batch is kept full: a row whose answer has ended takes the next prompt (`eagle_jax.refill`). Plain decoding and all
 drafts write the same answers in turn, in one process. Where a batch already keeps the device busy a token more in a
-pass is no longer nearly free, so the best tree shrinks as the batch grows; this is where to see how fast.
+pass is no longer nearly free, so the best tree shrinks as the batch grows; this is where to see how fast. A draft
+without sizes takes those of the batch (`eagle_jax.drafters.default_tree`).
 """
 
+import copy
+import functools
 import json
 import pathlib
 import statistics
@@ -17,7 +20,6 @@ import jax
 from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
-from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation import metrics, runner
 from eagle_jax.evaluation.report import markdown_table, tree_size
 from eagle_jax.evaluation.side_by_side import PLAIN
@@ -31,7 +33,8 @@ from experiments import launch, methods
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
 methods.define_flags(FLAGS, method=False)
-flags.DEFINE_list("drafts", ["eagle3"], "METHOD or METHOD:NODES/DEPTH/TOP_K", flag_values=FLAGS)
+text = "METHOD or METHOD:NODES/DEPTH/TOP_K; without sizes a tree shrinks as the batch grows"
+flags.DEFINE_list("drafts", ["eagle3"], text, flag_values=FLAGS)
 flags.DEFINE_list("batches", ["1", "2", "4", "8", "16", "32"], "rows that decode together", flag_values=FLAGS)
 flags.DEFINE_string("prompts_file", None, "questions, as for experiments.generate", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -51,17 +54,25 @@ def main() -> None:
     batches = check_flags()
     asked = [methods.read_draft(text, FLAGS) for text in FLAGS.drafts]
     questions = read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
+    if len(questions) < max(batches):
+        raise ValueError(f"a batch of {max(batches)} rows needs as many prompts, there are {len(questions)}")
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
     prompts = [runner.prompt_ids(model, question) for question in questions]
     target = make_target(model.config, FLAGS.dtype)
-    contestants, trees = {PLAIN: Generator(target, model.params, make_vanilla())}, {}
-    for label, name, settings in asked:
-        contestants[label] = Generator(target, model.params, *methods.make_method(name, model, settings))
-        trees[label] = tree_size(contestants[label].drafter, methods.children(name, settings))
+
+    @functools.cache
+    def contestant(name: str, settings: methods.Settings) -> Generator:
+        return Generator(target, model.params, *methods.make_method(name, model, settings))
+
     rows: list[Row] = []
     for batch in batches:
         count = FLAGS.num_prompts or min(len(prompts), max(8, 2 * batch))
+        contestants, trees = {PLAIN: contestant("vanilla", methods.Settings(dtype=FLAGS.dtype))}, {}
+        for label, name, settings in asked:
+            settings = methods.with_tree(name, settings, batch)
+            contestants[label] = contestant(name, settings)
+            trees[label] = tree_size(contestants[label].drafter, methods.children(name, settings))
         with launch.status(f"batch {batch}, {count} prompts"):
             found = measure(model, contestants, prompts[:count], batch)
         rows += [{**about(batch), "draft": label, "tree": trees[label], **row} for label, row in found.items()]
@@ -99,15 +110,18 @@ def measure(
     """The rows of a batch size, by draft."""
     options = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
     turns: dict[str, list[Generation]] = {label: [] for label in contestants}
-    # The first turn compiles and warms up; then the one that begins changes.
-    for turn in range(FLAGS.repeats + 1):
-        labels = list(contestants)
-        for label in labels[turn % len(labels) :] + labels[: turn % len(labels)]:
-            written = write_all(
-                contestants[label], prompts, batch=batch, max_new_tokens=FLAGS.max_new_tokens, **options
+    law = make_sampling(len(prompts), max_new_tokens=FLAGS.max_new_tokens)
+    for one in contestants.values():  # compile: one row more than there is room for, few tokens, as many slots
+        one = copy.copy(one)
+        one.capacity = one.slots(prompts, law)
+        write_all(one, prompts[: batch + 1], batch=batch, max_new_tokens=3, **options)
+    labels = list(contestants)
+    for turn in range(FLAGS.repeats):
+        first = turn % len(labels)
+        for label in labels[first:] + labels[:first]:
+            turns[label].append(
+                write_all(contestants[label], prompts, batch=batch, max_new_tokens=FLAGS.max_new_tokens, **options)
             )
-            if turn:
-                turns[label].append(written)
     plain = turns.pop(PLAIN)
     speed = statistics.median(metrics.tokens_per_second([one]) for one in plain)
     return {
@@ -126,10 +140,20 @@ def measure(
 
 def table(rows: Sequence[Row]) -> str:
     """One line a batch and draft."""
-    header = ["batch", "draft", "prompts", "tau", "tokens/s", "plain tokens/s", "speed-up", "identical"]
-    shown = ("batch", "draft", "prompts", "tau", "tokens_per_second", "plain_tokens_per_second", "speedup")
+    header = ["batch", "draft", "tree", "tau", "tokens/s", "plain tokens/s", "speed-up", "identical"]
+    shown = ("tau", "tokens_per_second", "plain_tokens_per_second", "speedup")
     return markdown_table(
-        header, [[*(row[name] for name in shown), f"{row['identical_prompts']} of {row['prompts']}"] for row in rows]
+        header,
+        [
+            [
+                row["batch"],
+                row["draft"].partition(":")[0],
+                "/".join(map(str, row["tree"].values())),
+                *(row[name] for name in shown),
+                f"{row['identical_prompts']} of {row['prompts']}",
+            ]
+            for row in rows
+        ],
     )
 
 

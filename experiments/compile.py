@@ -51,6 +51,8 @@ flags.DEFINE_integer("num_layers", None, "compile with fewer layers of the targe
 text = f"what to compile, of {', '.join(LOWERERS)}; left empty, nothing is compiled and only bytes are counted"
 flags.DEFINE_list("programs", ["prefill", "round", "step"], text, flag_values=FLAGS)
 flags.DEFINE_string("output", "", "file to which one line of JSON is added for each program", flag_values=FLAGS)
+text = "a file that --output has written: print its programs as one table and compile nothing"
+flags.DEFINE_string("rows", "", text, flag_values=FLAGS)
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Setting) if field.name != "target")
@@ -58,6 +60,9 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Setting) if field.nam
 
 def main() -> None:
     """Check, compile one program after the other, print."""
+    if FLAGS.rows:
+        print(summary(pathlib.Path(FLAGS.rows)))
+        return
     target = get_target(FLAGS.target_config)
     if FLAGS.num_layers:
         target = dataclasses.replace(target, num_layers=FLAGS.num_layers)
@@ -90,6 +95,34 @@ def main() -> None:
     print("\n" + markdown_table(*_memory(held, topology)))
     for table in (_programs, _collectives) if rows else ():
         print("\n" + markdown_table(*table(rows, topology)))
+
+
+def summary(path: pathlib.Path) -> str:
+    """The programs of all rows in a file, one line each, where a program was compiled twice the later one."""
+    rows = [row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if "program" in row]
+    header = ["target", "devices", "rows x slots", "program", "peak GiB", "temporary GiB", "ms, bound", "ms, compiler"]
+    lines = {}
+    for row in rows:
+        where = (_model_of(row), f"{row['topology']} as {row['mesh']}", f"{row['batch']} x {row['context']}")
+        numbers = (
+            [
+                f"{row['peak_bytes'] / GIB:.2f}",
+                f"{row['temporary_bytes'] / GIB:.2f}",
+                f"{1e3 * row['roofline_seconds']:.2f}" if row["roofline_seconds"] else "",
+                f"{1e3 * row['optimal_seconds']:.2f}" if sensible(row) else "",
+                row["collectives_per_layer"],
+            ]
+            if row["fits"]
+            else ["does not fit", *[""] * 4]
+        )
+        lines[*where, row["program"]] = [*where, row["program"], *numbers]
+    return markdown_table([*header, "sums a layer"], list(lines.values()))
+
+
+def _model_of(row: Row) -> str:
+    """Target and method; layers only where they are not all of them."""
+    layers = "" if row["num_layers"] == get_target(row["target"]).num_layers else f" of {row['num_layers']} layers"
+    return f"{row['target']}{layers}, {row['method']}{', split' if row['split_head'] else ''}"
 
 
 def _mesh(topology: Topology) -> Mesh:

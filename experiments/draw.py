@@ -1,32 +1,63 @@
-"""Draw the draft trees of real rounds: what was guessed, how sure the drafter was, what the target kept.
+"""Draw real rounds: what was guessed, how sure the drafter was, what the target kept, and where the time goes.
 
     python -m experiments.draw --method=eagle3 --nodes=16 --depth=5 --top_k=4 --prompt="..." --output=DIRECTORY
 
-Writes round-1-light.png, round-1-light.svg, round-1-dark.png and round-1-dark.svg; --first and --rounds choose others.
+--what=tree         the tree of each of --rounds rounds from --first on: round-1-light.png, ...
+--what=strip        the same rounds one below the other, under the text that they write: rounds-1-4-light.png, ...
+--what=reliability  the drafter's confidence against what was accepted, over all rounds of the answers to the first
+                    --num_prompts questions of --prompts_file, at each of --temperatures: reliability-light.png, ...
+--what=times        milliseconds of the parts of a round of each of --drafts: times-light.png, ...
+
+Each picture is written for light and dark pages, as PNG and SVG.
 """
 
 import pathlib
+from typing import Any
 
 from absl import flags
 
-from eagle_jax.checkpoint.pretrained import load_target
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.evaluation.draw import draw_tree
-from eagle_jax.evaluation.rounds import rounds
+from eagle_jax.evaluation.reliability import expected_error, judge, reliability_diagram
+from eagle_jax.evaluation.rounds import Round, rounds
 from eagle_jax.evaluation.runner import prompt_ids
-from eagle_jax.evaluation.tasks import from_prompt
-from eagle_jax.evaluation.themes import THEMES
-from eagle_jax.generate import Generator
+from eagle_jax.evaluation.strip import draw_strip
+from eagle_jax.evaluation.tasks import from_prompt, read_questions
+from eagle_jax.evaluation.themes import THEMES, save
+from eagle_jax.evaluation.time_figures import round_split
+from eagle_jax.evaluation.time_split import time_split
+from eagle_jax.evaluation.tree_layout import with_dropped
+from eagle_jax.generate import ALL_ROUNDS, Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
 from experiments import launch, methods
+
+DYNAMIC = ("eagle2", "eagle3")
+"""Methods that drop nodes they have looked at."""
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
 methods.define_flags(FLAGS)
 FLAGS.set_default("method", "eagle3")
-flags.DEFINE_string("prompt", None, "what to ask", flag_values=FLAGS)
-flags.DEFINE_integer("first", 1, "the round to begin at, counted from 1", flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 1, "rounds to draw, a figure each", flag_values=FLAGS)
+flags.DEFINE_string("prompt", None, "what to ask, of tree, strip and times", flag_values=FLAGS)
+flags.DEFINE_integer("first", 1, "tree, strip: the round to begin at, counted from 1", flag_values=FLAGS)
+flags.DEFINE_integer("rounds", None, "tree, strip: rounds to draw; default 1 and 4", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "dropped",
+    0,
+    "tree, of eagle2 and eagle3: the best so many nodes that the drafter dropped, faded",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool("log_probabilities", False, "tree: write the log of each confidence below it", flag_values=FLAGS)
+flags.DEFINE_string("prompts_file", None, "reliability: questions, JSON lines", flag_values=FLAGS)
+flags.DEFINE_integer("num_prompts", 8, "reliability: questions from the start of the file", flag_values=FLAGS)
+flags.DEFINE_list("temperatures", ["0", "1"], "reliability: of the answers", flag_values=FLAGS)
+flags.DEFINE_list(
+    "drafts", ["eagle3:4/1/2", "eagle3:16/5/4", "eagle3:60/7/10"],
+    "times: METHOD or METHOD:NODES/DEPTH/TOP_K", flag_values=FLAGS,
+)  # fmt: skip
+flags.DEFINE_integer("repeats", 5, "times: how often each part is timed", flag_values=FLAGS)
 flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
@@ -36,34 +67,147 @@ flags.DEFINE_string("output", None, "directory to write; files of the same names
 
 def main() -> None:
     """Draw as the flags say."""
-    for flag in ("prompt", "output"):
+    check_flags()
+    with launch.status(f"Loading {FLAGS.target}") as progress:
+        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+    PICTURES[FLAGS.what](model)
+
+
+def check_flags() -> None:
+    """Refuse bad values before anything is loaded."""
+    asks = "prompts_file" if FLAGS.what == "reliability" else "prompt"
+    for flag in (asks, "output"):
         if not getattr(FLAGS, flag):
             raise ValueError(f"give --{flag}")
-    for flag in ("first", "rounds"):
-        if getattr(FLAGS, flag) < 1:
-            raise ValueError(f"--{flag} must be at least 1, got {getattr(FLAGS, flag)}")
-    law = {flag: getattr(FLAGS, flag) for flag in ("temperature", "seed", "max_new_tokens")}
-    make_sampling(1, **law)
+    for flag in ("first", "rounds", "num_prompts", "repeats"):
+        given = getattr(FLAGS, flag)
+        if given is not None and given < 1:
+            raise ValueError(f"--{flag} must be at least 1, got {given}")
+    if FLAGS.dropped < 0:
+        raise ValueError(f"--dropped must be at least 0, got {FLAGS.dropped}")
+    if FLAGS.dropped and FLAGS.method not in DYNAMIC:
+        raise ValueError(f"--method={FLAGS.method} drops no nodes, as {' and '.join(DYNAMIC)} do")
+    temperatures = [float(text) for text in FLAGS.temperatures]
+    make_sampling(len(temperatures), temperature=temperatures)
+    make_sampling(1, **law())
+    methods.settings_from_flags(FLAGS)
+
+
+def law() -> dict[str, Any]:
+    """How tokens are chosen."""
+    return {flag: getattr(FLAGS, flag) for flag in ("temperature", "seed", "max_new_tokens")}
+
+
+def output() -> pathlib.Path:
+    """The directory to write, made if need be."""
+    folder = pathlib.Path(FLAGS.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def make_generator(model: LoadedModel) -> Generator:
+    """Of the method that the flags name."""
     name, settings = methods.settings_from_flags(FLAGS)
-    with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, settings.dtype, progress=progress)
     drafter = methods.make_method(name, model, settings)
     target = make_target(model.config, settings.dtype)
-    generator = Generator(target, model.params, *drafter, share_noise=FLAGS.share_noise)
+    return Generator(target, model.params, *drafter, share_noise=FLAGS.share_noise)
+
+
+def make_wider(model: LoadedModel, drafter: Drafter) -> Drafter | None:
+    """The same method with --dropped nodes more."""
+    if not FLAGS.dropped:
+        return None
+    name, settings = methods.settings_from_flags(FLAGS)
+    top_k = methods.children(name, settings)
+    sizes: dict[str, Any] = {"nodes": drafter.nodes + FLAGS.dropped, "depth": drafter.max_depth - 1, "top_k": top_k}
+    return methods.make_method(name, model, settings._replace(**sizes))[0]
+
+
+def asked_rounds(model: LoadedModel, usual: int) -> list[Round]:
+    """The rounds from --first on, --rounds of them."""
+    generator = make_generator(model)
+    wider = make_wider(model, generator.drafter)
+    last = FLAGS.first + (FLAGS.rounds or usual) - 1
     with launch.status("Decoding"):
         prompt = prompt_ids(model, from_prompt(FLAGS.prompt))
-        last = FLAGS.first + FLAGS.rounds - 1
-        found = rounds(generator, prompt, last, stop_ids=model.stop_ids, **law)
+        found = rounds(generator, prompt, last, wider=wider, stop_ids=model.stop_ids, **law())
     if len(found) < last:
         raise ValueError(f"round {last} was asked for, the answer has {len(found)}")
-    output = pathlib.Path(FLAGS.output)
-    output.mkdir(parents=True, exist_ok=True)
-    for number, one in enumerate(found[FLAGS.first - 1 :], start=FLAGS.first):
-        for theme_name, theme in THEMES.items():
-            figure = draw_tree(one.tree, one.verdict, model.tokenizer.decode, theme=theme)
-            for ending in ("png", "svg"):
-                figure.savefig(output / f"round-{number}-{theme_name}.{ending}", dpi=150)
-        print(f"round {number}: {model.tokenizer.decode(one.text[-12:])!r} -> {model.tokenizer.decode(one.written)!r}")
+    return found[FLAGS.first - 1 :]
+
+
+def draw_trees(model: LoadedModel) -> None:
+    """A picture a round."""
+    decode = model.tokenizer.decode
+    for number, one in enumerate(asked_rounds(model, 1), start=FLAGS.first):
+        tree = with_dropped(one.tree, one.wider) if one.wider else one.tree
+        for name, theme in THEMES.items():
+            figure = draw_tree(tree, one.verdict, decode, log_probabilities=FLAGS.log_probabilities, theme=theme)
+            save(figure, output(), f"round-{number}-{name}")
+        print(f"round {number}: {decode(one.text[-12:])!r} -> {decode(one.written)!r}")
+
+
+def draw_rounds(model: LoadedModel) -> None:
+    """Some rounds in one picture."""
+    found = asked_rounds(model, 4)
+    for name, theme in THEMES.items():
+        figure = draw_strip(found, model.tokenizer.decode, theme=theme)
+        save(figure, output(), f"rounds-{FLAGS.first}-{FLAGS.first + len(found) - 1}-{name}")
+    print(f"{len(found)} rounds: {model.tokenizer.decode([token for one in found for token in one.written])!r}")
+
+
+def draw_reliability(model: LoadedModel) -> None:
+    """Confidence against acceptance."""
+    generator, options = make_generator(model), {**law(), "stop_ids": model.stop_ids}
+    questions = read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
+    series: dict[str, list[Round]] = {}
+    for temperature in map(float, FLAGS.temperatures):
+        name = f"T = {temperature:g}"
+        with launch.status(f"Decoding at {name}") as progress:
+            found = series.setdefault(name, [])
+            for number, question in enumerate(questions):
+                options |= {"temperature": temperature, "sequence": [number]}
+                found += rounds(generator, prompt_ids(model, question), ALL_ROUNDS, **options)
+                progress(number + 1, len(questions))
+        for paths, what in ((False, "tokens"), (True, "paths")):
+            judged = judge(found, paths=paths)
+            print(
+                f"{name}: {len(found)} rounds, {len(judged.accepted)} {what}, mean confidence"
+                f" {judged.confidence.mean():.3f}, accepted {judged.accepted.mean():.3f},"
+                f" expected error {expected_error(judged):.3f}",
+                flush=True,
+            )
+    for name, theme in THEMES.items():
+        save(reliability_diagram(series, theme), output(), f"reliability-{name}")
+
+
+def draw_times(model: LoadedModel) -> None:
+    """Parts of rounds."""
+    prompt, target = prompt_ids(model, from_prompt(FLAGS.prompt)), make_target(model.config, FLAGS.dtype)
+    way: dict[str, Any] = {
+        "new_tokens": FLAGS.max_new_tokens,
+        "repeats": FLAGS.repeats,
+        "temperature": FLAGS.temperature,
+    }
+    drafts: dict[str, Any] = {}
+    for text in FLAGS.drafts:
+        label, name, settings = methods.read_draft(text, FLAGS)
+        drafts[label] = methods.make_method(name, model, settings)
+    costs = {}
+    for label, drafter in drafts.items():
+        with launch.status(f"Timing {label}"):
+            costs[label] = time_split(Generator(target, model.params, *drafter), prompt, **way)
+        print(f"{label}: " + ", ".join(f"{part} {cost:.1f} ms" for part, cost in costs[label].items()), flush=True)
+    with launch.status("Timing plain decoding"):
+        plain = Generator(target, model.params, make_vanilla())
+        plain.warm_up([prompt])
+        written = plain.generate([prompt], max_new_tokens=FLAGS.max_new_tokens)
+    for name, theme in THEMES.items():
+        save(round_split(costs, 1e3 * written.decode_seconds / written.rounds[0], theme), output(), f"times-{name}")
+
+
+PICTURES = {"tree": draw_trees, "strip": draw_rounds, "reliability": draw_reliability, "times": draw_times}
+flags.DEFINE_enum("what", "tree", list(PICTURES), "what to draw", flag_values=FLAGS)
 
 
 if __name__ == "__main__":

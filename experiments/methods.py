@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags
 
 from eagle_jax.checkpoint.head_names import Kind
@@ -26,6 +25,7 @@ from eagle_jax.drafters import (
     make_prompt_lookup,
     make_vanilla,
 )
+from eagle_jax.drafters.default_tree import LADDER, default_tree
 from eagle_jax.drafters.eagle2 import check_sizes
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
@@ -33,10 +33,6 @@ from eagle_jax.types import Params, Target
 from experiments.launch import status
 
 _SELF = "self:"
-_TREE = (60, 7, 10)
-"""Nodes, depth and top_k of a dynamic tree: the published ones."""
-_CPU_TREE = (4, 1, 2)
-"""The same on a CPU, where a pass over 4 tokens costs 1.5 times one over 1, over 60 tokens 6 times."""
 _TRIPLE = ("nodes", "depth", "top_k")
 _LOOKAHEAD = ("level", "window", "guesses")
 _OUROBOROS = ("num_drafted", "phrases", "phrase_length")
@@ -76,7 +72,8 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
     """Add the flags behind `Settings` and, where the script runs one method, `--method`."""
     if method:
         flags.DEFINE_string("method", "prompt_lookup", f"drafting method: {', '.join(METHODS)}", flag_values=values)
-    trees = f"of eagle2 and eagle3 together: {_CPU_TREE} on a CPU, else {_TREE}"
+    published, small = (tuple(default_tree(platform=platform)) for platform in ("tpu", "cpu"))
+    trees = f"of eagle2 and eagle3 together: {small} on a CPU, else {published}, smaller for large batches"
     flags.DEFINE_integer("nodes", None, f"tree slots, the root included; defaults {trees}", flag_values=values)
     flags.DEFINE_integer("depth", None, "levels below the first: --depth=4 drafts 5 tokens deep", flag_values=values)
     flags.DEFINE_integer("top_k", None, "children of a tree node", flag_values=values)
@@ -175,11 +172,26 @@ def check_settings(name: str, settings: Settings) -> None:
         raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
 
 
+def tree_sizes(settings: Settings, batch: int) -> tuple[int, int, int]:
+    """Nodes, depth and top_k of a dynamic tree: those that pay for `batch` rows, or what is given and as published."""
+    given = settings.nodes, settings.depth, settings.top_k
+    usual = default_tree(batch) if given == (None, None, None) else LADDER[0]
+    nodes, depth, top_k = (default if size is None else size for size, default in zip(given, usual, strict=True))
+    return nodes, depth, top_k
+
+
+def with_tree(name: str, settings: Settings, batch: int = 1) -> Settings:
+    """The settings of a method for `batch` rows: a dynamic tree gets the sizes that nobody gave."""
+    if name not in ("eagle2", "eagle3"):
+        return settings
+    nodes, depth, top_k = tree_sizes(settings, batch)
+    return settings._replace(nodes=nodes, depth=depth, top_k=top_k)
+
+
 def children(name: str, settings: Settings) -> int:
     """The most candidate children that a node of the method's tree has: `top_k` of the official triple."""
-    given = settings.top_k or settings.guesses or settings.phrases
-    dynamic = name in ("eagle2", "eagle3")
-    return given or (default_tree((settings.nodes, settings.depth))[2] if dynamic else METHODS[name].top_k)
+    settings = with_tree(name, settings)
+    return settings.top_k or settings.guesses or settings.phrases or METHODS[name].top_k
 
 
 def make_method(name: str, target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
@@ -285,19 +297,10 @@ def _eagle(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     return make_eagle1(head, dtype=settings.dtype), params
 
 
-def default_tree(given: tuple[int | None, ...] = ()) -> tuple[int, int, int]:
-    """Nodes, depth and top_k of a dynamic tree: those that pay on this device, the published ones if any is `given`."""
-    free = all(size is None for size in given)
-    return _CPU_TREE if free and jax.default_backend() == "cpu" else _TREE
-
-
 def _dynamic(
     kind: Kind, make: Callable[..., Drafter], target: LoadedModel, settings: Settings
 ) -> tuple[Drafter, Params]:
-    sizes = settings.nodes, settings.depth, settings.top_k
-    nodes, depth, top_k = (
-        default if size is None else size for size, default in zip(sizes, default_tree(sizes), strict=True)
-    )
+    nodes, depth, top_k = tree_sizes(settings, batch=1)
     check_sizes(nodes, depth, top_k)
     head, params = load_head(kind, target, settings)
     return make(head, nodes, depth, top_k, dtype=settings.dtype), params

@@ -1,26 +1,34 @@
-"""Tables and figures of measured rows.
+"""Tables and figures of measured rows, and curves of training runs.
 
     python -m experiments.report --rows=heads.jsonl,field.jsonl --output=DIRECTORY
+    python -m experiments.report --metrics=runs/eagle3/metrics.jsonl,runs/other/metrics.jsonl --output=DIRECTORY
 
---rows are files of experiments.evaluate. The directory gets report.md and, for light and dark pages, every figure as
-PNG and SVG. Rows of different targets, dtypes or devices stand in sections of their own: they do not compare.
+--rows are files of experiments.evaluate, --metrics files of experiments.train; one of them may be left out. The
+directory gets report.md and, for light and dark pages, every figure as PNG and SVG. Rows of different targets, dtypes
+or devices stand in sections of their own: they do not compare.
 """
 
+import functools
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
+from matplotlib.figure import Figure
 
 from eagle_jax.evaluation import tables
+from eagle_jax.evaluation.curves import Line, accuracy_by_step, read_metrics, training_curves
 from eagle_jax.evaluation.figures import CHARTS
 from eagle_jax.evaluation.tables import Row
-from eagle_jax.evaluation.themes import THEMES
+from eagle_jax.evaluation.themes import THEMES, Theme, save
 from experiments import launch
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("rows", None, "JSON lines of experiments.evaluate: one or more files", flag_values=FLAGS)
+flags.DEFINE_list(
+    "metrics", None, "metrics.jsonl of training runs, each called as its folder: one or more files", flag_values=FLAGS
+)
 flags.DEFINE_string("output", None, "directory to write; files of the same names are replaced", flag_values=FLAGS)
 
 CELL = ("target", "dtype", "device", "label", "task", "temperature", "seed")
@@ -28,32 +36,47 @@ CELL = ("target", "dtype", "device", "label", "task", "temperature", "seed")
 
 CAPTIONS = {
     "speedup_by_method": "Speed-up over plain decoding in the same process, medians over the prompts.",
+    "speedup_by_task": "The same, task by task.",
     "tau_by_depth": "What a round writes if it accepts no more than so many drafted tokens.",
     "n_alpha": "Chance that one more token is accepted when n drafted ones were.",
     "tau_against_nodes": "What larger trees bring, in tokens a round and in time.",
+    "tau_against_depth": "What deeper trees bring.",
     "time_split": "Where the time of a written token goes.",
 }
 
 
 def main() -> None:
     """Write the report that the flags ask for."""
-    for name in ("rows", "output"):
-        if not getattr(FLAGS, name):
-            raise ValueError(f"give --{name}")
-    rows = read_rows(FLAGS.rows)
+    if not (FLAGS.rows or FLAGS.metrics):
+        raise ValueError("give --rows or --metrics")
+    if not FLAGS.output:
+        raise ValueError("give --output")
+    rows = read_rows(FLAGS.rows) if FLAGS.rows else []
+    runs = read_runs(FLAGS.metrics or [])
     output = pathlib.Path(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
-    sections = ["# Measured", introduction(rows)]
-    for (target, dtype, device), own in tables.groups(rows, "target", "dtype", "device"):
-        title = f"{target}, {dtype}, {device}"
-        sections.append(f"## {title}")
-        sections += method_sections(own)
-        prefix = re.sub(r"\W+", "-", title).strip("-")
-        with launch.status(f"Drawing {title}"):
-            draw_all(own, output, prefix)
-        sections += [picture(prefix, name) for name in CHARTS]
+    sections = ["# Measured"]
+    if rows:
+        sections += [introduction(rows), *row_sections(rows, output)]
+    if runs:
+        sections += training_sections(runs, output)
     (output / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     print(f"wrote {output / 'report.md'} and {len(list(output.glob('*.svg')))} figures", flush=True)
+
+
+def read_runs(paths: Sequence[str]) -> dict[str, list[Line]]:
+    """The metrics of runs by the name of their folder.
+
+    Raises:
+      ValueError: two runs of one name, or a file that holds no metrics.
+    """
+    runs: dict[str, list[Line]] = {}
+    for path in paths:
+        name = pathlib.Path(path).resolve().parent.name
+        if name in runs:
+            raise ValueError(f"runs are told apart by their folders, got two called {name!r}")
+        runs[name] = read_metrics(path)
+    return runs
 
 
 def read_rows(paths: Sequence[str]) -> list[Row]:
@@ -81,6 +104,33 @@ def read_rows(paths: Sequence[str]) -> list[Row]:
     if not rows:
         raise ValueError(f"no rows in {', '.join(paths)}")
     return rows
+
+
+def row_sections(rows: Sequence[Row], output: pathlib.Path) -> list[str]:
+    """Tables and figures of each target, dtype and device."""
+    sections = []
+    for (target, dtype, device), own in tables.groups(rows, "target", "dtype", "device"):
+        title = f"{target}, {dtype}, {device}"
+        sections += [f"## {title}", *method_sections(own)]
+        prefix = re.sub(r"\W+", "-", title).strip("-")
+        with launch.status(f"Drawing {title}"):
+            for name, chart in CHARTS.items():
+                draw(functools.partial(chart, own), output, f"{prefix}-{name}")
+                sections.append(picture(f"{prefix}-{name}", CAPTIONS[name]))
+    return sections
+
+
+def training_sections(runs: Mapping[str, Sequence[Line]], output: pathlib.Path) -> list[str]:
+    """Curves of all runs together, and of each one's unrolled steps where it has some."""
+    with launch.status("Drawing training runs"):
+        draw(functools.partial(training_curves, runs), output, "training")
+        sections = ["## Training", picture("training", "Loss, and tau: simulated on text, measured by the decoder.")]
+        for name, lines in runs.items():
+            if any("accuracy_1" in line for line in lines if line["kind"] == "heldout"):
+                draw(functools.partial(accuracy_by_step, lines), output, f"steps-{name}")
+                caption = f"{name}: accuracy on held-out text, step by step of the head on its own output."
+                sections.append(picture(f"steps-{name}", caption))
+    return sections
 
 
 def introduction(rows: Sequence[Row]) -> str:
@@ -111,21 +161,18 @@ def method_sections(rows: Sequence[Row]) -> list[str]:
     return sections
 
 
-def draw_all(rows: Sequence[Row], output: pathlib.Path, prefix: str) -> None:
-    """Every chart, in every theme, as PNG and SVG."""
-    for name, chart in CHARTS.items():
-        for theme_name, theme in THEMES.items():
-            figure = chart(rows, theme)
-            for ending in ("png", "svg"):
-                figure.savefig(output / f"{prefix}-{name}-{theme_name}.{ending}", dpi=150)
+def draw(chart: Callable[[Theme], Figure], output: pathlib.Path, name: str) -> None:
+    """A chart in every theme, as PNG and SVG."""
+    for theme_name, theme in THEMES.items():
+        save(chart(theme), output, f"{name}-{theme_name}")
 
 
-def picture(prefix: str, name: str) -> str:
+def picture(name: str, caption: str) -> str:
     """A chart as the page's background wants it."""
-    dark, light = (f"{prefix}-{name}-{theme}.svg" for theme in ("dark", "light"))
+    dark, light = (f"{name}-{theme}.svg" for theme in ("dark", "light"))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{name.replace("_", " ")}" src="{light}"></picture>\n\n{CAPTIONS[name]}'
+        f'<img alt="{caption}" src="{light}"></picture>\n\n{caption}'
     )
 
 

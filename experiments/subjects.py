@@ -13,7 +13,7 @@ from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import LoadedModel, pick_layers
 from eagle_jax.checkpoint.save_target import save_target
 from eagle_jax.drafters import Drafter, make_chain, make_eagle2
-from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.models.draft_head import Head, HeadParams, features_of, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training import initialise, step
 from eagle_jax.training.batch import Recipe, Vocabulary
@@ -99,9 +99,9 @@ def _first_weights(head: Head, target: Target, model: LoadedModel, training: Pac
         row = assemble(training, training.rows[0])
         batch = step.text_of({name: jnp.asarray(field)[None] for name, field in row.items()})
         features = compute_features(target, model.params, batch)
-        eagle3 = head.config.kind == "eagle3"
-        read = features.taps if eagle3 else features.hidden
-        sizes = initialise.typical_sizes(read, head.config.num_taps if eagle3 else 1, batch.segments)
+        read = features_of(head.config, features.hidden, features.taps)
+        num_parts = read.shape[-1] // features.hidden.shape[-1]
+        sizes = initialise.typical_sizes(read, num_parts, batch.segments)
     layer = config.start.layer if config.start.copy_layer else None
     return initialise.initial_weights(head, model.params, config.seed, layer=layer, feature_sizes=sizes)
 

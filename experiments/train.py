@@ -78,25 +78,22 @@ def main() -> None:
         model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
     target = make_target(model.config, config.dtype)
     material = read_material(model, config)
-    identity = fingerprint(material.text.examples, model.name, model.params, everywhere(config))
+    asked = (everywhere(config), model.config.tap_layers)
+    identity = fingerprint(material.text.examples, model.name, model.params, *asked)
     cache = fill_cache(target, model, material, config, identity, started)
     if cache is not None and not cache.complete:
         print("stopped while computing features; the same command goes on", flush=True)
         return
 
     subject = make_subject(target, model, material.training, config)
-    steps = round(config.epochs * len(material.training.rows) / (config.data.batch * config.data.accumulate))
+    rows = config.data.batch * config.data.accumulate
+    steps = config.steps or round(config.epochs * len(material.training.rows) / rows)
     optimizer, schedule = step.make_optimizer(step.OptimizerConfig(steps=steps, **config.optimizer))
     describe(material, subject, steps)
 
     about = {"config": config.to_dict(), "text_and_target": identity, **subject.identity}
     with Run(FLAGS.run, about) as run:
-        data = make_iterator(
-            material.training,
-            config.data.batch * config.data.accumulate,
-            seed=config.seed,
-            lookup=cache.lookup if cache else None,
-        )
+        data = make_iterator(material.training, rows, seed=config.seed, lookup=cache.lookup if cache else None)
         options = {"dtype": config.dtype, "everywhere": everywhere(config)}
         outcome = train(
             run,
@@ -141,6 +138,9 @@ def read_material(model: LoadedModel, config: Any) -> Material:
         raise ValueError(f"cannot hold out {config.data.heldout} of {len(text.examples)} conversations")
     order = np.random.default_rng(config.seed).permutation(len(text.examples))
     heldout, training = order[: config.data.heldout], order[config.data.heldout :]
+    if not 0 < config.data.share <= 1:
+        raise ValueError(f"data.share must be above 0 and at most 1, got {config.data.share}")
+    training = training[: max(1, round(config.data.share * len(training)))]
     return Material(
         text,
         pack(text.examples, length, slots, documents=training, seed=config.seed),

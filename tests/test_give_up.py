@@ -11,7 +11,8 @@ import pytest
 
 from eagle_jax.drafters import make_prompt_lookup
 from eagle_jax.drafters.base import Drafter, DrafterState
-from eagle_jax.generate import FIRST_LOOK, Generation, Generator
+from eagle_jax.generate import FIRST_LOOK, TIMED_ROUNDS, Generation, Generator
+from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import DraftTree, Params
 from tests.drafts import make_oracle
@@ -43,39 +44,60 @@ def write(generator: Generator, temperature: float) -> Generation:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_plain_decoding_goes_on_with_the_same_text(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a plain round takes no time, drafting ends at the first look: 4 tokens a round so far, then 1."""
+    """Where a round would have to write more than it can, drafting ends at the first look: 4 tokens a round, then 1."""
     generator, answers = oracle(temperature)
-    monkeypatch.setattr(generator, "_plain_round", lambda *_: 0.0)
+    monkeypatch.setattr(generator, "_break_even", lambda *_: 5.0)
     found = write(generator, temperature)
     assert found.tokens == answers
+    assert found.gave_up
     drafted = 4 * FIRST_LOOK
     assert found.rounds == [FIRST_LOOK + LONGEST - 1 - drafted] * 2
     assert found.accepted.tolist() == [[LONGEST - 1 - drafted, 0, 0, FIRST_LOOK, 0]] * 2
 
 
 def test_drafting_goes_on_while_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a plain round takes for ever, every round is drafted."""
+    """Four tokens a round, and four are needed: every round is drafted."""
     generator, answers = oracle(1.0)
-    monkeypatch.setattr(generator, "_plain_round", lambda *_: float("inf"))
+    monkeypatch.setattr(generator, "_break_even", lambda *_: 4.0)
     found = write(generator, 1.0)
     assert found.tokens == answers
+    assert not found.gave_up
     assert found.rounds == [-(-(LONGEST - 1) // 4)] * 2
 
 
 def test_a_later_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock by which drafting stops paying behind the first look: it goes on to the second, then gives up."""
+    """A little too few tokens a round: 16 rounds of both rows do not tell it from chance (2 + 0.5 / 4), 32 do."""
     generator, answers = oracle(0.0, reach=1)
-    seconds = iter([0.0] * 2 + [1e6] * 8)
-    advance = generator.advance
-    monkeypatch.setattr(generator, "_plain_round", lambda *_: 1.0)
-
-    def slower(step: Any, *arguments: Any) -> tuple[Any, float]:
-        return step(*arguments), next(seconds) if step == advance else 0.0
-
-    monkeypatch.setattr("eagle_jax.generate._timed", slower)
+    monkeypatch.setattr(generator, "_break_even", lambda *_: 2.1)
     found = write(generator, 0.0)
     assert found.tokens == answers
-    assert found.accepted[0].tolist()[1] == 4 * FIRST_LOOK  # looks behind 8, 16 and 32 rounds; the third call is slow
+    assert found.gave_up
+    assert found.accepted[0].tolist()[1] == 2 * FIRST_LOOK
+
+
+def test_what_rounds_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which a drafted round takes 3 seconds and a plain one 2, whatever the first call takes."""
+    generator, _ = oracle(0.0, reach=1)
+    asked = []
+
+    def timed(step: Any, drafter: Drafter, state: Any, sampling: Any, rounds: int) -> tuple[Any, float]:
+        asked.append((drafter.name, rounds))
+        cost = 3.0 if drafter is generator.drafter else 2.0
+        return step(drafter, state, sampling, rounds), 100.0 if rounds == TIMED_ROUNDS[0] else cost * rounds
+
+    monkeypatch.setattr("eagle_jax.generate._timed", timed)
+    generator.warm_up(PROMPTS, temperature=0.0, max_new_tokens=LONGEST)
+    settings = make_sampling(len(PROMPTS), temperature=0.0, max_new_tokens=LONGEST)
+    assert generator._break_even(PROMPTS, settings) == 1.5
+    assert asked == [(name, rounds) for name in ("vanilla", generator.drafter.name) for rounds in TIMED_ROUNDS]
+
+
+def test_answers_too_short_to_tell() -> None:
+    generator, answers = oracle(0.0)
+    for longest in (1, 2, 3):
+        found = generator.generate(PROMPTS, temperature=0.0, max_new_tokens=longest)
+        assert found.tokens == [answer[:longest] for answer in answers]
+        assert not found.gave_up
 
 
 def test_by_the_clock() -> None:
@@ -96,7 +118,7 @@ def test_by_the_clock() -> None:
     prompts, options = [[1, 2, 3]], {"temperature": 1.0, "max_new_tokens": LONGEST}
     generator = Generator(target, params, sleepy, give_up=True, capacity=CAPACITY)
     generator.warm_up(prompts, **options)
-    naps_at_most = FIRST_LOOK + 1
+    naps_at_most = FIRST_LOOK
     found = generator.generate(prompts, **options)
     assert found.decode_seconds < 0.1 * (naps_at_most + 4)
     assert found.tokens == [plain(target, params, prompts[0], sequence=0, **options)]

@@ -34,6 +34,7 @@ _SCALING = RopeScaling(
 )
 _LLAMA31 = {**_LLAMA3, "max_positions": 131072, "rope_scaling": _SCALING}
 _QWEN2 = {"vocab_size": 152064, "max_positions": 32768, "norm_eps": 1e-6, "rope_theta": 1e6, "qkv_bias": True}
+_QWEN2_SMALL = {**_QWEN2, "vocab_size": 151936, "tie_embeddings": True}
 _QWEN3 = {"vocab_size": 151936, "max_positions": 40960, "norm_eps": 1e-6, "rope_theta": 1e6, "qk_norm": True}
 _QWEN3 |= {"head_dim": 128}
 
@@ -49,10 +50,14 @@ TARGETS: dict[str, Published] = {
     "llama3-70b": _row(8192, 28672, 80, 64, 8, 70_553_706_496, **_LLAMA3),
     "llama3.1-8b": _row(4096, 14336, 32, 32, 8, 8_030_261_248, **_LLAMA31),
     "llama3.1-70b": _row(8192, 28672, 80, 64, 8, 70_553_706_496, **_LLAMA31),
+    "qwen2.5-1.5b": _row(1536, 8960, 28, 12, 2, 1_543_714_304, **_QWEN2_SMALL),
+    "qwen2.5-3b": _row(2048, 11008, 36, 16, 2, 3_085_938_688, **_QWEN2_SMALL),
     "qwen2.5-7b": _row(3584, 18944, 28, 28, 4, 7_615_616_512, **_QWEN2),
     "qwen2.5-14b": _row(5120, 13824, 48, 40, 8, 14_770_033_664, **_QWEN2),
     "qwen2.5-32b": _row(5120, 27648, 64, 40, 8, 32_763_876_352, **_QWEN2),
     "qwen2.5-72b": _row(8192, 29568, 80, 64, 8, 72_706_203_648, **_QWEN2),
+    "qwen3-1.7b": _row(2048, 6144, 28, 16, 8, 1_720_574_976, **_QWEN3, tie_embeddings=True),
+    "qwen3-4b": _row(2560, 9728, 36, 32, 8, 4_022_468_096, **_QWEN3, tie_embeddings=True),
     "qwen3-8b": _row(4096, 12288, 36, 32, 8, 8_190_735_360, **_QWEN3),
     "qwen3-14b": _row(5120, 17408, 40, 40, 8, 14_768_307_200, **_QWEN3),
     "qwen3-32b": _row(5120, 25600, 64, 64, 8, 32_762_123_264, **_QWEN3),

@@ -15,12 +15,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.dtype = "float32"  # of the target and of activations; weights that are trained stay float32
     config.seed = 0
     config.epochs = 5.0
+    config.steps = 0  # optimizer steps; 0: as many as the epochs have
 
     config.head = ml_collections.ConfigDict()
     config.head.kind = "eagle3"
     config.head.draft_vocab_size = 8192  # 0 is the whole vocabulary
     config.head.fc_norm = False
     config.head.norm_output = False
+    config.head.taps = ()  # layers whose inputs are fused, -1 is the last hidden state; (): the target's three
 
     config.start = ml_collections.ConfigDict()
     config.start.copy_layer = True  # the head's layer starts as a layer of the target, else random
@@ -33,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe.normalise = True
     config.recipe.alignment = "target"
     config.recipe.train_lm_head = False
+    config.recipe.feature_weight = 0.0  # of EAGLE's feature loss, which EAGLE-3 dropped; the tokens' weighs 1
 
     config.data = ml_collections.ConfigDict()
     config.data.length = 768  # tokens a packed row
@@ -40,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.batch = 3  # rows a step
     config.data.accumulate = 1  # micro-batches a step
     config.data.heldout = 32  # conversations never trained on
+    config.data.share = 1.0  # of all others, the first ones of the order that `seed` draws
 
     config.features = ml_collections.ConfigDict()
     config.features.dtype = "float16"

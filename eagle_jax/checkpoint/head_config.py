@@ -11,7 +11,7 @@ from typing import Any, Literal
 from eagle_jax.checkpoint.head_names import Kind, kind_of
 from eagle_jax.checkpoint.hf_config import MODEL_TYPES, config_from_hf, rope_to_hf
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadConfig
+from eagle_jax.models.draft_head import HeadConfig, layers_of, parts_of
 
 Engine = Literal["sglang", "vllm"]
 ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM"}
@@ -26,6 +26,10 @@ ARCHITECTURES: dict[Kind, dict[Engine, str]] = {
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 DEFAULT_SIZE = "default_draft_vocab_size"
 """Our own key, read by no engine: the draft vocabulary that is taken of the target's LM head unless told otherwise."""
+
+LAST_STATE = "last_hidden_state"
+"""Our own key too: "normed" where a head reads what comes out of the final norm, which the ids count as a layer more
+than there are. Engines have nothing under that id, or the state before the norm."""
 
 _UNSUPPORTED = ("norm_before_residual", "norm_before_fc", "parallel_drafting", "speculators_model_type")
 """Keys that, where set, ask for another forward pass or another format."""
@@ -150,8 +154,8 @@ def taps_from_flat(mapping: Mapping[str, Any], default: tuple[int, ...] = ()) ->
     return above
 
 
-def check_target(mapping: Mapping[str, Any], config: HeadConfig, target: ModelConfig) -> None:
-    """Refuse a head that was made for another target.
+def fit_to_target(mapping: Mapping[str, Any], config: HeadConfig, target: ModelConfig) -> HeadConfig:
+    """The shape of a head as it reads this target; refuses one that was made for another.
 
     Raises:
       ValueError: another vocabulary, width, or other tapped layers; both values are in the message.
@@ -164,12 +168,18 @@ def check_target(mapping: Mapping[str, Any], config: HeadConfig, target: ModelCo
     if width != target.width:
         raise ValueError(f"the head is for a target of width {width}, this one has {target.width}")
     if config.kind == "eagle":
-        return
-    if config.num_taps != len(target.taps):
-        raise ValueError(f"the head reads {config.num_taps} tapped layers, the target gives {len(target.taps)}")
-    taps = taps_from_flat(mapping, default_taps(target))
-    if taps != target.taps:
-        raise ValueError(f"the head reads the inputs of layers {list(taps)}, the target gives {list(target.taps)}")
+        return config
+    layers = taps_from_flat(mapping, default_taps(target))
+    if config.num_taps != len(layers):
+        raise ValueError(
+            f"fc.weight reads {config.num_taps} tapped layers, config.json gives {len(layers)}: {list(layers)}"
+        )
+    if target.num_layers in layers and mapping.get(LAST_STATE) != "normed":
+        raise ValueError(
+            f"the head reads what comes out of layer {target.num_layers - 1}, the last one, which the target gives"
+            f" behind its final norm alone; {LAST_STATE} is {mapping.get(LAST_STATE)!r}, not 'normed'"
+        )
+    return dataclasses.replace(config, parts=parts_of(target, layers))
 
 
 def config_to_flat(
@@ -216,7 +226,10 @@ def config_to_flat(
     if layer.width != target.width:
         mapping["target_hidden_size"] = target.width
     mapping |= {key: True for key in ("fc_norm", "norm_output") if getattr(config, key)}
-    if target.taps != default_taps(target):
-        mapping[LAYER_IDS] = list(target.taps)
-        mapping["eagle_config"] = {"use_aux_hidden_state": True, LAYER_IDS: [tap - 1 for tap in target.taps]}
+    layers = layers_of(config, target)
+    if layers != default_taps(target):
+        mapping[LAYER_IDS] = list(layers)
+        mapping["eagle_config"] = {"use_aux_hidden_state": True, LAYER_IDS: [layer - 1 for layer in layers]}
+    if target.num_layers in layers:
+        mapping[LAST_STATE] = "normed"
     return mapping

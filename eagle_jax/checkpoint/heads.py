@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from eagle_jax.checkpoint.assemble import Place, TensorSource, assemble, check_dtype, convert
 from eagle_jax.checkpoint.draft_vocabulary import check_ranks, offsets_from_ids, read_target_ids, write_ranks
-from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, Engine, check_target, config_from_flat, config_to_flat
+from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, Engine, config_from_flat, config_to_flat, fit_to_target
 from eagle_jax.checkpoint.head_names import D2T, EMBEDDING, LM_HEAD, T2D, flat_names, head_tensors, kind_of
 from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, open_safetensors, read_json, weight_files
 from eagle_jax.checkpoint.names import lookup, table
@@ -73,8 +73,7 @@ def load_head(
     mapping = read_json(directory / "config.json")
     try:
         with open_head(directory) as (source, _):
-            config = config_from_flat(mapping, source.shapes)
-            check_target(mapping, config, target)
+            config = fit_to_target(mapping, config_from_flat(mapping, source.shapes), target)
             return config, _read(source, config, mapping.get("draft_vocab_size"), target, dtype, place)
     except ValueError as error:
         text = str(error)

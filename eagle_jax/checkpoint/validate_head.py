@@ -20,8 +20,8 @@ from eagle_jax.checkpoint.head_config import (
     ENGINES,
     LAYER_IDS,
     Engine,
-    check_target,
     config_from_flat,
+    fit_to_target,
     taps_from_flat,
 )
 from eagle_jax.checkpoint.head_names import D2T, EMBEDDING, LM_HEAD, T2D, head_tensors
@@ -192,7 +192,9 @@ def _target(files: _Files) -> Iterator[str]:
     target = files.target
     if target is None:
         return
-    yield from _reasons(lambda: check_target(files.mapping, files.config, target))
+    yield from _reasons(lambda: fit_to_target(files.mapping, files.config, target))
+    if target.num_layers in (files.mapping.get(LAYER_IDS) or ()):
+        yield f"{LAYER_IDS} names {target.num_layers}, the last hidden state: engines give none behind the final norm"
     declared = files.config.layer.max_positions
     if declared != target.max_positions:
         yield f"max_position_embeddings is {declared}, the target's context {target.max_positions}"

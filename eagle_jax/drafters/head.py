@@ -19,7 +19,7 @@ from flax import struct
 from eagle_jax.cache import commit, count_after, init_cache
 from eagle_jax.drafters.base import Observation
 from eagle_jax.models.attention import Prefix, attend
-from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.models.draft_head import Head, HeadParams, features_of
 from eagle_jax.sharding import largest
 from eagle_jax.types import KVCache, Params
 
@@ -65,7 +65,7 @@ def observe(
     batch, size = observation.path.shape
     steps = jnp.arange(size)[None, :]
     output = observation.output
-    features = output.hidden if head.config.kind == "eagle" else output.taps
+    features = features_of(head.config, output.hidden, output.taps)
     features = jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
     slots = observation.length[:, None] + steps
     behind = jnp.take_along_axis(observation.text, slots + 1, axis=1, mode="clip")

@@ -12,13 +12,20 @@ from matplotlib.ticker import MaxNLocator
 
 from eagle_jax.evaluation.acceptance import n_alpha
 from eagle_jax.evaluation.tables import Row, accepted, distinct, groups, mean
-from eagle_jax.evaluation.themes import LIGHT, MARKERS, Theme, drawn_in, ink_on
+from eagle_jax.evaluation.themes import (
+    LIGHT,
+    PANEL,
+    Theme,
+    drawn_in,
+    ink_on,
+    legend_above,
+    reference_look,
+    series_look,
+)
+from eagle_jax.evaluation.time_figures import time_split
 
 LEAST_ROUNDS = 20
 """A chance that was seen in fewer rounds is not drawn."""
-
-PANEL = 4.6
-"""Inches of a panel's width."""
 
 
 def speedup_by_method(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
@@ -39,12 +46,39 @@ def speedup_by_method(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
             dots = [speedup for speedup in tasks if speedup is not None]
             look: dict[str, Any] = {"markersize": 5, "markerfacecolor": theme.background, "markeredgecolor": theme.ink}
             axes.plot(dots, [y] * len(dots), "o", **look)
-        axes.axvline(1, color=theme.muted, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.axvline(1, **reference_look(theme))
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.45, -0.55)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("speed-up over plain decoding; dots are tasks")
-        _legend(figure)
+        legend_above(figure)
+    return figure
+
+
+def speedup_by_task(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
+    """Bars: speed-up on each task, a bar a method, a panel a temperature."""
+    labels, temperatures, tasks = (distinct(rows, name) for name in ("label", "temperature", "task"))
+    wide = 0.8 / len(labels)
+    with drawn_in(theme, max(7.0, 1.6 + 0.26 * len(tasks) * (len(labels) + 1)), 1.2 + 3 * len(temperatures)) as figure:
+        panels = figure.subplots(len(temperatures), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        for axes, temperature in zip(panels, temperatures, strict=True):
+            own = [row for row in rows if row["temperature"] == temperature]
+            for (label, task), found in groups(own, "label", "task"):
+                value, number = mean(found, "speedup"), labels.index(label)
+                if value is None:
+                    continue
+                look = series_look(theme, number)
+                hatch: dict[str, Any] = (
+                    {"hatch": "//", "edgecolor": theme.background} if number >= len(theme.series) else {}
+                )
+                x = tasks.index(task) - 0.4 + wide * (number + 0.5)
+                axes.bar(x, value, 0.88 * wide, color=look["color"], label=label, **hatch)
+            axes.axhline(1, **reference_look(theme))
+            axes.grid(visible=False, axis="x")
+            axes.set_title(f"T = {temperature:g}", loc="left")
+            axes.set_ylabel("speed-up")
+        panels[-1].set_xticks(range(len(tasks)), tasks)
+        legend_above(figure)
     return figure
 
 
@@ -81,7 +115,7 @@ def tau_against_nodes(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
             for number, ((method, temperature), own) in enumerate(groups(rows, "method", "temperature")):
                 points = _points(own, name)
                 best = {nodes: max(y for x, y in points if x == nodes) for nodes, _ in points}
-                look = _look(theme, number)
+                look = series_look(theme, number)
                 axes.plot(*zip(*points, strict=True), **{**look, "linestyle": "none", "alpha": 0.35})
                 axes.plot(list(best), list(best.values()), label=f"{method}, T = {temperature:g}", **look)
             axes.set_xscale("log", base=2)
@@ -90,54 +124,31 @@ def tau_against_nodes(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
             axes.minorticks_off()
             axes.set_xlabel("nodes of the tree, the root included")
             axes.set_ylabel(text)
-        panels[1].axhline(1, color=theme.muted, linewidth=1.2, linestyle=(0, (4, 3)))
-        _legend(figure)
+        panels[1].axhline(1, **reference_look(theme))
+        legend_above(figure)
     return figure
 
 
-def time_split(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
-    """Stacked bars: where the time of a written token goes, a panel a temperature.
-
-    A round costs at least what plain decoding pays for a token, a pass over one token, spread over the tokens that the
-    round writes. What it costs more is drafting, and checking a tree instead of one token.
-    """
-    parts = ("reading the prompt", "a pass over one token", "drafting, and checking more")
-    labels, temperatures = distinct(rows, "label"), distinct(rows, "temperature")
-    with drawn_in(theme, 3.2 + PANEL * len(temperatures), 1.9 + 0.42 * (len(labels) + 1)) as figure:
+def tau_against_depth(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
+    """Lines: tau against the depth of the tree, a line for each number of nodes and top-k, a panel a temperature."""
+    trees: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["tree"]["depth"] is not None:
+            text = f"{row['method']}, {row['tree']['nodes']} nodes, top-k {row['tree']['top_k']}"
+            trees.setdefault(text, []).append(row)
+    temperatures = distinct(rows, "temperature")
+    with drawn_in(theme, 0.8 + PANEL * len(temperatures), 4.4 + 0.27 * len(trees)) as figure:
         panels = figure.subplots(1, len(temperatures), sharex=True, sharey=True, squeeze=False)[0]
         for axes, temperature in zip(panels, temperatures, strict=True):
-            own = [row for row in rows if row["temperature"] == temperature]
-            bars = {0: _plain_split(own)}
-            bars |= {labels.index(label) + 1: _split(found) for (label,), found in groups(own, "label")}
-            left = np.zeros(len(bars))
-            for number, part in enumerate(parts):
-                widths = np.array([split[number] for split in bars.values()])
-                axes.barh(list(bars), widths, 0.72, left=left, color=theme.series[number], label=part)
-                left += widths
-            axes.grid(visible=False, axis="y")
+            for number, (text, own) in enumerate(trees.items()):
+                points = _points([row for row in own if row["temperature"] == temperature], "tau", "depth")
+                axes.plot([x for x, _ in points], [y for _, y in points], label=text, **series_look(theme, number))
             axes.set_title(f"T = {temperature:g}", loc="left")
-            axes.set_xlabel("milliseconds a token")
-        panels[0].set_yticks(range(len(labels) + 1), ["plain decoding", *labels])
-        panels[0].set_ylim(len(labels) + 0.5, -0.5)
-        _legend(figure)
+            axes.set_xlabel("depth: levels below the first")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel("tokens a round (tau)")
+        legend_above(figure)
     return figure
-
-
-def _split(rows: Sequence[Row]) -> tuple[float, float, float]:
-    """Milliseconds a token of the three parts."""
-    tokens, rounds = (sum(row[name] for row in rows) for name in ("tokens", "rounds"))
-    prefill, whole = (1e3 * sum(row[f"{name}_seconds"] for row in rows) / tokens for name in ("prefill", "decode"))
-    passes = sum(row["plain_tokens"] - row["turns"] for row in rows)
-    one_pass = 1e3 * sum(row["plain_decode_seconds"] for row in rows) / max(1, passes)
-    floor = min(whole, one_pass * rounds / tokens)
-    return prefill, floor, whole - floor
-
-
-def _plain_split(rows: Sequence[Row]) -> tuple[float, float, float]:
-    """The same of plain decoding."""
-    tokens = sum(row["plain_tokens"] for row in rows)
-    prefill, decode = (1e3 * sum(row[f"plain_{name}_seconds"] for row in rows) for name in ("prefill", "decode"))
-    return prefill / tokens, decode / tokens, 0.0
 
 
 def _lines(
@@ -155,42 +166,28 @@ def _lines(
             own = [row for row in rows if row["temperature"] == temperature]
             for (label,), found in groups(own, "label"):
                 number = labels.index(label)
-                axes.plot(*curve(found), label=label, **_look(theme, number))
+                axes.plot(*curve(found), label=label, **series_look(theme, number))
             axes.set_title(f"T = {temperature:g}", loc="left")
             axes.set_xlabel(xlabel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel(ylabel)
-        _legend(figure)
+        legend_above(figure)
     return figure
 
 
-def _look(theme: Theme, number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of a series; when the colours are used up they come again, dashed."""
-    style = "-" if number < len(theme.series) else (0, (3, 1.5))
-    colour, marker = theme.series[number % len(theme.series)], MARKERS[number % len(MARKERS)]
-    return {"color": colour, "marker": marker, "linestyle": style}
-
-
-def _points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
-    """Nodes and mean over tasks and seeds of each tree, small trees first."""
-    found = ((own[0]["tree"]["nodes"], mean(own, name)) for _, own in groups(rows, "label"))
-    return sorted((nodes, value) for nodes, value in found if value is not None)
-
-
-def _legend(figure: Figure) -> None:
-    """One legend above all panels, each name once; in as few columns as names are long."""
-    found = {
-        text: handle for axes in figure.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    columns = max(1, int(figure.get_figwidth() * 9 / (max(map(len, found)) + 8)))
-    figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=min(columns, len(found)))
+def _points(rows: Sequence[Row], name: str, size: str = "nodes") -> list[tuple[int, float]]:
+    """Size of each tree and its mean over tasks and seeds, small trees first."""
+    found = ((own[0]["tree"][size], mean(own, name)) for _, own in groups(rows, "label"))
+    return sorted((number, value) for number, value in found if value is not None)
 
 
 CHARTS: dict[str, Callable[[Sequence[Row], Theme], Figure]] = {
     "speedup_by_method": speedup_by_method,
+    "speedup_by_task": speedup_by_task,
     "tau_by_depth": tau_by_depth,
     "n_alpha": n_alpha_curves,
     "tau_against_nodes": tau_against_nodes,
+    "tau_against_depth": tau_against_depth,
     "time_split": time_split,
 }
 """All charts by the name of their file."""

@@ -1,8 +1,9 @@
 """Acceptance on texts that are known already: drafting and checking as in decoding, the target's passes played back.
 
-Every method writes the same text (DESIGN 2), so what the target says along that text is recorded in one pass and looked
-up afterwards: features by position, its choice behind each node from the text itself. A node that leaves the text gets
-what belongs to the text's own token at its position, which nobody asks for: the node or one above it is refused.
+Every method writes the same text (DESIGN 2), so what the target says along that text is recorded once (`recording`)
+and looked up afterwards: features by position, its choice behind each node from the text itself. A node that leaves
+the text gets what belongs to the text's own token at its position, which nobody asks for: the node or one above it is
+refused.
 
     text        x_0 ... x_n | x_n+1  x_n+2       recorded    hidden, taps at every position
     tree                root -> a -> b           looked up   by the node's position
@@ -18,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 
 from eagle_jax import sampling as noises
@@ -26,6 +26,7 @@ from eagle_jax import verify
 from eagle_jax.cache import init_cache
 from eagle_jax.decode import DecodeState, noise_at, prefill
 from eagle_jax.drafters.base import Drafter, Observation
+from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.generate import Generation
 from eagle_jax.sampling import make_sampling
 from eagle_jax.tree import ancestors
@@ -35,28 +36,9 @@ CHUNK = 16
 """Positions whose logits f32[B, CHUNK, V] exist at a time."""
 
 
-@struct.dataclass
-class Recording:
-    """What a target said along some texts; takes the place of its weights."""
-
-    weights: Params
-    hidden: jax.Array  # [B, S, E]
-    taps: jax.Array  # [B, S, number of taps * E]
-
-
 @functools.partial(jax.jit, static_argnames=("target",))
-def record(target: Target, params: Params, texts: jax.Array) -> Recording:
-    """One pass over texts i32[B, S], each from index 0 on, anything behind its end."""
-    batch, size = texts.shape
-    positions = jnp.broadcast_to(jnp.arange(size), (batch, size))
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
-    output = target.forward(params, texts, positions, target.init_cache(batch, 1), causal)
-    return Recording(params, output.hidden, output.taps)
-
-
-@functools.partial(jax.jit, static_argnames=("target",))
-def choices(target: Target, recording: Recording, sampling: Sampling, start: jax.Array) -> jax.Array:
-    """The target's token i32[B, S] for each position, under the law; only those from `start` i32[] on are computed."""
+def choices(target: Target, recording: Recording, sampling: Sampling, start: jax.Array, stop: jax.Array) -> jax.Array:
+    """The target's token i32[B, S] for the positions from `start` to `stop` i32[], under the law; 0 elsewhere."""
     batch, size = recording.hidden.shape[:2]
 
     def choose(index: jax.Array, found: jax.Array) -> jax.Array:
@@ -66,7 +48,7 @@ def choices(target: Target, recording: Recording, sampling: Sampling, start: jax
         noise = noise_at(sampling, positions, target.vocab_size)
         return found.at[:, places].set(noises.choose(logits, noise, sampling))
 
-    return lax.fori_loop(0, (size - start + CHUNK - 1) // CHUNK, choose, jnp.zeros((batch, size), jnp.int32))
+    return lax.fori_loop(0, (stop - start + CHUNK - 1) // CHUNK, choose, jnp.zeros((batch, size), jnp.int32))
 
 
 @functools.cache
@@ -166,6 +148,7 @@ def replay(
     answers: Sequence[Sequence[int]],
     *,
     share_noise: bool = True,
+    recording: Recording | None = None,
     **law: Any,
 ) -> Generation:
     """Rounds that the drafter would need for answers that plain decoding has written.
@@ -176,6 +159,7 @@ def replay(
       prompts: token ids of each row.
       answers: the row's tokens behind the prompt, as `Generation.tokens` holds them; what comes behind is not asked.
       share_noise: as `Generator` takes it.
+      recording: of these texts; None reads them.
       **law: of the answers, as `make_sampling` takes it; `max_new_tokens` and `stop_ids` say nothing here.
 
     Returns:
@@ -189,13 +173,18 @@ def replay(
         raise ValueError(f"one answer a prompt, at least one of each: got {len(prompts)} and {len(answers)}")
     starts = np.array([len(prompt) for prompt in prompts], np.int32)
     ends = starts + np.array([len(answer) for answer in answers], np.int32)
-    capacity = max(256, 1 << int(ends.max() + drafter.max_depth).bit_length())
+    needed = int(ends.max()) + drafter.max_depth
+    capacity = max(256, 1 << needed.bit_length()) if recording is None else recording.hidden.shape[1]
+    if needed >= capacity:
+        raise ValueError(f"texts and draft need {needed + 1} slots, the recording has {capacity}")
     texts = np.zeros((len(prompts), capacity), np.int32)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         texts[row, : len(prompt) + len(answer)] = [*prompt, *answer]
     sampling = make_sampling(len(prompts), **{**law, "max_new_tokens": [*map(len, answers)]})
-    recording = record(target, target_params, jnp.asarray(texts))
-    _check(texts, np.asarray(choices(target, recording, sampling, jnp.int32(starts.min()))), starts, ends)
+    if recording is None:
+        recording = record(target, target_params, jnp.asarray(texts), jnp.asarray(ends))
+    span = jnp.int32(starts.min()), jnp.int32(ends.max())
+    _check(texts, np.asarray(choices(target, recording, sampling, *span)), starts, ends)
     played, reading = playback(target), _reading(drafter)
     state = prefill(played, reading, recording, drafter_params, jnp.asarray(texts), jnp.asarray(starts), sampling)
     state = play(

@@ -28,6 +28,7 @@ class Seen:
     tree: DraftTree  # without logits
     path: jax.Array  # i32[B, P]
     choice: jax.Array  # i32[B, N]
+    wider: DraftTree | None = None  # what a drafter with more nodes would have drafted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,53 +40,75 @@ class Round:
     verdict: Verdict  # path [P], numbers
     choice: np.ndarray  # i32[N], the target's token behind each node
     written: list[int]  # tokens that joined the text: the accepted ones and the next one, less where the answer ended
+    wider: DraftTree | None = None  # the tree of `rounds(wider=...)`, fields [its own N]
 
 
 @functools.cache
-def recording(drafter: Drafter) -> Drafter:
-    """The same drafter, whose state is a pair: its own, and what it was shown after the last round."""
+def recording(drafter: Drafter, wider: Drafter | None = None) -> Drafter:
+    """The same drafter, whose state is a pair: its own, and what it was shown after the last round.
+
+    `wider` is the same method with more nodes: it drafts beside, from the same state, and what it drafts is kept too.
+    """
 
     def init(batch: int, capacity: int) -> DrafterState:
-        zeros = jnp.zeros((batch, drafter.nodes), jnp.int32)
-        tree = DraftTree(
-            tokens=zeros,
-            parents=jnp.full_like(zeros, NO_PARENT),
-            candidate=zeros.astype(bool),
-            log_values=zeros.astype(jnp.float32),
-            max_depth=drafter.max_depth,
-        )
         path = jnp.full((batch, drafter.max_depth + 1), NO_NODE, jnp.int32)
-        return drafter.init(batch, capacity), Seen(tree, path, zeros)
+        tree, choice = _no_tree(batch, drafter), jnp.zeros((batch, drafter.nodes), jnp.int32)
+        return drafter.init(batch, capacity), Seen(
+            tree, path, choice, None if wider is None else _no_tree(batch, wider)
+        )
 
     def propose(
         params: Params, target_params: Params, state: DrafterState, *rest: jax.Array
     ) -> tuple[DraftTree, DrafterState]:
         tree, own = drafter.propose(params, target_params, state[0], *rest)
-        return tree, (own, state[1])
+        if wider is None:
+            return tree, (own, state[1])
+        more = wider.propose(params, target_params, state[0], *rest)[0]
+        return tree, (own, dataclasses.replace(state[1], wider=dataclasses.replace(more, draft_logits=None)))
 
     def observe(params: Params, target_params: Params, state: DrafterState, observation: Observation) -> DrafterState:
         own, seen = drafter.observe(params, target_params, state[0], observation), state[1]
         if observation.tree is not None and observation.choice is not None:
             tree = dataclasses.replace(observation.tree, draft_logits=None)
-            seen = Seen(tree, observation.path, observation.choice)
+            seen = Seen(tree, observation.path, observation.choice, seen.wider)
         return own, seen
 
     return drafter._replace(init=init, propose=propose, observe=observe)
 
 
-def rounds(generator: Generator, prompt: Sequence[int], num_rounds: int, **sampling: Any) -> list[Round]:
+def _no_tree(batch: int, drafter: Drafter) -> DraftTree:
+    """What stands for a tree before the first round."""
+    zeros = jnp.zeros((batch, drafter.nodes), jnp.int32)
+    return DraftTree(
+        tokens=zeros,
+        parents=jnp.full_like(zeros, NO_PARENT),
+        candidate=zeros.astype(bool),
+        log_values=zeros.astype(jnp.float32),
+        max_depth=drafter.max_depth,
+    )
+
+
+def rounds(
+    generator: Generator, prompt: Sequence[int], num_rounds: int, *, wider: Drafter | None = None, **sampling: Any
+) -> list[Round]:
     """The first rounds of an answer; fewer where it ends.
 
     Args:
       generator: the method; its `rule` and `share_noise` count.
       prompt: token ids.
       num_rounds: at most so many, from the first on.
+      wider: the generator's method with more nodes; its trees show what re-ranking dropped (`tree_layout`).
       **sampling: as `make_sampling` takes it.
 
     Raises:
-      ValueError: the text does not fit into the generator's capacity, or a sampling value out of range.
+      ValueError: the text does not fit into the generator's capacity, a sampling value out of range, or a wider drafter
+        of another depth.
     """
-    drafter = recording(generator.drafter)
+    if wider is not None and wider.max_depth != generator.drafter.max_depth:
+        raise ValueError(
+            f"the wider drafter must be as deep as the other, {generator.drafter.max_depth}, got {wider.max_depth}"
+        )
+    drafter = recording(generator.drafter, wider)
     settings = make_sampling(1, **sampling)
     needed = len(prompt) + int(settings.max_new_tokens[0]) + drafter.max_depth + 1
     capacity = generator.capacity or max(512, 1 << (needed - 1).bit_length())
@@ -112,4 +135,4 @@ def _round(text: list[int], seen: Seen, written: list[int]) -> Round:
     # Under the rule `residual` the next token is not the choice; where the answer was cut off nothing else is known.
     last: Any = np.int32(written[-1] if len(written) > num_accepted else seen.choice[seen.path[num_accepted]])
     verdict = Verdict(path=seen.path, num_accepted=num_accepted, next_token=last)
-    return Round(text, seen.tree, verdict, np.asarray(seen.choice), written)
+    return Round(text, seen.tree, verdict, np.asarray(seen.choice), written, seen.wider)

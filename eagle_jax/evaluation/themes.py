@@ -6,6 +6,8 @@ too and the first ones stand out from the background.
 
 import contextlib
 import dataclasses
+import io
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,11 +52,30 @@ THEMES = {"light": LIGHT, "dark": DARK}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """Beside the colours, so that lines can be told apart in grey."""
 
+PANEL = 4.6
+"""Inches of a panel's width."""
+
 
 def ink_on(color: Any) -> str:
     """Black or white, whichever can be read on a colour (weights of ITU-R BT.601)."""
     red, green, blue, _ = mpl.colors.to_rgba(color)
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
+
+
+class Picture(Figure):
+    """A figure that notebooks show when a cell ends with it, whether or not pyplot is in use."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
+def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
+    """Write NAME.png and NAME.svg; the same picture is the same file, whenever it is drawn."""
+    figure.savefig(folder / f"{name}.png", dpi=150)
+    with mpl.rc_context({"svg.hashsalt": "eagle_jax"}):
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
 
 
 @contextlib.contextmanager
@@ -78,8 +99,6 @@ def drawn_in(theme: Theme, width: float, height: float) -> Iterator[Figure]:
         "legend.frameon": False,
         "lines.linewidth": 2.2,
         "lines.markersize": 7,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "eagle_jax",  # the same picture is the same file
         "text.color": theme.ink,
         "xtick.color": theme.ink,
         "xtick.labelsize": 11,
@@ -87,4 +106,26 @@ def drawn_in(theme: Theme, width: float, height: float) -> Iterator[Figure]:
         "ytick.labelsize": 11,
     }
     with mpl.rc_context(look):
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Picture(figsize=(width, height), layout="constrained")
+
+
+def series_look(theme: Theme, number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a series; when the colours are used up they come again, dashed."""
+    style = "-" if number < len(theme.series) else (0, (3, 1.5))
+    colour, marker = theme.series[number % len(theme.series)], MARKERS[number % len(MARKERS)]
+    return {"color": colour, "marker": marker, "linestyle": style}
+
+
+def reference_look(theme: Theme) -> dict[str, Any]:
+    """Of a line that curves are held against."""
+    return {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 3))}
+
+
+def legend_above(figure: Figure) -> None:
+    """One legend above all panels, each name once; in as few columns as names are long."""
+    found = {
+        text: handle for axes in figure.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if found:
+        columns = max(1, int(figure.get_figwidth() * 9 / (max(map(len, found)) + 8)))
+        figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=min(columns, len(found)))

@@ -5,17 +5,16 @@ generation; the parts are timed in alternation with whole rounds. What is left o
 of the cache) is the difference.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from eagle_jax.decode import DecodeState, prefill
-from eagle_jax.drafters.base import Drafter, DrafterState, Observation
+from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generate import Generator
 from eagle_jax.sampling import make_sampling
@@ -35,25 +34,35 @@ RUNS = 8
 """How often a part runs in one call."""
 
 
-def _loop(part: Callable[[DecodeState], object], state: DecodeState) -> jax.Array:
-    """Run a part `RUNS` times, each waiting for all that the one before it found.
+Arrays = TypeVar("Arrays")
 
-    What it waits for is a zero that the compiler cannot foresee, added to the length of the text.
+
+def _loop(part: Callable[[jax.Array], object], state: DecodeState) -> jax.Array:
+    """Run a part `RUNS` times, each run behind all that the one before it found.
+
+    A run is given a zero which, for all that the compiler knows, is the sum of what was found: it is taken where a row
+    has ended, and none has.
     """
 
-    def again(_: jax.Array, carry: jax.Array) -> jax.Array:
-        cache = dataclasses.replace(state.cache, length=state.cache.length + jnp.minimum(carry, 0))
-        found = part(dataclasses.replace(state, cache=cache))
-        return sum(((jnp.abs(leaf).max() >= 0).astype(jnp.int32) for leaf in jax.tree.leaves(found)), jnp.int32(0))
+    def again(_: jax.Array, zero: jax.Array) -> jax.Array:
+        found = sum((leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(part(zero))), jnp.float32(0))
+        return jnp.where(state.done.any(), found, 0).astype(jnp.int32)
 
     return lax.fori_loop(0, RUNS, again, jnp.int32(0))
 
 
+def _behind(zero: jax.Array, arrays: Arrays) -> Arrays:
+    """The same arrays, which nothing can be made of before `zero` is there."""
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), arrays)
+
+
 @functools.partial(jax.jit, static_argnames=("drafter",))
 def _draft(drafter: Drafter, weights: Weights, state: DecodeState, noise: jax.Array) -> jax.Array:
-    return _loop(
-        lambda state: drafter.propose(*weights, state.drafter, state.text, state.cache.length, noise)[0], state
-    )
+    def part(zero: jax.Array) -> DraftTree:
+        length, noises = _behind(zero, (state.cache.length, noise))
+        return drafter.propose(*weights, state.drafter, state.text, length, noises)[0]
+
+    return _loop(part, state)
 
 
 @functools.partial(jax.jit, static_argnames=("drafter",))
@@ -73,17 +82,16 @@ _check = jax.jit(_look, static_argnames=("target", "max_depth"))
 
 @functools.partial(jax.jit, static_argnames=("target", "max_depth"))
 def _target(target: Target, max_depth: int, params: Params, state: DecodeState, tree: DraftTree) -> jax.Array:
-    return _loop(lambda state: _look(target, max_depth, params, state, tree), state)
+    return _loop(lambda zero: _look(target, max_depth, params, state, _behind(zero, tree)), state)
 
 
 @functools.partial(jax.jit, static_argnames=("drafter",))
-def _observe(drafter: Drafter, weights: Weights, state: DecodeState, tree: DraftTree, checked: Checked) -> DrafterState:
+def _observe(drafter: Drafter, weights: Weights, state: DecodeState, tree: DraftTree, checked: Checked) -> jax.Array:
     size = drafter.max_depth + 1
     path = jnp.broadcast_to(jnp.arange(size), (1, size))
-
     length = state.cache.length
     seen = Observation(state.text, length, checked[0], path, jnp.ones_like(length), tree, checked[1])
-    return lax.fori_loop(0, RUNS, lambda _, held: drafter.observe(*weights, held, seen), state.drafter)
+    return _loop(lambda zero: drafter.observe(*weights, state.drafter, _behind(zero, seen)), state)
 
 
 def time_split(

@@ -15,7 +15,7 @@ neither trees nor caches: who attends to whom is the caller's `mix`.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -35,11 +35,12 @@ class HeadConfig:
 
     kind: Literal["eagle", "eagle3"]
     layer: ModelConfig  # of its one layer; `vocab_size` is the target's
-    feature_width: int  # of what `fc` reads beside the embedding: the target's E, or 3 E for EAGLE-3
+    feature_width: int  # of what `fc` reads of the target: its E, or num_taps * E for EAGLE-3
     fc_bias: bool = False  # EAGLE-1 heads mostly have one
     fc_norm: bool = False  # EAGLE-3.1: RMSNorm on each tap before fc
     norm_output: bool = False  # EAGLE-3.1: the state fed back is the one behind the final norm
     num_taps: int = 3
+    parts: tuple[int, ...] = ()  # EAGLE-3: what it reads of (tap 0, tap 1, ..., last hidden state); () is all taps
 
 
 @struct.dataclass
@@ -50,6 +51,52 @@ class HeadParams:
     lm_head: jax.Array | None = None  # [U, E], rows of the draft vocabulary; None: the target's LM head, U = V
     target_ids: jax.Array | None = None  # i32[U], target token of each draft token; None: the same ids, U = V
     embedding: jax.Array | None = None  # [V, E]; None: the target's
+
+
+def features_of(config: HeadConfig, hidden: jax.Array, taps: jax.Array) -> jax.Array:
+    """What a head reads of its target.
+
+    Args:
+      config: the head.
+      hidden: [..., E], the target's last hidden state, behind its final norm: all that an EAGLE-1/2 head reads.
+      taps: [..., number of taps * E].
+
+    Returns:
+      [..., feature width].
+    """
+    if config.kind == "eagle":
+        return hidden
+    if not config.parts:
+        return taps
+    given = jnp.split(jnp.concatenate([taps, hidden], axis=-1), taps.shape[-1] // hidden.shape[-1] + 1, axis=-1)
+    return jnp.concatenate([given[part] for part in config.parts], axis=-1)
+
+
+def parts_of(target: ModelConfig, layers: Sequence[int]) -> tuple[int, ...]:
+    """`HeadConfig.parts` of an EAGLE-3 head that fuses the hidden states entering some layers of its target.
+
+    Args:
+      target: shape of the target.
+      layers: in the order of fusion; their number stands for the last hidden state, which comes out of the final norm.
+        None at all: the target's taps.
+
+    Raises:
+      ValueError: a hidden state that the target does not give.
+    """
+    given = (*target.taps, target.num_layers)
+    if tuple(layers) == target.taps:
+        return ()
+    if not set(layers) <= set(given):
+        raise ValueError(
+            f"the head reads the inputs of layers {list(layers)}, the target gives {list(target.taps)} and"
+            f" {target.num_layers}, its last hidden state"
+        )
+    return tuple(map(given.index, layers))
+
+
+def layers_of(config: HeadConfig, target: ModelConfig) -> tuple[int, ...]:
+    """The layers whose inputs an EAGLE-3 head fuses, as `parts_of` takes them."""
+    return tuple((*target.taps, target.num_layers)[part] for part in config.parts) or target.taps
 
 
 class EagleLayer(nn.Module):
@@ -113,7 +160,7 @@ class Eagle3Module(nn.Module):
             self.fc_norm = [RMSNorm(config.feature_width // config.num_taps, eps) for _ in range(config.num_taps)]
 
     def fuse(self, features: jax.Array) -> jax.Array:
-        """Taps side by side [B, T, 3 E] -> the first state [B, T, E]."""
+        """What `features_of` gives, taps side by side -> the first state [B, T, E]."""
         if self.config.fc_norm:
             taps = jnp.split(features, self.config.num_taps, axis=-1)
             features = jnp.concatenate([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], axis=-1)

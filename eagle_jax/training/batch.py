@@ -59,7 +59,7 @@ class Tally:
     cross_entropy: jax.Array  # f32[I], over rows in the vocabulary
     correct: jax.Array  # f32[I], head and target choose the same token
     joint: jax.Array  # f32[I], correct at this step and at all steps before it
-    feature_error: jax.Array  # f32[], smooth L1; the feature recipe's own
+    feature_error: jax.Array  # f32[], smooth L1 at step 0, where the recipe has such a loss
 
 
 class Recipe(NamedTuple):

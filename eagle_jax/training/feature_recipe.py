@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.training import rows as which
 from eagle_jax.training.batch import Batch, Features, Recipe, Tally, Vocabulary
-from eagle_jax.training.losses import vocabulary_loss
+from eagle_jax.training.losses import feature_error, vocabulary_loss
 from eagle_jax.training.unroll import unroll
 from eagle_jax.types import Params
 
@@ -57,7 +57,7 @@ def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
         valid = which.chain_rows(batch.slots, 1)
         share = valid / jnp.maximum(divisors, 1)[:, None, None]
         wanted = which.take(hidden, batch.slots + 1)
-        errors = smooth_l1(state.astype(jnp.float32) - wanted.astype(jnp.float32)).mean(-1)
+        errors = feature_error(state, wanted)
         choice = which.take(features.choice, batch.slots + 1)
         known = which.in_vocabulary(choice, vocabulary, head.config.layer.vocab_size)
         found = vocabulary_loss(
@@ -73,9 +73,3 @@ def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
         return total, dataclasses.replace(tally, feature_error=(valid[0] * errors).sum())
 
     return Recipe(1, divisors_of, loss)
-
-
-def smooth_l1(x: jax.Array) -> jax.Array:
-    """x^2 / 2 within 1 of zero, |x| - 1/2 outside."""
-    size = jnp.abs(x)
-    return jnp.where(size < 1, 0.5 * x * x, size - 0.5)

@@ -72,9 +72,15 @@ def _choices(target: Target, params: Params, hidden: jax.Array, asked: jax.Array
     return lax.fori_loop(0, num_chunks, find, jnp.full(num_rows, NO_TOKEN, jnp.int32))
 
 
-def fingerprint(examples: Sequence[Example], target_name: str, params: Params, everywhere: bool) -> str:
-    """A hash of the text and of the target that reads it (its first numbers of every weight)."""
-    digest = hashlib.sha256(json.dumps([target_name, everywhere]).encode())
+def fingerprint(
+    examples: Sequence[Example], target_name: str, params: Params, everywhere: bool, tap_layers: Sequence[int] = ()
+) -> str:
+    """A hash of the text and of the target that reads it: the first numbers of every weight, and its own taps if any.
+
+    Taps that a head picks from those of the target are not in it: the features are the same.
+    """
+    told = [target_name, everywhere, *([[*tap_layers]] if tap_layers else [])]
+    digest = hashlib.sha256(json.dumps(told).encode())
     for example in examples:
         digest.update(np.int64(len(example.tokens)).tobytes() + example.tokens.tobytes())
         digest.update(np.packbits(example.supervised).tobytes())

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from eagle_jax.checkpoint.draft_vocabulary import whole_lm_head
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import Head, HeadConfig
+from eagle_jax.models.draft_head import Head, HeadConfig, parts_of
 from eagle_jax.training.batch import Vocabulary
 from eagle_jax.training.conversations import Example
 from eagle_jax.types import Params
@@ -31,6 +31,7 @@ def head_config(
     fc_bias: bool | None = None,
     fc_norm: bool = False,
     norm_output: bool = False,
+    taps: Sequence[int] = (),
 ) -> HeadConfig:
     """A head shaped like one layer of its target, without the biases and query/key norms that engines do not load.
 
@@ -40,7 +41,14 @@ def head_config(
       mlp_width, num_heads, num_kv_heads: the target's where left out.
       fc_bias: left out, a bias for eagle and none for eagle3, as published heads have it.
       fc_norm, norm_output: EAGLE-3.1.
+      taps: what an eagle3 head fuses, as `draft_head.parts_of` takes it: the target's taps where left out. The last
+        hidden state may be called -1, the others from there.
+
+    Raises:
+      ValueError: taps that the target does not give, or any for a head that reads none.
     """
+    if kind == "eagle" and len(taps):
+        raise ValueError(f"an eagle head reads the last hidden state, got taps {list(taps)}")
     layer = dataclasses.replace(
         target,
         num_layers=1,
@@ -55,7 +63,8 @@ def head_config(
         tie_embeddings=False,
         tap_layers=(),
     )
-    num_taps = len(target.taps)
+    parts = parts_of(target, [tap + target.num_layers + 1 if tap < 0 else tap for tap in taps])
+    num_taps = len(parts or target.taps)
     return HeadConfig(
         kind=kind,
         layer=layer,
@@ -64,6 +73,7 @@ def head_config(
         fc_norm=fc_norm,
         norm_output=norm_output,
         num_taps=num_taps,
+        parts=parts,
     )
 
 

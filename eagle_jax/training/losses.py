@@ -1,8 +1,9 @@
-"""Soft cross-entropy against the target over a (draft) vocabulary, without ever holding [rows, vocabulary].
+"""Soft cross-entropy against the target over a (draft) vocabulary, and the regression of its features.
 
-Row n is one position of the target, and up to I unrolled steps of the head speak of it: the target's distribution is
-computed once for all of them, a chunk of rows at a time. Where gradients are wanted the same chunk yields them at once
-(softmax(q) - p times the LM head), so that nothing of the size of a vocabulary is kept or computed twice.
+No [rows, vocabulary] is ever held. Row n is one position of the target, and up to I unrolled steps of the head speak of
+it: the target's distribution is computed once for all of them, a chunk of rows at a time. Where gradients are wanted
+the same chunk yields them at once (softmax(q) - p times the LM head), so that nothing of the size of a vocabulary is
+kept or computed twice.
 
 EAGLE (arXiv 2401.15077, section 3.2): cross-entropy through the target's LM head. EAGLE-3 (arXiv 2503.01840, section
 3.1; reference code `traineagle3/cnets.py`): both sides restricted to the draft vocabulary, the target renormalised.
@@ -25,6 +26,20 @@ class VocabularyLoss(NamedTuple):
     total: jax.Array  # f32[], sum of weights * cross-entropy: the only part that is differentiated
     cross_entropy: jax.Array  # f32[I, N]
     choice: jax.Array  # i32[I, N], the head's most probable row of its vocabulary
+
+
+def feature_error(guess: jax.Array, feature: jax.Array) -> jax.Array:
+    """Smooth L1 between guesses [..., E] and the target's features, mean over the width: f32[...].
+
+    EAGLE's regression (arXiv 2401.15077, section 3.2).
+    """
+    return smooth_l1(guess.astype(jnp.float32) - feature.astype(jnp.float32)).mean(-1)
+
+
+def smooth_l1(x: jax.Array) -> jax.Array:
+    """x^2 / 2 within 1 of zero, |x| - 1/2 outside."""
+    size = jnp.abs(x)
+    return jnp.where(size < 1, 0.5 * x * x, size - 0.5)
 
 
 def vocabulary_loss(

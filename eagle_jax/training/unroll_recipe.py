@@ -1,4 +1,4 @@
-"""The EAGLE-3 recipe: k unrolled steps, soft cross-entropy on the draft vocabulary, nothing else.
+"""The EAGLE-3 recipe: k unrolled steps, soft cross-entropy on the draft vocabulary, nothing else by default.
 
 Source: arXiv 2503.01840, section 3; reference code `traineagle3/cnets.py`. Two alignments of the loss mask:
 
@@ -9,6 +9,9 @@ Source: arXiv 2503.01840, section 3; reference code `traineagle3/cnets.py`. Two 
 Both leave out rows where the target's most probable token is not in the draft vocabulary. The official one teaches
 tokens two behind the mask and, at the end of a full row, a uniform law (issue 885 of SpecForge): it is there to repeat
 published runs.
+
+`feature_weight` brings back EAGLE's feature loss, to see what dropping it is worth: smooth L1 between what the LM head
+reads of each state and what the target's own LM head reads there.
 """
 
 import dataclasses
@@ -17,10 +20,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.models.draft_head import Head, HeadParams, features_of
 from eagle_jax.training import rows as which
 from eagle_jax.training.batch import Batch, Features, Recipe, Tally, Vocabulary
-from eagle_jax.training.losses import vocabulary_loss
+from eagle_jax.training.losses import feature_error, vocabulary_loss
 from eagle_jax.training.unroll import unroll
 from eagle_jax.types import Params
 
@@ -34,6 +37,7 @@ class UnrollConfig:
     normalise: bool = True  # step weights sum to 1
     alignment: Literal["target", "official"] = "target"
     train_lm_head: bool = False
+    feature_weight: float = 0.0  # of the feature loss over that of the tokens; 10 in EAGLE, none in EAGLE-3
     chunk: int = 128  # rows whose logits exist at a time
     block: int = 512  # chains whose attention scores exist at a time
 
@@ -45,6 +49,10 @@ class UnrollConfig:
             raise ValueError(f"decay must be in (0, 1], got {self.decay}")
         if self.alignment not in ("target", "official"):
             raise ValueError(f"alignment must be target or official, got {self.alignment!r}")
+        if self.feature_weight < 0:
+            raise ValueError(f"feature_weight must be at least 0, got {self.feature_weight}")
+        if self.feature_weight and self.alignment == "official":
+            raise ValueError(f"the official alignment has no feature loss, got feature_weight {self.feature_weight}")
 
     @property
     def step_weights(self) -> tuple[float, ...]:
@@ -83,21 +91,28 @@ def make_unroll_recipe(head: Head, config: UnrollConfig) -> Recipe:
     ) -> tuple[jax.Array, Tally]:
         del key  # nothing is drawn
         slots, valid = rows_of(batch)
-        states = unroll(head, params, target_params, batch, features.taps, slots, num_steps, block=config.block)
+        fed = features_of(head.config, features.hidden, features.taps)
+        states = unroll(head, params, target_params, batch, fed, slots, num_steps, block=config.block)
         reads = jnp.stack([which.shift(head.readout(params, state), step) for step, state in enumerate(states)])
         choice = which.take(features.choice, slots + 1)
         known = which.in_vocabulary(choice, vocabulary, head.config.layer.vocab_size)
         step_weights = jnp.asarray(config.step_weights) / jnp.maximum(divisors, 1)
-        weights = (valid & known[None]) * step_weights[:, None, None]
+        shares = valid * step_weights[:, None, None]
+        wanted = which.take(features.hidden, slots + 1)
         found = vocabulary_loss(
             reads.reshape(num_steps, -1, reads.shape[-1]),
             which.lm_head_of(params, vocabulary),
-            which.take(features.hidden, slots + 1).reshape(-1, features.hidden.shape[-1]),
+            wanted.reshape(-1, wanted.shape[-1]),
             vocabulary.lm_head,
-            weights.reshape(num_steps, -1),
+            (shares * known[None]).reshape(num_steps, -1),
             chunk=config.chunk,
             train_lm_head=config.train_lm_head,
         )
-        return found.total, which.tally_of(found, valid, known, choice, vocabulary)
+        tally = which.tally_of(found, valid, known, choice, vocabulary)
+        if not config.feature_weight:
+            return found.total, tally
+        errors = feature_error(reads, wanted[None])
+        total = found.total + config.feature_weight * (shares * errors).sum()
+        return total, dataclasses.replace(tally, feature_error=(valid[0] * errors[0]).sum())
 
     return Recipe(num_steps, divisors_of, loss)

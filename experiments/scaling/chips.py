@@ -29,15 +29,19 @@ class Chip(NamedTuple):
     link: float  # of one link between chips, one way, bytes/s
     host: tuple[int, ...]  # chips that share a host; a smaller topology is part of one host
     options: dict[str, Any]  # for the compiler
+    layouts: tuple[str, ...]  # that can be had, from the smallest on
 
 
 # Compute, HBM and its bandwidth: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation.
 # Links: Austin et al., How to Scale Your Model (2025), part 2.
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
+MEGACORE = {"chip_config_name": "megacore"}  # else the compiler counts cores, not chips
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(275e12, 32 * GIB, 1200e9, 4.5e10, (2, 2, 1), {"chip_config_name": "megacore"}),  # else cores, not chips
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 5e10, (2, 2), {}),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 1e11, (2, 2, 1), {}),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 1e11, (2, 2), {}),
+    "v4": Chip(275e12, 32 * GIB, 1200e9, 4.5e10, (2, 2, 1), MEGACORE, CUBES),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 5e10, (2, 2), {}, FLAT),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 1e11, (2, 2, 1), {}, CUBES),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 1e11, (2, 2), {}, FLAT),
 }
 
 

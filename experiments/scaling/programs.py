@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from configs.targets.shapes import DRAFT_VOCAB, head_of
 from eagle_jax import sharding
@@ -60,8 +60,8 @@ class Shapes(NamedTuple):
     sampling: Sampling
 
 
-def make_shapes(setting: Setting, mesh: Mesh) -> Shapes:
-    """All arguments.
+def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
+    """All arguments; a mesh without devices is enough.
 
     Raises:
       ValueError: sizes that name no tree, or a batch that does not divide over the mesh.
@@ -82,9 +82,9 @@ def make_shapes(setting: Setting, mesh: Mesh) -> Shapes:
     def state(drafter: Drafter, params: Params) -> DecodeState:
         text = jax.ShapeDtypeStruct((setting.batch, setting.context), jnp.int32)
         length = jax.ShapeDtypeStruct((setting.batch,), jnp.int32)
-        start = functools.partial(prefill, target, drafter)
-        with sharding.active(mesh):
-            found = jax.eval_shape(start, target_params, params, text, length, sampling)
+        found = jax.eval_shape(
+            functools.partial(prefill, target, drafter), target_params, params, text, length, sampling
+        )
         places = dataclasses.replace(
             sharding.row_shardings(mesh, found),
             drafter=sharding.row_shardings(mesh, found.drafter, split=setting.split_head),

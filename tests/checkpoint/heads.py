@@ -34,8 +34,9 @@ def random_head(kind: str, target: ModelConfig, *, width: int | None = None, **f
     layer = dataclasses.replace(
         target, width=width or target.width, num_layers=1, windows=(), tap_layers=(), tie_embeddings=False
     )
-    features = target.width * (len(target.taps) if kind == "eagle3" else 1)
-    config = HeadConfig(kind=kind, layer=layer, feature_width=features, num_taps=len(target.taps), **flags)
+    num_taps = len(flags.get("parts") or target.taps)
+    features = target.width * (num_taps if kind == "eagle3" else 1)
+    config = HeadConfig(kind=kind, layer=layer, feature_width=features, num_taps=num_taps, **flags)
     rng = np.random.default_rng(0)
 
     def fill(leaf: jax.Array) -> jax.Array:

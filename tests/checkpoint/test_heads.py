@@ -206,13 +206,22 @@ def test_what_is_wrong_is_named(case: str, tmp_path: Path) -> None:
         ("eagle", {"width": 16}, "for a target of width 32, this one has 16"),
         ("eagle3", {"width": 16}, "for a target of width 32, this one has 16"),
         ("eagle3", {"vocab_size": 32}, "for a vocabulary of 64, the target has 32 tokens"),
-        ("eagle3", {"tap_layers": (2,)}, "reads 3 tapped layers, the target gives 1"),
+        ("eagle3", {"tap_layers": (2,)}, "inputs of layers [2, 3, 4], the target gives [2] and 7, its last"),
         ("eagle3", {"tap_layers": (1, 2, 3)}, r"inputs of layers [2, 3, 4], the target gives [1, 2, 3]"),
     ],
 )
 def test_another_target(kind: str, target: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         load_head(saved(tmp_path, kind), tiny_transformer(**{"num_layers": 7, **target})[0])
+
+
+def test_the_last_hidden_state_must_be_said_to_be_normed(tmp_path: Path) -> None:
+    config, params = random_head("eagle3", CONFIG, parts=(0, 3))
+    save_head(tmp_path / "head", config, params, CONFIG)
+    assert load_head(tmp_path / "head", CONFIG)[0].parts == (0, 3)
+    edit_config(tmp_path / "head", "last_hidden_state")
+    with pytest.raises(ValueError, match=r"comes out of layer 6, .* last_hidden_state is None, not 'normed'"):
+        load_head(tmp_path / "head", CONFIG)
 
 
 def test_eagle_head_of_another_width_than_its_target(tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ SHRUNK: dict[str, list[str]] = {
     "generate": ["--max_new_tokens=8"],
     "exactness": ["--num_prompts=2", "--batch=2", "--max_new_tokens=8"],
     "measure": ["--prompt_tokens=12", "--new_tokens=4", "--repeats=1"],
+    "batches": ["--drafts=eagle3", "--batches=2", "--num_prompts=3", "--max_new_tokens=4", "--repeats=1"],
+    "contexts": [
+        *("--draft_method=eagle3:5/1/2", "--contexts=64", "--windows=0", "--num_prompts=2", "--max_new_tokens=6"),
+    ],
+    "compile": ["--topology=cpu:8", "--num_layers=1", "--context=128", "--target_config=llama2-7b"],
+    "fit": ["--targets=llama2-7b", "--kinds=v5p"],
     "replay": ["--num_prompts=1", "--batch=1", "--max_new_tokens=8", "--temperatures=0,1"],
     "regenerate": ["--num_prompts=3", "--batch=2", "--max_new_tokens=8", "--max_prompt_tokens=64", "--quiet"],
     "evaluate": ["--quiet"],

@@ -1,5 +1,6 @@
 """What the picture of a tree shows: its nodes, their tokens, the accepted path."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from eagle_jax.evaluation.draw import COLOURS, confidence, draw_tree, layout, visible
-from eagle_jax.evaluation.themes import DARK, LIGHT, Theme
+from eagle_jax.evaluation.draw import draw_tree
+from eagle_jax.evaluation.pen import COLOURS
+from eagle_jax.evaluation.themes import DARK, LIGHT, Theme, ink_on
+from eagle_jax.evaluation.tree_layout import confidence
 from eagle_jax.types import NO_NODE, NO_PARENT, DraftTree, Verdict
 
 WORDS = ["Once", " upon", "\n", " a", " time", " there", "中", "$x$"]
@@ -74,6 +77,9 @@ def test_confidence_is_colour_and_what_cannot_be_accepted_is_faded(figure: Figur
     nodes = parts(figure, "node")
     assert nodes["3"].get_facecolor() == mpl.colormaps[COLOURS](confidence(TREE)[3])
     assert {name for name, node in nodes.items() if (node.get_alpha() or 1) < 0.5} == {"6"}
+    # What is faded takes after the background, and its label must be read on that.
+    faded, background = parts(figure, "label-node")["6"], figure.get_facecolor()
+    assert faded.get_color() == ink_on(background)
 
 
 def test_the_title_counts(figure: Figure) -> None:
@@ -81,17 +87,23 @@ def test_the_title_counts(figure: Figure) -> None:
     assert draw_tree(TREE, VERDICT, decode, title="A round").axes[0].get_title(loc="left") == "A round"
 
 
-def test_nodes_do_not_overlap_and_parents_stand_in_the_middle() -> None:
-    rng = np.random.default_rng(0)
-    parents = [NO_PARENT] + [int(rng.integers(node)) for node in range(1, 60)]
-    places = layout(parents)
-    assert len(set(places.values())) == len(places) == 60
-    for depth in {x for x, _ in places.values()}:
-        lines = sorted(y for x, y in places.values() if x == depth)
-        assert min(np.diff(lines), default=1) >= 1
-    for node, place in places.items():
-        lines = [places[child][1] for child, parent in enumerate(parents) if parent == node]
-        assert not lines or place[1] == (min(lines) + max(lines)) / 2
+def test_what_is_faded_is_named(figure: Figure) -> None:
+    def legend(figure: Figure) -> list[str]:
+        return [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
+
+    assert legend(figure) == ["accepted", "the target's own", "refused", "cannot be accepted"]
+    whole = dataclasses.replace(TREE, candidate=np.arange(8) < 6, parents=np.where(np.arange(8) < 6, TREE.parents, -1))
+    assert legend(draw_tree(whole, VERDICT, decode)) == ["accepted", "the target's own", "refused"]
+
+
+def test_log_probabilities_on_demand(figure: Figure) -> None:
+    assert parts(figure, "note-node") == {}
+    notes = {name: text.get_text() for name, text in parts(with_notes(), "note-node").items()}
+    assert notes == {"1": "-0.69", "2": "-1.39", "3": "-0.22", "4": "-2.30", "5": "0.00", "6": "-0.22"}
+
+
+def with_notes() -> Figure:
+    return draw_tree(TREE, VERDICT, decode, log_probabilities=True)
 
 
 def test_a_root_alone() -> None:
@@ -107,17 +119,3 @@ def test_it_can_be_saved(figure: Figure, tmp_path_factory: pytest.TempPathFactor
     for name in ("tree.png", "tree.svg"):
         figure.savefig(folder / name)  # warnings, as of a missing character, are errors
         assert (folder / name).stat().st_size > 2000
-
-
-@pytest.mark.parametrize(
-    ("text", "label"),
-    [
-        ("a b\tc\r\n", "a␣b⇥c←↵"),
-        ("", ""),
-        ("\x00é\ufffd", r"\u0000é" + "\ufffd"),
-        ("internationalisation", "internation…"),
-        ("exactly12cha", "exactly12cha"),
-    ],
-)
-def test_labels(text: str, label: str) -> None:
-    assert visible(text) == label

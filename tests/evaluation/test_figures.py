@@ -1,6 +1,7 @@
 """Charts of synthetic rows show the rows' numbers."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from eagle_jax.evaluation import figures
-from eagle_jax.evaluation.themes import THEMES, Theme, ink_on
+from eagle_jax.evaluation import figures, time_figures
+from eagle_jax.evaluation.themes import THEMES, Theme, ink_on, save
 from tests.evaluation.synthetic import METHODS, ROUNDS, TASKS, make_row, make_rows
 
 ROWS = make_rows()
@@ -78,6 +79,53 @@ def test_tau_against_nodes_goes_through_the_best_tree_of_each_size() -> None:
     assert lines(figure, 1)["eagle3, T = 0"] == ([16, 60], [eagle3[1]["speedup"], eagle3[0]["speedup"]])
 
 
+def test_speedup_by_task() -> None:
+    figure = figures.speedup_by_task(ROWS)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["T = 0", "T = 1"]
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == list(TASKS)
+    for panel, temperature in enumerate((0.0, 1.0)):
+        found = {
+            (bar.get_label(), round(patch.get_x())): patch.get_height() for bar in bars(figure, panel) for patch in bar
+        }
+        wanted = {
+            (label, place): make_row(label, task, temperature)["speedup"]
+            for label in METHODS
+            for place, task in enumerate(TASKS)
+        }
+        assert found == pytest.approx(wanted)
+
+
+def test_tau_against_depth() -> None:
+    size = {"nodes": 16, "depth": 7, "top_k": 4}
+    deep = make_row("eagle3, 16 nodes", "gsm8k", 0.0, tau=2.5, tree=size) | {"label": "deep"}
+    plain = make_row("prompt lookup", "gsm8k", 0.0, tree={"nodes": 1, "depth": None, "top_k": None})
+    rows = [make_row("eagle3, 16 nodes", task, 0.0) for task in TASKS]
+    figure = figures.tau_against_depth([deep, *rows, plain, make_row("eagle3, 60 nodes", "gsm8k", 1.0)])
+    first, second = lines(figure), lines(figure, 1)
+    assert first["eagle3, 16 nodes, top-k 4"] == ([5, 7], [pytest.approx(np.mean([r["tau"] for r in rows])), 2.5])
+    assert first["eagle3, 60 nodes, top-k 10"] == ([], [])
+    assert second["eagle3, 60 nodes, top-k 10"][0] == [7]
+    assert len(first) == 2
+
+
+def test_round_split_adds_up() -> None:
+    costs = {
+        "small": {"round": 10.0, "draft": 3.0, "target": 5.0, "observe": 2.5, "rest": -0.5},
+        "large": {"round": 40.0, "draft": 10.0, "target": 25.0, "observe": 3.0, "rest": 2.0},
+    }
+    for theme in THEMES.values():
+        figure = time_figures.round_split(costs, 4.0, theme)
+        figure.draw_without_rendering()
+        widths = {bar.get_label(): [patch.get_width() for patch in bar] for bar in bars(figure)}
+        assert widths == {
+            "drafting": [3, 10],
+            "the target's pass": [5, 25],
+            "reading what was accepted": [2.5, 3],
+            "noise, verification, commit": [0, 2],  # a difference of measurements may be negative
+        }
+        assert figure.axes[0].get_lines()[0].get_xdata() == [4.0, 4.0]
+
+
 def test_time_split_adds_up() -> None:
     row = make_row("eagle3, 60 nodes", "gsm8k", 0.0)
     prompt, one_pass, more = bars(figures.time_split([row]))
@@ -94,6 +142,13 @@ def test_a_number_that_is_missing_leaves_a_gap() -> None:
     for chart in figures.CHARTS.values():
         chart(rows)
     assert len(bars(figures.speedup_by_method(rows))) == 1
+
+
+def test_the_same_picture_is_the_same_file(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save(figures.n_alpha_curves(ROWS[:1]), tmp_path, name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
 def test_ink() -> None:

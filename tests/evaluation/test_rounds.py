@@ -67,6 +67,23 @@ def test_the_first_few_rounds() -> None:
     assert len(more) == 4
 
 
+def test_a_wider_drafter_beside_changes_nothing() -> None:
+    writer = generator(make_prompt_lookup(3))
+    sampling = {"max_new_tokens": 20}
+    alone = rounds(writer, PROMPT, 4, **sampling)
+    watched = rounds(writer, PROMPT, 4, wider=make_prompt_lookup(3, max_ngram=1), **sampling)
+    assert [one.written for one in watched] == [one.written for one in alone]
+    assert all(one.wider is None for one in alone)
+    for one in watched:
+        assert one.wider is not None
+        assert one.wider.tokens[0] == one.tree.tokens[0]
+
+
+def test_a_wider_drafter_of_another_depth() -> None:
+    with pytest.raises(ValueError, match="as deep as the other, 3, got 4"):
+        rounds(generator(make_prompt_lookup(3)), PROMPT, 1, wider=make_prompt_lookup(4))
+
+
 def test_a_text_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="need 115 cache slots, the capacity is 64"):
         rounds(generator(make_prompt_lookup(3)), PROMPT, 1, max_new_tokens=100)

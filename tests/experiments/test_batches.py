@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from eagle_jax.drafters import default_tree
 from experiments import batches, generate, launch
+from tests.experiments.test_methods import heads  # noqa: F401
 
 SHORT = ["--max_new_tokens=10", "--repeats=1", "--temperature=1"]
 
@@ -28,7 +30,8 @@ def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.
     output, record = tmp_path / "rows.jsonl", tmp_path / "record.json"
     assert call(tiny_model, questions, "--drafts=prompt_lookup:4/2/1", "--batches=1,2", f"--output={output}") == 0
     shown = capsys.readouterr().out.strip().split("\n")
-    assert shown[2].startswith("| batch | draft | prompts | tau |")
+    assert shown[2].startswith("| batch | draft | tree | tau |")
+    assert shown[4].startswith("| 1 | prompt_lookup | 4/2/1 |")
     assert len(shown) == 2 + 2 + 2
     alone = ["--method=prompt_lookup", "--nodes=4", "--nogive_up", f"--prompts_file={questions}", *SHORT[::2]]
     assert (
@@ -44,6 +47,23 @@ def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.
         assert row["speedup"] == row["tokens_per_second"] / row["plain_tokens_per_second"]
 
 
+def test_tree_shrinks_as_the_batch_grows(
+    tiny_model: Path,
+    questions: Path,
+    heads: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no sizes are given; the same text from every tree."""
+    monkeypatch.setattr(default_tree, "CPU", default_tree.Room(alone=4, together=4))
+    output = tmp_path / "rows.jsonl"
+    flags = ["--drafts=eagle3", f"--head={heads / 'eagle3'}", "--batches=1,2", f"--output={output}"]
+    assert call(tiny_model, questions, *flags) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["batch"], tuple(row["tree"].values())) for row in rows] == [(1, (4, 1, 2)), (2, (2, 0, 1))]
+    assert [row["identical_prompts"] for row in rows] == [5, 5]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -52,6 +72,7 @@ def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.
         (["--repeats=0"], "--repeats must be at least 1, got 0"),
         (["--output=FOLDER"], "must name a new file in a folder that exists"),
         (["--num_prompts=9"], "num_prompts is 9, "),
+        (["--batches=2,8"], "a batch of 8 rows needs as many prompts, there are 5"),
     ],
 )
 def test_bad_input(

@@ -15,7 +15,7 @@ from eagle_jax.evaluation.rows import TIMINGS
 from eagle_jax.evaluation.side_by_side import TURN_STRIDE
 from eagle_jax.generate import Generator
 from eagle_jax.models.transformer import make_target
-from experiments import evaluate, launch
+from experiments import cells, evaluate, launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -43,7 +43,7 @@ def get_config():
     return config
 """
 LONG = "x" * 140  # no room behind it in the tiny model's context
-TALK = [["Hello hello, who is there?", "And then?"], ["Not asked."], ["Tell me of bees.", LONG], ["Not asked."]]
+TALK = [["Hello hello, who is there?", "And then?"], ["Tell me of bees.", LONG], ["Not asked."], ["Not asked."]]
 SUMS = [["1 + 1 = 2, 2 + 2 ="], ["3 + 4 ="]]
 CELLS = 2 * 2 * (1 + 2)  # tasks, seeds, methods at both temperatures
 
@@ -89,9 +89,9 @@ def undisturbed(config: Path, data: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_row_for_each_cell(undisturbed: Path, tiny_model: Path) -> None:
     rows = read(undisturbed)
-    cells = [(row["task"], row["temperature"], row["seed"], row["label"]) for row in rows]
-    assert len(cells) == len(set(cells)) == CELLS
-    assert cells[:3] == [("talk", 0, 0, "lookup"), ("talk", 0, 3, "lookup"), ("talk", 1, 0, "lookup")]
+    found = [(row["task"], row["temperature"], row["seed"], row["label"]) for row in rows]
+    assert len(found) == len(set(found)) == CELLS
+    assert found[:3] == [("talk", 0, 0, "lookup"), ("sums", 0, 0, "lookup"), ("talk", 0, 3, "lookup")]
     for row in rows:
         assert row["identical_prompts"] == row["prompts"] == 2
         assert (row["turns"], row["turns_left_out"]) == ((3, 1) if row["task"] == "talk" else (2, 0))

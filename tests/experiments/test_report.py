@@ -52,6 +52,31 @@ def test_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert (name in text) == name.endswith("svg")
 
 
+def write_run(folder: Path, steps: int = 1) -> Path:
+    folder.mkdir()
+    lines: list[dict[str, object]] = [{"step": 10, "kind": "train", "loss": 2.0, "simulated_tau": 1.1}]
+    lines += [{"step": 10, "kind": "heldout", "simulated_tau": 1.1, **{f"accuracy_{i}": 0.5 for i in range(steps)}}]
+    return write(folder / "metrics.jsonl", lines)
+
+
+def test_training_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [write_run(tmp_path / "one"), write_run(tmp_path / "unrolled", steps=2)]
+    output = tmp_path / "report"
+    assert launch.call(report.main, report.FLAGS, [f"--metrics={paths[0]},{paths[1]}", f"--output={output}"]) == 0
+    names = {f"{name}-{theme}" for name in ("training", "steps-unrolled") for theme in ("light", "dark")}
+    assert {path.stem for path in output.glob("*.svg")} == {path.stem for path in output.glob("*.png")} == names
+    text = (output / "report.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("#")] == ["# Measured", "## Training"]
+    assert all(f"{name}.svg" in text for name in names)
+    assert capsys.readouterr().out == f"wrote {output / 'report.md'} and 4 figures\n"
+
+
+def test_two_runs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_run(tmp_path / "one")
+    assert launch.call(report.main, report.FLAGS, [f"--metrics={path},{path}", f"--output={tmp_path}"]) == 2
+    assert capsys.readouterr().err == "error: runs are told apart by their folders, got two called 'one'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -77,5 +102,9 @@ def test_files_that_hold_no_rows(text: str, message: str, tmp_path: Path, capsys
 def test_bad_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "none.jsonl", tmp_path / "report") == 2
     assert launch.call(report.main, report.FLAGS, ["--rows=x"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"error: {tmp_path / 'none.jsonl'}: No such file or directory", "error: give --output"]
+    assert launch.call(report.main, report.FLAGS, ["--output=x"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {tmp_path / 'none.jsonl'}: No such file or directory",
+        "error: give --output",
+        "error: give --rows or --metrics",
+    ]

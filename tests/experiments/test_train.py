@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
 from eagle_jax.checkpoint.validate_head import validate
+from eagle_jax.models.draft_head import layers_of
 from eagle_jax.training.run import Run
 from experiments import launch, train
 
@@ -123,6 +125,33 @@ def test_an_exported_head_loads(task: Task, whole: Path) -> None:
     assert validate(whole / "head", target=model.config) == []
 
 
+def test_a_head_on_one_layer(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On half of the text, with EAGLE's feature loss, and with the features that another kind of head has left."""
+    features = whole / "features"
+    before = contents(features)
+    fields = ["head.taps=(-1,)", "recipe.feature_weight=10", "data.share=0.5", "steps=1"]
+    flags = [f"--features={features}", f"--export={tmp_path / 'head'}", *(f"--config.{field}" for field in fields)]
+    assert run(task, tmp_path, *flags) == 0
+    said = capsys.readouterr().out
+    assert "data: 5 conversations" in said
+    assert "finished: 1 steps" in said
+    assert contents(features) == before
+    assert all(line["feature_error"] > 0 for line in metrics(tmp_path))
+    model = load_target(str(task.target))
+    config, params = load_pretrained_head(str(tmp_path / "head"), model)
+    assert layers_of(config, model.config) == (model.config.num_layers,)
+    assert params.weights["fc"]["kernel"].shape == (model.config.width, model.config.width)
+
+
+def test_on_a_mesh(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows over two devices, the target over two: the numbers of one device; a mesh that cannot be is one line."""
+    assert run(task, tmp_path, "--mesh=2x2") == 0
+    for found, wanted in zip(metrics(tmp_path), metrics(whole), strict=True):
+        assert found == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in wanted.items()}
+    line = refused(capsys, task, tmp_path, "--mesh=4x2")
+    assert line == "error: --mesh=4x2 deals out rows to 4 devices, but 2 decode together"
+
+
 def test_in_pieces(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--features={tmp_path / 'features'}", f"--export={tmp_path / 'head'}", "--time_limit=0"]
     said = []
@@ -159,7 +188,8 @@ def test_an_eagle_head(task: Task, tmp_path: Path) -> None:
         best = kept.best({"weights": params.weights})
     assert best is not None
     assert best[0] == 2
-    np.testing.assert_array_equal(params.weights["fc"]["kernel"], best[1]["weights"]["fc"]["kernel"])
+    written = jnp.asarray(best[1]["weights"]["fc"]["kernel"], jnp.bfloat16)
+    np.testing.assert_array_equal(params.weights["fc"]["kernel"], written.astype(jnp.float32))
     assert validate(tmp_path / "head", engines=["sglang"], target=model.config) == []
 
 
@@ -237,6 +267,8 @@ def test_no_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--config.target=no/such/model", "target 'no/such/model' is neither"),
         ("--config.epochs=x", "flag --config.epochs=x: "),
         ("--config.data.heldout=12", "cannot hold out 12 of 12 conversations"),
+        ("--config.data.share=0", "data.share must be above 0 and at most 1, got 0.0"),
+        ("--config.head.taps=(3,)", "inputs of layers [3], the target gives [1, 1, 0] and 2, its last"),
         ("--config.data.length=8", "none of 12 documents has a supervised token within the first 8"),
         ("--config.head.draft_vocab_size=300", "must have at most 257 tokens, got 300"),
         ("--config.optimizer.name=sgd", "optimizer must be adamw or muon, got 'sgd'"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eagle_jax.types import Params, Target, TargetOutput
+from eagle_jax.types import KVCache, Params, Target, TargetOutput
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -17,6 +17,15 @@ def whole_pass(target: Target, params: Params, tokens: jax.Array) -> tuple[Targe
     positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
     output = target.forward(params, tokens, positions, target.init_cache(batch, 1), mask)
+    return output, target.unembed(params, output.hidden)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def cached_pass(
+    target: Target, params: Params, tokens: jax.Array, positions: jax.Array, cache: KVCache, mask: jax.Array
+) -> tuple[TargetOutput, jax.Array]:
+    """`forward` and the logits [B, T, V]."""
+    output = target.forward(params, tokens, positions, cache, mask)
     return output, target.unembed(params, output.hidden)
 
 

@@ -14,7 +14,7 @@ from eagle_jax.checkpoint.hf import load_config, load_params
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.transformer import init_params, make_target
 from eagle_jax.types import Params
-from tests.models.passes import greedy, whole_pass
+from tests.models.passes import cached_pass, greedy, whole_pass
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TOLERANCE = 1e-4  # the fixtures' own, for float32 logits and hidden states
@@ -72,8 +72,8 @@ def test_tree_on_cached_prompt(seed: int, prefix_block: int, capacity: int) -> N
     dirty = jax.tree.map(lambda a: a.at[:, 12:].set(1e3) if a.ndim == 4 else a, cache)
     depths = jnp.asarray(golden["tree_position_ids"], jnp.int32)
     tokens = jnp.asarray(golden["tree_tokens"], jnp.int32)
-    output = target.forward(params, tokens, 12 + depths[None], dirty, jnp.asarray(golden["tree_mask"])[None])
-    logits = target.unembed(params, output.hidden)
+    mask = jnp.asarray(golden["tree_mask"])[None]
+    output, logits = cached_pass(target, params, tokens, 12 + depths[None], dirty, mask)
     np.testing.assert_allclose(logits, golden["tree_logits"], atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(output.hidden, golden["tree_last_hidden"], atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(output.taps, golden["tree_taps"], atol=TOLERANCE, rtol=0)
@@ -90,8 +90,8 @@ def test_cached_pass_equals_whole_pass(family: str) -> None:
         length = stop - start
         mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))
         positions = jnp.broadcast_to(jnp.arange(start, stop), (2, length))
-        output = target.forward(params, tokens[:, start:stop], positions, cache, mask)
-        logits.append(target.unembed(params, output.hidden))
+        output, found = cached_pass(target, params, tokens[:, start:stop], positions, cache, mask)
+        logits.append(found)
         path = jnp.broadcast_to(jnp.arange(length), (2, length))
         cache = commit(cache, output.keys, output.values, path, jnp.full((2,), length))
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), golden["logits"], atol=TOLERANCE, rtol=0)

@@ -29,11 +29,11 @@ def model(seed: int = 0, **overrides: Any) -> tuple[ModelConfig, Target, Params]
 
 @functools.cache
 def head(
-    kind: Literal["eagle", "eagle3"], seed: int = 0, *, draft_size: int = 0
+    kind: Literal["eagle", "eagle3"], seed: int = 0, *, draft_size: int = 0, taps: tuple[int, ...] = ()
 ) -> tuple[Head, HeadParams, Vocabulary]:
     """A random head for `model()`, with the target's rows of the first `draft_size` of some ranking as LM head."""
     config, target, params = model()
-    made = make_head(initialise.head_config(config, kind), target)
+    made = make_head(initialise.head_config(config, kind, taps=taps), target)
     ranks = np.random.default_rng(seed).permutation(config.vocab_size).astype(np.int32)
     vocabulary = initialise.make_vocabulary(config, params, ranks, draft_size)
     rows = vocabulary.lm_head if draft_size else None

@@ -36,8 +36,8 @@ LESSONS = 40
 PROMPTS = ([5, 17, 40], [9, 9, 31, 2, 60, 8], [*range(20, 32)])
 NEW = 32
 LENGTH = max(map(len, PROMPTS)) + NEW
-HEADS = [("eagle", 0), ("eagle3", 40)]
-"""Kinds of head; tokens of its draft vocabulary, 0 for all."""
+HEADS: list[tuple[Any, int, tuple[int, ...]]] = [("eagle", 0, ()), ("eagle3", 40, ()), ("eagle3", 40, (-1,))]
+"""Kind of head; tokens of its draft vocabulary, 0 for all; layers that it fuses, () for the target's taps."""
 
 
 class Taught(NamedTuple):
@@ -60,15 +60,13 @@ def documents() -> list[Example]:
 
 
 @functools.cache
-def taught(kind: Any, draft_size: int) -> Taught:
+def taught(kind: Any, draft_size: int, taps: tuple[int, ...]) -> Taught:
     """Teach a head the text a little, and count on the same text; an EAGLE head too is fed with its own states."""
-    head, params, vocabulary = small.head(kind, draft_size=draft_size)
+    head, params, vocabulary = small.head(kind, draft_size=draft_size, taps=taps)
     _, _, target_params = small.model()
     recipe = make_unroll_recipe(head, UnrollConfig(num_steps=STEPS, chunk=32))
     batch = small.batch_of(documents(), 2 * LENGTH)
     features = small.features_of(batch)
-    if kind == "eagle":
-        features = dataclasses.replace(features, taps=features.hidden)  # what its first step reads
     optimizer = optax.adam(3e-3)
 
     @jax.jit
@@ -115,12 +113,12 @@ def draft(
 
 
 @functools.cache
-def accepted_at(kind: str, draft_size: int, index: int) -> dict[int, int]:
+def accepted_at(kind: str, draft_size: int, taps: tuple[int, ...], index: int) -> dict[int, int]:
     """For each slot of an answer, how many tokens of the chain drafted there are the target's, counted from the root.
 
     One row a slot, in which the drafter has read the text up to it; counting stops where the text does.
     """
-    head, params, _ = taught(kind, draft_size)
+    head, params, _ = taught(kind, draft_size, taps)
     _, target, target_params = small.model()
     document = documents()[index]
     slots = document.slots
@@ -140,12 +138,12 @@ def accepted_at(kind: str, draft_size: int, index: int) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "draft_size"), HEADS)
-def test_joint_accuracy_is_what_the_decoder_accepts(kind: str, draft_size: int) -> None:
-    tally = taught(kind, draft_size).tally
+@pytest.mark.parametrize(("kind", "draft_size", "taps"), HEADS)
+def test_joint_accuracy_is_what_the_decoder_accepts(kind: str, draft_size: int, taps: tuple[int, ...]) -> None:
+    tally = taught(kind, draft_size, taps).tally
     chains, accepted = np.zeros(STEPS, int), np.zeros(STEPS, int)
     for index in range(len(PROMPTS)):
-        found = accepted_at(kind, draft_size, index)
+        found = accepted_at(kind, draft_size, taps, index)
         for step in range(STEPS):
             inside = [count for slot, count in found.items() if slot + step in found]
             chains[step] += len(inside)
@@ -162,15 +160,16 @@ def test_joint_accuracy_is_what_the_decoder_accepts(kind: str, draft_size: int) 
     assert (rates["coverage"] < 1) == (draft_size > 0)
 
 
-def test_rounds_of_the_decoder_are_these_chains() -> None:
+@pytest.mark.parametrize("which", HEADS[1:])
+def test_rounds_of_the_decoder_are_these_chains(which: tuple[Any, int, tuple[int, ...]]) -> None:
     """Whole answers, decoded: round after round accepts what the chain at its root was worth."""
-    head, params, _ = taught(*HEADS[1])
+    head, params, _ = taught(*which)
     _, target, target_params = small.model()
     writer = Generator(target, target_params, chain(head), params, capacity=128, prefill_chunk=16)
     written = writer.generate(PROMPTS, max_new_tokens=NEW - STEPS)
     for row, (prompt, document) in enumerate(zip(PROMPTS, documents(), strict=True)):
         assert written.tokens[row] == document.tokens[len(prompt) : -STEPS].tolist()
-        counts, found = np.zeros(STEPS + 1, int), accepted_at(*HEADS[1], row)
+        counts, found = np.zeros(STEPS + 1, int), accepted_at(*which, row)
         root = len(prompt)
         while root < len(document.tokens) - STEPS - 1:
             count = found[root - 1]

@@ -1,5 +1,7 @@
 """The distilling recipe against a slow twin, and a student that learns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,9 @@ from eagle_jax.checkpoint.pretrained import pick_layers
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training import initialise, step
-from eagle_jax.training.batch import Batch, Tally, Vocabulary, summarise
+from eagle_jax.training.batch import Batch, Features, Tally, Vocabulary, summarise
 from eagle_jax.training.distill_recipe import FROZEN, make_distill_recipe, whole_student
-from eagle_jax.types import Params
+from eagle_jax.types import Params, Target
 from tests.training import small
 
 DOCUMENTS = [small.document(seed, 14 + seed, 5 + seed, 12 + seed) for seed in range(3)]
@@ -22,18 +24,26 @@ VOCABULARY: Vocabulary = initialise.make_vocabulary(CONFIG, PARAMS, np.arange(CO
 WEIGHTS: Params = {name: value for name, value in PICKED.items() if name not in FROZEN}
 
 
-def logits_of(target: object, params: Params, tokens: np.ndarray) -> np.ndarray:
+def logits_of(target: Target, params: Params, tokens: np.ndarray) -> np.ndarray:
     """Of one document alone, at each of its positions."""
-    size = len(tokens)
-    positions = jnp.arange(size)[None]
+    return np.asarray(_logits(target, params, jnp.asarray(tokens)[None])[0], np.float64)
+
+
+@functools.partial(jax.jit, static_argnames=("target",))
+def _logits(target: Target, params: Params, tokens: jax.Array) -> jax.Array:
+    size = tokens.shape[1]
     causal = jnp.tril(jnp.ones((1, size, size), bool))
-    output = target.forward(params, jnp.asarray(tokens)[None], positions, target.init_cache(1, 1), causal)
-    return np.asarray(target.unembed(params, output.hidden)[0], np.float64)
+    output = target.forward(params, tokens, jnp.arange(size)[None], target.init_cache(1, 1), causal)
+    return target.unembed(params, output.hidden)
 
 
 def loss_of(weights: Params, batch: Batch) -> tuple[jax.Array, Tally]:
     """The recipe's."""
-    features = small.features_of(batch)
+    return _loss(weights, batch, small.features_of(batch))
+
+
+@jax.jit
+def _loss(weights: Params, batch: Batch, features: Features) -> tuple[jax.Array, Tally]:
     params = HeadParams(weights)
     return RECIPE.loss(params, PARAMS, VOCABULARY, batch, features, RECIPE.divisors(batch), jax.random.key(0))
 

@@ -112,7 +112,7 @@ def test_of_another_text_or_type(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_fingerprint_tells_text_mask_and_target_apart() -> None:
+def test_fingerprint_tells_text_mask_target_and_taps_apart() -> None:
     _, _, params = small.model()
     _, _, others = small.model(1)
     masked = [EXAMPLES[0]._replace(supervised=~EXAMPLES[0].supervised), *EXAMPLES[1:]]
@@ -123,8 +123,9 @@ def test_fingerprint_tells_text_mask_and_target_apart() -> None:
         fingerprint(EXAMPLES, "tiny", others, False),
         fingerprint(EXAMPLES[1:], "tiny", params, False),
         fingerprint(masked, "tiny", params, False),
+        fingerprint(EXAMPLES, "tiny", params, False, tap_layers=(1, 2)),
     }
-    assert len(names) == 6
+    assert len(names) == 7
 
 
 def test_too_large_for_the_type(tmp_path: Path) -> None:

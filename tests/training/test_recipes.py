@@ -13,8 +13,10 @@ import pytest
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.training import rows as which
 from eagle_jax.training.batch import NO_SLOT, Batch, Features, Recipe, Tally, summarise
-from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe, smooth_l1
-from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.losses import smooth_l1
+from eagle_jax.training.unroll import unroll
+from eagle_jax.training.unroll_recipe import OFFICIAL, UnrollConfig, make_unroll_recipe
 from tests.training import reference, small
 
 EXAMPLES = [small.document(0, 17, 6), small.document(1, 12, 4), small.document(2, 21, 9, 15)]
@@ -132,6 +134,37 @@ def test_joint_accuracy_and_tau_by_hand() -> None:
     assert rates["simulated_tau"] == pytest.approx(1 + 0.6 + 0.5)
 
 
+def test_feature_loss_of_the_unrolled_recipe() -> None:
+    """The mean over the rows of each step, whether or not the target's choice can be drafted, on top of the rest."""
+    head, params, vocabulary = small.head("eagle3", draft_size=DRAFT_SIZE)
+    _, _, target_params = small.model()
+    batch = small.batch_of(EXAMPLES, 64)
+    features = small.features_of(batch)
+    config = UnrollConfig(num_steps=3, chunk=16, feature_weight=2.5)
+    recipe = make_unroll_recipe(head, config)
+
+    @jax.jit
+    def both(weights: Any) -> tuple[jax.Array, Tally, jax.Array]:
+        changed = dataclasses.replace(params, weights=weights)
+        rest = (batch, features, recipe.divisors(batch), jax.random.key(0))
+        states = unroll(head, changed, target_params, batch, features.taps, batch.slots, 3)
+        reads = jnp.stack([head.readout(changed, state) for state in states])
+        return *recipe.loss(changed, target_params, vocabulary, *rest), reads
+
+    total, tally, reads = both(params.weights)
+    (slots,) = np.asarray(batch.slots).tolist()
+    slots = [slot for slot in slots if slot != NO_SLOT]
+    errors = reference.feature_errors(np.asarray(reads)[:, 0], np.asarray(features.hidden[0]), slots)
+    assert [len(some) for some in errors] == tally.rows.tolist()
+    plain, before, _ = run("eagle3", batch)
+    wanted = sum(w * np.mean(some) for w, some in zip(config.step_weights, errors, strict=True))
+    assert float(total - plain) == pytest.approx(2.5 * wanted, rel=1e-4)
+    assert float(tally.feature_error) == pytest.approx(sum(errors[0]), rel=1e-4)
+    assert_close(dataclasses.replace(tally, feature_error=before.feature_error), before, 1e-5)
+    assert summarise(tally)["feature_error"] == pytest.approx(np.mean(errors[0]), rel=1e-4)
+    assert "feature_error" not in summarise(before)
+
+
 def test_smooth_l1() -> None:
     np.testing.assert_allclose(smooth_l1(jnp.array([-3.0, -0.5, 0.0, 1.0, 2.0])), [2.5, 0.125, 0.0, 0.5, 1.5])
 
@@ -152,6 +185,11 @@ def test_noise_is_the_keys() -> None:
         (lambda: UnrollConfig(num_steps=0), "num_steps must be at least 1, got 0"),
         (lambda: UnrollConfig(decay=1.5), r"decay must be in \(0, 1\], got 1.5"),
         (lambda: UnrollConfig(alignment="other"), "alignment must be target or official, got 'other'"),
+        (lambda: UnrollConfig(feature_weight=-1), "feature_weight must be at least 0, got -1"),
+        (
+            lambda: dataclasses.replace(OFFICIAL, feature_weight=0.5),
+            "the official alignment has no feature loss, got feature_weight 0.5",
+        ),
         (lambda: FeatureConfig(noise=-1), "noise must be at least 0, got -1"),
         (lambda: FeatureConfig(feature_weight=0, token_weight=0), "weights must be positive, got 0 and 0"),
     ],

@@ -1,0 +1,85 @@
+"""What a target says along a text, kept while the text is written or read: plain decoding with a memory.
+
+The memory is a drafter's state, so the programs are those of decoding: prompts are read chunk by chunk, and a long text
+never needs more than one chunk's scores. `replay` plays drafters back along it.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from eagle_jax.cache import write
+from eagle_jax.decode import prefill
+from eagle_jax.drafters.base import Drafter, DrafterState, Observation
+from eagle_jax.drafters.vanilla import make_vanilla
+from eagle_jax.generate import ALL_ROUNDS, Generator, read
+from eagle_jax.sampling import make_sampling
+from eagle_jax.types import Params, Target
+
+CHUNK = 256
+"""Tokens read per pass."""
+
+
+@struct.dataclass
+class Recording:
+    """What a target said along some texts; takes the place of its weights."""
+
+    weights: Params
+    hidden: jax.Array  # [B, S, E]
+    taps: jax.Array  # [B, S, number of taps * E]
+
+
+def record(target: Target, params: Params, texts: jax.Array, lengths: jax.Array) -> Recording:
+    """Read texts i32[B, S], each from index 0 on and `lengths` i32[B] long."""
+    law = make_sampling(len(texts))
+    state = prefill(target, _recorder_of(target, params), params, (), texts, lengths, law, chunk=CHUNK)
+    return Recording(params, *state.drafter)
+
+
+def write_recorded(
+    target: Target, params: Params, prompts: Sequence[Sequence[int]], *, capacity: int, **law: Any
+) -> tuple[list[list[int]], Recording]:
+    """The answers of plain decoding to a batch of prompts, and the recording of prompts and answers.
+
+    Args:
+      target, params: the model.
+      prompts: token ids of each row.
+      capacity: slots S; a drafter that is to be played back needs its `max_depth` + 1 behind the longest text.
+      **law: as `make_sampling` takes it.
+
+    Raises:
+      ValueError: as `Generator.generate`.
+    """
+    writer = Generator(target, params, _recorder_of(target, params), capacity=capacity, prefill_chunk=CHUNK)
+    settings = make_sampling(len(prompts), **law)
+    state = writer.advance(writer.drafter, writer.start(prompts, settings), settings, ALL_ROUNDS)
+    return read(state).tokens, Recording(params, *state.drafter)
+
+
+def _recorder_of(target: Target, params: Params) -> Drafter:
+    """The recorder for a target's sizes."""
+    one, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
+    said = jax.eval_shape(target.forward, params, one, one, target.init_cache(1, 1), mask)
+    return make_recorder(said.hidden.shape[-1], said.taps.shape[-1], said.hidden.dtype.name)
+
+
+@functools.cache
+def make_recorder(width: int, tapped: int, dtype: str) -> Drafter:
+    """Plain decoding whose state is hidden [B, S, width] and taps [B, S, tapped]."""
+
+    def init(batch: int, capacity: int) -> DrafterState:
+        return tuple(jnp.zeros((batch, capacity, size), dtype) for size in (width, tapped))
+
+    def observe(params: Params, target_params: Params, state: DrafterState, seen: Observation) -> DrafterState:
+        del params, target_params
+        steps, capacity = jnp.arange(seen.path.shape[1])[None, :], state[0].shape[1]
+        slots = jnp.where(steps < seen.count[:, None], seen.length[:, None] + steps, capacity)
+        path = jnp.maximum(seen.path, 0)[:, :, None]
+        said = (jnp.take_along_axis(x, path, axis=1) for x in (seen.output.hidden, seen.output.taps))
+        return tuple(write(old, new, slots) for old, new in zip(state, said, strict=True))
+
+    return make_vanilla()._replace(name="recorder", init=init, observe=observe)

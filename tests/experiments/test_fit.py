@@ -1,0 +1,78 @@
+"""Bytes of long targets from short ones, and the smallest slice that holds them."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from configs.targets.shapes import TARGETS
+from eagle_jax.sharding import make_mesh
+from experiments import compile as compiling
+from experiments import fit, launch
+from experiments.scaling.chips import CHIPS, GIB, get_topology
+from experiments.scaling.cost import memory_of
+from experiments.scaling.programs import make_shapes
+from tests.experiments.test_compile import TINY, needs_libtpu, setting
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def tiny_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "tiny", TARGETS["llama3-8b"]._replace(config=TINY))
+
+
+def call(*more: str) -> int:
+    return launch.call(fit.main, fit.FLAGS, ["--targets=tiny", "--context=128", *more])
+
+
+def test_long_from_short() -> None:
+    """Three layers counted from one and two, on a mesh of no devices, are those on devices."""
+    given = setting(split_head=True)
+    assert fit.held(given, 4) == memory_of(make_shapes(given, make_mesh(1, 4)))
+
+
+def test_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One chip where it has room; of a kind with none the row says so."""
+    published = dataclasses.replace(setting(split_head=False), batch=1, nodes=60, depth=7, top_k=10)
+    needed = fit.held(published, 4)
+    small = CHIPS["v5e"]._replace(hbm=sum(needed.values()) + GIB)
+    monkeypatch.setitem(CHIPS, "v5e", small)
+    monkeypatch.setitem(CHIPS, "v6e", small._replace(hbm=float(GIB)))
+    output = tmp_path / "rows.jsonl"
+    assert call("--kinds=v5e,v6e,v5p", f"--output={output}") == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["topology"], row["devices"]) for row in rows] == [("v5e:2x2", 4), (None, None), ("v5p:2x2x1", 4)]
+    assert rows[0]["memory"] == needed
+    assert "| tiny | 2x2: 0.00 + 0.00 + 0.00 | - | 2x2x1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--kinds=v5e,v9", "--kinds takes v4, v5e, v5p, v6e, got v9"),
+        ("--targets=gpt2", "target config 'gpt2' is not one of llama2-7b, "),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], flag: str, message: str) -> None:
+    assert call(flag) == launch.USER_ERROR
+    assert message in capsys.readouterr().err
+
+
+@needs_libtpu
+@pytest.mark.parametrize("kind", CHIPS)
+def test_layouts(kind: str) -> None:
+    """The compiler knows all of them."""
+    for layout in CHIPS[kind].layouts:
+        assert len(get_topology(f"{kind}:{layout}").devices) == math.prod(map(int, layout.split("x")))
+
+
+def test_tables_of_the_page() -> None:
+    """They are those of the rows that are kept."""
+    page, kept = (ROOT / "docs" / "scaling.md").read_text(), ROOT / "results" / "scaling"
+    assert compiling.summary(kept / "rows.jsonl") in page
+    rows = [json.loads(line) for line in (kept / "slices.jsonl").read_text().splitlines()]
+    for method in {row["method"] for row in rows}:
+        assert fit.table([row for row in rows if row["method"] == method]) in page
