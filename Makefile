@@ -11,7 +11,7 @@ CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3
 PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(if $(filter yes,$(shell $(p) -c \
     'import sys; print("yes" if sys.version_info >= (3, 11) else "no")' 2>/dev/null)),$(p))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
-PROMPT := Write a SQL schema for a library with books, members and loans.
+PROMPT := Explain how a bicycle stays upright while it is moving.
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
