@@ -21,7 +21,7 @@ from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import KVCache, Params, Target, TargetOutput
-from tests.compilations import count_compilations
+from tests.compilations import AS_SHIPPED, count_compilations
 from tests.drafts import make_oracle
 
 CAPACITY = 64
@@ -158,7 +158,7 @@ IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "fusion", "scatter", "d
 def _copies(target: Target, params: Params, drafter: Drafter, drafts: Params, batch: int, slots: int) -> list[str]:
     """Signs in the compiled decode program that a whole cache array (one layer's keys or values) is written anew."""
     arguments = _arguments(target, params, drafter, drafts, batch, slots)
-    program = decode.lower(target, drafter, *arguments).compile()
+    program = decode.lower(target, drafter, *arguments).compile(AS_SHIPPED)
     cache_size = batch * slots * 2 * 8
     found = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())
     signs = [op for dims, op in found if math.prod(map(int, dims.split(","))) >= cache_size and op not in IN_PLACE]

@@ -21,6 +21,7 @@ from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.tree import chain_tree
 from eagle_jax.types import NO_PARENT, TargetOutput
+from tests.compilations import AS_SHIPPED
 from tests.golden import QUICK
 from tests.reference import ngram_pool as slow
 
@@ -131,7 +132,7 @@ def test_no_round_copies_a_pool_or_a_cache(name: str) -> None:
     sampling, text = make_sampling(2, temperature=1.0), jnp.zeros((2, capacity), jnp.int32)
     read = functools.partial(prefill, target, drafter, chunk=8)
     state = jax.eval_shape(read, params, drafts, text, jnp.ones(2, jnp.int32), sampling)
-    program = decode.lower(target, drafter, params, drafts, state, sampling, 9).compile()
+    program = decode.lower(target, drafter, params, drafts, state, sampling, 9).compile(AS_SHIPPED)
     size = 2 * slots * 3  # of the phrases; keys or values of a layer take more
     assert 2 * capacity * 2 * 8 > size
     found = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())
