@@ -34,11 +34,14 @@ def count_after(count: jax.Array, read: jax.Array) -> jax.Array:
     return jnp.where(read, count, 0)
 
 
-def write(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-    """`old` [B, S, ...] with `new` [B, P, ...] at `slots` i32[B, P]; those outside of S are dropped.
+def append(old: jax.Array, new: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:
+    """`old` [B, S, ...] with the first `count` i32[B] of `new` [B, P, ...] from `start` i32[B] on; no room, no write.
 
     Row by row: of a batch that is dealt out to devices, no row then asks for what belongs to another.
     """
+    steps = jnp.arange(new.shape[1])[None, :]
+    # Rows past `count` get a slot outside, and a scatter drops those.
+    slots = jnp.where(steps < count[:, None], start[:, None] + steps, old.shape[1])
     return jax.vmap(lambda row, values, at: row.at[at].set(values, mode="drop"))(old, new, slots)
 
 
@@ -57,16 +60,13 @@ def commit(
       The cache with `length + count` rows. Nothing is written beyond its capacity: rows that do not fit are dropped,
       which `decode` rules out before it starts.
     """
-    steps = jnp.arange(path.shape[1])[None, :]
-    # Rows past `count` get a slot outside the cache, and a scatter drops those.
-    slots = jnp.where(steps < count[:, None], cache.length[:, None] + steps, cache.capacity)
 
-    def append(old: jax.Array, new: jax.Array) -> jax.Array:
+    def grown(old: jax.Array, new: jax.Array) -> jax.Array:
         picked = jnp.take_along_axis(new, jnp.maximum(path, 0)[:, :, None, None], axis=1)
-        return write(old, picked.astype(old.dtype), slots)
+        return append(old, picked.astype(old.dtype), cache.length, count)
 
     return KVCache(
-        keys=tuple(map(append, cache.keys, keys)),
-        values=tuple(map(append, cache.values, values)),
+        keys=tuple(map(grown, cache.keys, keys)),
+        values=tuple(map(grown, cache.values, values)),
         length=cache.length + count,
     )

@@ -18,7 +18,7 @@ from jax import lax
 
 from eagle_jax import sampling as noises
 from eagle_jax import verify
-from eagle_jax.cache import commit, count_after, write
+from eagle_jax.cache import append, commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.sharding import keep_rows
 from eagle_jax.tree import ancestors
@@ -218,8 +218,7 @@ def one_round(
         written, count, ended = _kept(tree, verdict, state, sampling)
     with jax.named_scope("commit"):
         cache = commit(state.cache, output.keys, output.values, verdict.path, count)
-        slots = jnp.where(steps < count[:, None], positions, state.text.shape[1])
-        text = write(state.text, written, slots)
+        text = append(state.text, written, length + 1, count)
     with jax.named_scope("observe"):
         observation = Observation(
             text=text, length=length, output=output, path=verdict.path, count=count, tree=tree, choice=choice

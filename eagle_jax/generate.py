@@ -167,7 +167,7 @@ class Generator:
 
         Rounds of both kinds are timed right behind each other: a machine that slows down later slows both.
         """
-        shape = self._pad(prompts, sampling)[0].shape
+        shape = len(prompts), self.slots(prompts, sampling)
         if shape not in self._break_evens:
             endless = dataclasses.replace(sampling, stop_ids=jnp.full_like(sampling.stop_ids, NO_TOKEN))
             plain = dataclasses.replace(self.start(prompts, endless), drafter=())

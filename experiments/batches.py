@@ -29,6 +29,7 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.refill import write_all
 from eagle_jax.sampling import make_sampling
 from experiments import launch, methods
+from experiments.settings import Settings
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
@@ -62,13 +63,13 @@ def main() -> None:
     target = make_target(model.config, FLAGS.dtype)
 
     @functools.cache
-    def contestant(name: str, settings: methods.Settings) -> Generator:
+    def contestant(name: str, settings: Settings) -> Generator:
         return Generator(target, model.params, *methods.make_method(name, model, settings))
 
     rows: list[Row] = []
     for batch in batches:
         count = FLAGS.num_prompts or min(len(prompts), max(8, 2 * batch))
-        contestants, trees = {PLAIN: contestant("vanilla", methods.Settings(dtype=FLAGS.dtype))}, {}
+        contestants, trees = {PLAIN: contestant("vanilla", Settings(dtype=FLAGS.dtype))}, {}
         for label, name, settings in asked:
             settings = methods.with_tree(name, settings, batch)
             contestants[label] = contestant(name, settings)

@@ -10,7 +10,6 @@ import dataclasses
 import importlib.metadata
 import json
 import pathlib
-import re
 from typing import Any
 
 import jax
@@ -126,10 +125,7 @@ def _model_of(row: Row) -> str:
 
 
 def _mesh(topology: Topology) -> Mesh:
-    sizes = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", FLAGS.mesh)
-    if not sizes:
-        raise ValueError(f"--mesh is DATAxMODEL, as 1x8, got {FLAGS.mesh!r}")
-    data, model = map(int, sizes.groups())
+    data, model = launch.mesh_sizes(FLAGS.mesh)
     if data * model != len(topology.devices):
         raise ValueError(
             f"--mesh={FLAGS.mesh} takes {data * model} devices, {topology.name} has {len(topology.devices)}"

@@ -2,7 +2,7 @@
 
     {"label": "eagle3, own noise", "method": "eagle3", "nodes": 60, "depth": 7, "top_k": 10, "share_noise": False}
 
-`label` and `method` are needed. Then whatever `methods.Settings` holds but the dtype, how drafts are checked (`rule`,
+`label` and `method` are needed. Then whatever `Settings` holds but the dtype, how drafts are checked (`rule`,
 `share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of EAGLE-2 that an ablation
 leaves out (`use_value`, `reranks`), and `temperatures`, where a method shall not run at all of the config's.
 """
@@ -22,6 +22,7 @@ from eagle_jax.drafters import Drafter, make_eagle2
 from eagle_jax.evaluation.side_by_side import Contestant
 from eagle_jax.types import Params
 from experiments import methods
+from experiments.settings import Settings
 
 _DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
 """Methods with the parts of EAGLE-2, and the kind of head that they draft with."""
@@ -32,7 +33,7 @@ class Entry(NamedTuple):
 
     label: str
     method: str
-    settings: methods.Settings
+    settings: Settings
     rule: Rule = "match"
     share_noise: bool = True
     give_up: bool = False  # then rounds, and with them tau, depend on the clock; tokens do not
@@ -46,7 +47,7 @@ class Entry(NamedTuple):
 
 
 _OWN = tuple(field for field in Entry._fields if field != "settings")
-_SETTINGS = tuple(field for field in methods.Settings._fields if field != "dtype")
+_SETTINGS = tuple(field for field in Settings._fields if field != "dtype")
 
 
 def read_entries(listed: Sequence[Mapping[str, Any]], dtype: str, temperatures: Sequence[float]) -> list[Entry]:
@@ -78,7 +79,7 @@ def _read(number: int, given: Mapping[str, Any], dtype: str) -> Entry:
     unknown = [field for field in given if field not in _OWN + _SETTINGS]
     if unknown:
         raise ValueError(f"{where} has the unknown field {unknown[0]!r}; known: {', '.join(_OWN + _SETTINGS)}")
-    settings = methods.Settings(dtype=dtype, **{field: given[field] for field in _SETTINGS if field in given})
+    settings = Settings(dtype=dtype, **{field: given[field] for field in _SETTINGS if field in given})
     methods.check_settings(given["method"], settings)
     entry = Entry(settings=settings, **{field: given[field] for field in _OWN if field in given})
     if entry.temperatures is not None:
@@ -111,7 +112,7 @@ def build(entries: Sequence[Entry], model: LoadedModel) -> dict[str, Contestant]
 
 
 def _make(
-    model: LoadedModel, method: str, settings: methods.Settings, use_value: bool, reranks: bool
+    model: LoadedModel, method: str, settings: Settings, use_value: bool, reranks: bool
 ) -> tuple[Drafter, Params]:
     if use_value and reranks:
         return methods.make_method(method, model, settings)

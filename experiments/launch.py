@@ -110,6 +110,18 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def mesh_sizes(text: str) -> tuple[int, int]:
+    """The two numbers of --mesh=DATAxMODEL.
+
+    Raises:
+      ValueError: another form.
+    """
+    sizes = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not sizes:
+        raise ValueError(f"--mesh is DATAxMODEL, two numbers of devices such as 1x4, got {text!r}")
+    return int(sizes[1]), int(sizes[2])
+
+
 def parse_mesh(text: str | None, *, batch: int) -> Mesh | None:
     """The devices that --mesh=DATAxMODEL asks for; None without the flag.
 
@@ -122,10 +134,7 @@ def parse_mesh(text: str | None, *, batch: int) -> Mesh | None:
     """
     if text is None:
         return None
-    sizes = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not sizes:
-        raise ValueError(f"--mesh is DATAxMODEL, two numbers of devices such as 1x4, got {text!r}")
-    data, model = map(int, sizes.groups())
+    data, model = mesh_sizes(text)
     mesh = make_mesh(data, model)
     if batch % data:
         raise ValueError(f"--mesh={text} deals out rows to {data} devices, but {batch} decode together")

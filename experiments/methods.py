@@ -1,8 +1,4 @@
-"""From flags to a drafting method and its weights, for every script that decodes.
-
-Tree sizes are the official triple: `nodes` counts the root, `depth` D means D + 1 drafted levels, `top_k` children a
-node. A chain has depth + 2 nodes and top_k 1. Lookahead and Ouroboros have sizes of their own.
-"""
+"""From flags to a drafting method and its weights, for every script that decodes."""
 
 import dataclasses
 import functools
@@ -25,37 +21,15 @@ from eagle_jax.drafters import (
     make_prompt_lookup,
     make_vanilla,
 )
-from eagle_jax.drafters.default_tree import LADDER, default_tree
+from eagle_jax.drafters.default_tree import default_tree
 from eagle_jax.drafters.eagle2 import check_sizes
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params, Target
 from experiments.launch import status
+from experiments.settings import LOOKAHEAD, OUROBOROS, SIZES, TRIPLE, Settings, chain_length, given_sizes, tree_sizes
 
 _SELF = "self:"
-_TRIPLE = ("nodes", "depth", "top_k")
-_LOOKAHEAD = ("level", "window", "guesses")
-_OUROBOROS = ("num_drafted", "phrases", "phrase_length")
-_SIZES = (*_TRIPLE, *_LOOKAHEAD, *_OUROBOROS)
-
-
-class Settings(NamedTuple):
-    """What the flags say about drafting; None and "" where nothing was given."""
-
-    nodes: int | None = None
-    depth: int | None = None
-    top_k: int | None = None
-    draft: str = ""
-    head: str = ""
-    draft_vocab: int | None = None
-    head_window: int | None = None
-    dtype: str = "float32"
-    level: int | None = None
-    window: int | None = None
-    guesses: int | None = None
-    num_drafted: int | None = None
-    phrases: int | None = None
-    phrase_length: int | None = None
 
 
 class Method(NamedTuple):
@@ -65,7 +39,7 @@ class Method(NamedTuple):
     takes_draft: bool = False
     takes_head: bool = False
     top_k: int = 1  # candidate children of a node where no flag says it
-    sizes: tuple[str, ...] = _TRIPLE  # the sizes that it may be given
+    sizes: tuple[str, ...] = TRIPLE  # the sizes that it may be given
 
 
 def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
@@ -120,7 +94,7 @@ def settings_for(name: str, values: flags.FlagValues) -> Settings:
             draft_vocab=settings.draft_vocab if METHODS[name].takes_head else None,
             head_window=settings.head_window if METHODS[name].takes_head else None,
         )
-        others: dict[str, Any] = {size: None for size in _SIZES if size not in METHODS[name].sizes}
+        others: dict[str, Any] = {size: None for size in SIZES if size not in METHODS[name].sizes}
         settings = settings._replace(**others)
     check_settings(name, settings)
     return settings
@@ -158,11 +132,11 @@ def check_settings(name: str, settings: Settings) -> None:
         ("head", settings.head, method.takes_head),
         ("draft_vocab", settings.draft_vocab, method.takes_head),
         ("head_window", settings.head_window, method.takes_head),
-        *((size, getattr(settings, size), size in method.sizes) for size in _SIZES),
+        *((size, getattr(settings, size), size in method.sizes) for size in SIZES),
     ):
         if given not in ("", None) and not taken:
             raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
-    for size in (*_SIZES, "head_window"):
+    for size in (*SIZES, "head_window"):
         least, given = 0 if size == "depth" else 1, getattr(settings, size)
         if given is not None and given < least:
             raise ValueError(f"--{size} must be at least {least}, got {given}")
@@ -170,14 +144,6 @@ def check_settings(name: str, settings: Settings) -> None:
         raise ValueError(f"--method={name} needs --draft")
     if settings.draft_vocab is not None and settings.draft_vocab < 0:
         raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
-
-
-def tree_sizes(settings: Settings, batch: int) -> tuple[int, int, int]:
-    """Nodes, depth and top_k of a dynamic tree: those that pay for `batch` rows, or what is given and as published."""
-    given = settings.nodes, settings.depth, settings.top_k
-    usual = default_tree(batch) if given == (None, None, None) else LADDER[0]
-    nodes, depth, top_k = (default if size is None else size for size, default in zip(given, usual, strict=True))
-    return nodes, depth, top_k
 
 
 def with_tree(name: str, settings: Settings, batch: int = 1) -> Settings:
@@ -201,25 +167,6 @@ def make_method(name: str, target: LoadedModel, settings: Settings) -> tuple[Dra
       ValueError: sizes that the method cannot have, or a draft model or head that does not fit the target.
     """
     return METHODS[name].build(target, settings)
-
-
-def chain_length(settings: Settings, default: int) -> int:
-    """Drafted tokens of a method whose tree is a chain.
-
-    Raises:
-      ValueError: sizes that are no chain's.
-    """
-    nodes, depth, top_k = settings.nodes, settings.depth, settings.top_k
-    if top_k not in (None, 1):
-        raise ValueError(f"the tree of this method is a chain: --top_k must be 1, got {top_k}")
-    if nodes is not None and depth is not None and nodes != depth + 2:
-        raise ValueError(
-            f"the tree of this method is a chain: --depth={depth} has {depth + 2} nodes, got --nodes={nodes}"
-        )
-    drafted = depth + 1 if depth is not None else nodes - 1 if nodes is not None else default
-    if drafted < 1:
-        raise ValueError(f"a chain drafts at least 1 token (--nodes=2, --depth=0), got {drafted}")
-    return drafted
 
 
 def _vanilla(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
@@ -262,19 +209,14 @@ def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     return make_chain(draft, num_drafted), params
 
 
-def _given(settings: Settings, names: tuple[str, ...]) -> dict[str, int]:
-    """The sizes that were given, by name; the factory has the defaults of the others."""
-    return {name: size for name in names if (size := getattr(settings, name)) is not None}
-
-
 def _lookahead(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     del target
-    return make_lookahead(**_given(settings, _LOOKAHEAD)), ()
+    return make_lookahead(**given_sizes(settings, LOOKAHEAD)), ()
 
 
 def _ouroboros(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     draft, params = load_draft(target, settings)
-    return make_ouroboros(draft, **_given(settings, _OUROBOROS)), params
+    return make_ouroboros(draft, **given_sizes(settings, OUROBOROS)), params
 
 
 def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head, HeadParams]:
@@ -327,9 +269,9 @@ def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
 METHODS: dict[str, Method] = {
     "vanilla": Method(_vanilla),
     "prompt_lookup": Method(_prompt_lookup),
-    "lookahead": Method(_lookahead, top_k=7, sizes=_LOOKAHEAD),
+    "lookahead": Method(_lookahead, top_k=7, sizes=LOOKAHEAD),
     "chain": Method(_chain, takes_draft=True),
-    "ouroboros": Method(_ouroboros, takes_draft=True, top_k=3, sizes=_OUROBOROS),
+    "ouroboros": Method(_ouroboros, takes_draft=True, top_k=3, sizes=OUROBOROS),
     "eagle": Method(_eagle, takes_head=True, top_k=4),
     "eagle2": Method(functools.partial(_dynamic, "eagle", make_eagle2), takes_head=True),
     "eagle3": Method(functools.partial(_dynamic, "eagle3", make_eagle3), takes_head=True),

@@ -19,7 +19,7 @@ from eagle_jax.tree import chain_tree, root_of
 from eagle_jax.types import DraftTree, KVCache, Params, Target
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """One drafted token of each row."""
 
     token: jax.Array  # i32[B]
@@ -29,18 +29,27 @@ class _Step(NamedTuple):
 
 def read(
     draft: Target, params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, noise: jax.Array
-) -> tuple[_Step, KVCache]:
-    """Feed tokens i32[B, T], keep the first `count` i32[B] rows, choose the token behind the last one."""
+) -> tuple[Step, KVCache]:
+    """Feed the first `count` i32[B] of tokens i32[B, T], choose the token behind the last of them."""
     batch, size = tokens.shape
     path = jnp.broadcast_to(jnp.arange(size), (batch, size))
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
     output = draft.forward(params, tokens, cache.length[:, None] + path, cache, causal)
-    logits = draft.unembed(params, output.hidden[:, -1])
+    last = output.hidden[jnp.arange(batch), jnp.maximum(count - 1, 0)]
+    logits = draft.unembed(params, last)
     scores = logits + noise
     token = scores.argmax(-1).astype(jnp.int32)
     log_value = jnp.take_along_axis(jax.nn.log_softmax(scores), token[:, None], axis=1)[:, 0]
     cache = commit(cache, output.keys, output.values, path, count_after(count, token >= 0))
-    return _Step(token, log_value, logits), cache
+    return Step(token, log_value, logits), cache
+
+
+def read_prompt(draft: Target, params: Params, cache: KVCache, observation: Observation) -> KVCache:
+    """The cache with the tokens that joined the text."""
+    positions = observation.length[:, None] + observation.path
+    tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
+    cache = dataclasses.replace(cache, length=observation.length)
+    return read(draft, params, cache, tokens, observation.count, jnp.zeros(()))[1]
 
 
 @functools.cache
@@ -58,7 +67,7 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
     ) -> tuple[DraftTree, KVCache]:
         del target_params
 
-        def extend(carry: tuple[KVCache, jax.Array], noise: jax.Array) -> tuple[tuple[KVCache, jax.Array], _Step]:
+        def extend(carry: tuple[KVCache, jax.Array], noise: jax.Array) -> tuple[tuple[KVCache, jax.Array], Step]:
             cache, token = carry
             drafted, cache = read(draft, params, cache, token[:, None], jnp.ones_like(length), noise)
             return (cache, drafted.token), drafted
@@ -82,10 +91,7 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
         del target_params
         if observation.tree is not None:
             return state  # `propose` has the rows already, and takes the length from the text
-        positions = observation.length[:, None] + observation.path
-        tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
-        cache = dataclasses.replace(state, length=observation.length)
-        return read(draft, params, cache, tokens, observation.count, jnp.zeros(()))[1]
+        return read_prompt(draft, params, state, observation)
 
     return Drafter(
         name="chain",

@@ -44,7 +44,7 @@ CPU = Room(alone=4, together=8)
 """Two cores, SmolLM2-135M: 4 tokens cost 1.4 times one, 8 cost 1.2 times two, 16 cost 1.5 times four (LOG.md)."""
 
 ACCELERATOR = Room(alone=60, together=256)
-"""Where bfloat16 arithmetic takes as long as reading the weights: 170 to 560 tokens on TPUs, 300 on an H100."""
+"""By data sheets, bfloat16 arithmetic takes as long as reading the weights at 170 to 560 tokens (TPUs), 300 (H100)."""
 
 
 def default_tree(batch: int = 1, platform: str | None = None) -> TreeSize:

@@ -26,8 +26,9 @@ from flax import struct
 from jax import lax
 
 from eagle_jax import verify
-from eagle_jax.cache import commit, count_after
+from eagle_jax.cache import commit
 from eagle_jax.drafters.base import Drafter, Observation
+from eagle_jax.drafters.chain import read, read_prompt
 from eagle_jax.drafters.ngram_pool import NgramPool, check_pool, empty_pool, insert, newest, text_ngrams, with_branches
 from eagle_jax.tree import ancestors, chain_tree, root_of
 from eagle_jax.types import NO_PARENT, DraftTree, KVCache, Params, Target
@@ -55,19 +56,6 @@ def choose(draft: Target, params: Params, hidden: jax.Array, noise: jax.Array) -
     """The draft model's tokens i32[...] behind states [..., E], with noise f32[..., V], and their log-confidence."""
     scores = draft.unembed(params, hidden) + noise
     return scores.argmax(-1).astype(jnp.int32), jax.nn.log_softmax(scores).max(-1)
-
-
-def read(
-    draft: Target, params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, noise: jax.Array
-) -> tuple[jax.Array, jax.Array, KVCache]:
-    """Feed the first `count` i32[B] of tokens i32[B, T], choose behind the last: i32[B], log-confidence, the cache."""
-    batch, size = tokens.shape
-    path = jnp.broadcast_to(jnp.arange(size), (batch, size))
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
-    output = draft.forward(params, tokens, cache.length[:, None] + path, cache, causal)
-    last = output.hidden[jnp.arange(batch), jnp.maximum(count - 1, 0)]
-    token, confidence = choose(draft, params, last, noise)
-    return token, confidence, commit(cache, output.keys, output.values, path, count_after(count, token >= 0))
 
 
 def extend(draft: Target, params: Params, chain: Chain, pool: NgramPool, noise: jax.Array, phrases: int) -> Chain:
@@ -121,7 +109,7 @@ def draft_chain(
     unread = state.pool.phrases.shape[2] + 1
     start = jnp.maximum(length - unread, 0)
     fed = start[:, None] + jnp.arange(unread + 1)[None, :]
-    token, log_value, cache = read(
+    first, cache = read(
         draft,
         params,
         dataclasses.replace(state.cache, length=start),
@@ -132,8 +120,8 @@ def draft_chain(
     batch = text.shape[0]
     chain = Chain(
         cache=cache,
-        tokens=jnp.zeros((batch, num_drafted), jnp.int32).at[:, 0].set(token),
-        log_values=jnp.zeros((batch, num_drafted)).at[:, 0].set(log_value),
+        tokens=jnp.zeros((batch, num_drafted), jnp.int32).at[:, 0].set(first.token),
+        log_values=jnp.zeros((batch, num_drafted)).at[:, 0].set(first.log_value),
         known=jnp.ones(batch, jnp.int32),
         passes=jnp.int32(1),
     )
@@ -185,10 +173,7 @@ def learn(
     """Read the prompt, or put what a round found into the pool; the text's own phrases either way."""
     cache, pool = state.cache, state.pool
     if observation.tree is None or observation.choice is None:
-        positions = observation.length[:, None] + observation.path
-        tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
-        cache = dataclasses.replace(cache, length=observation.length)
-        _, _, cache = read(draft, params, cache, tokens, observation.count, jnp.zeros(()))
+        cache = read_prompt(draft, params, cache, observation)
     else:
         accepted = observation.count - 1
         ngrams, valid = recycled(observation.tree, observation.choice, accepted, num_drafted)

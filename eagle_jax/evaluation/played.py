@@ -11,6 +11,7 @@ from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.acceptance import n_alpha
 from eagle_jax.evaluation.replay import replay
 from eagle_jax.generate import Generator
+from eagle_jax.refill import write_all
 from eagle_jax.types import Params, Target
 
 
@@ -30,12 +31,7 @@ def write(
     capacity = runner.slots(target, prompts, make_vanilla(), max_new_tokens)
     writer = Generator(target, model.params, make_vanilla(), capacity=capacity)
     law |= {"stop_ids": model.stop_ids, "max_new_tokens": max_new_tokens}
-    answers: list[list[int]] = [[] for _ in prompts]
-    for rows in _batches(len(prompts), batch):
-        written = writer.generate([prompts[row] for row in rows], sequence=rows, **law)
-        for row, tokens in zip(rows, written.tokens, strict=True):
-            answers[row] = tokens
-    return answers
+    return write_all(writer, prompts, batch=batch, sequence=range(len(prompts)), **law).tokens
 
 
 def play(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from eagle_jax.cache import write
+from eagle_jax.cache import append
 from eagle_jax.decode import prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.drafters.vanilla import make_vanilla
@@ -76,10 +76,8 @@ def make_recorder(width: int, tapped: int, dtype: str) -> Drafter:
 
     def observe(params: Params, target_params: Params, state: DrafterState, seen: Observation) -> DrafterState:
         del params, target_params
-        steps, capacity = jnp.arange(seen.path.shape[1])[None, :], state[0].shape[1]
-        slots = jnp.where(steps < seen.count[:, None], seen.length[:, None] + steps, capacity)
         path = jnp.maximum(seen.path, 0)[:, :, None]
         said = (jnp.take_along_axis(x, path, axis=1) for x in (seen.output.hidden, seen.output.taps))
-        return tuple(write(old, new, slots) for old, new in zip(state, said, strict=True))
+        return tuple(append(old, new, seen.length, seen.count) for old, new in zip(state, said, strict=True))
 
     return make_vanilla()._replace(name="recorder", init=init, observe=observe)

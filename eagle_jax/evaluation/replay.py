@@ -139,6 +139,14 @@ def play(
     return lax.while_loop(lambda state: ~state.done.all(), round_of, state)
 
 
+def _texts(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], capacity: int) -> np.ndarray:
+    """Every prompt with its answer, i32[B, capacity]."""
+    texts = np.zeros((len(prompts), capacity), np.int32)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        texts[row, : len(prompt) + len(answer)] = [*prompt, *answer]
+    return texts
+
+
 def replay(
     target: Target,
     target_params: Params,
@@ -177,9 +185,7 @@ def replay(
     capacity = max(256, 1 << needed.bit_length()) if recording is None else recording.hidden.shape[1]
     if needed >= capacity:
         raise ValueError(f"texts and draft need {needed + 1} slots, the recording has {capacity}")
-    texts = np.zeros((len(prompts), capacity), np.int32)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        texts[row, : len(prompt) + len(answer)] = [*prompt, *answer]
+    texts = _texts(prompts, answers, capacity)
     sampling = make_sampling(len(prompts), **{**law, "max_new_tokens": [*map(len, answers)]})
     if recording is None:
         recording = record(target, target_params, jnp.asarray(texts), jnp.asarray(ends))

@@ -53,6 +53,10 @@ class LoopConfig:
             raise ValueError(f"intervals must be at least 0, got {self.heldout_every} and {self.evaluate_every}")
 
 
+Mark = tuple[float, int]
+"""Seconds by the clock, and tokens trained on until then."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How the loop ended."""
@@ -110,18 +114,14 @@ def train(
         _asked_to_stop() as asked,
         tqdm(total=config.steps, initial=done, disable=quiet, unit="step", dynamic_ncols=True, file=sys.stderr) as bar,
     ):
-        clock, tokens = time.monotonic(), int(state.tokens)
+        mark = (time.monotonic(), int(state.tokens))
         reason = ""
         while done < config.steps and not reason:
             state = step(state, frozen, _on_device(next(data), mesh))
             done += 1
             bar.update()
             if done % config.log_every == 0 or done == config.steps:
-                jax.block_until_ready(state)
-                seconds, clock = time.monotonic() - clock, time.monotonic()
-                before, tokens = tokens, int(state.tokens)
-                numbers = _window_numbers(state, done, learning_rate)
-                numbers |= {"tokens": tokens, "tokens_per_second": (tokens - before) / max(seconds, 1e-9)}
+                numbers, mark = _window_numbers(state, done, mark, learning_rate)
                 run.log(done, "train", numbers)
                 bar.set_postfix(loss=f"{numbers['loss']:.3f}", tau=f"{numbers['simulated_tau']:.3f}")
                 state = dataclasses.replace(state, window=jax.tree.map(jnp.zeros_like, state.window))
@@ -145,8 +145,10 @@ def _on_device(rows: Mapping[str, Any], mesh: Mesh | None) -> Rows:
     return {name: jnp.asarray(values) for name, values in rows.items()}
 
 
-def _window_numbers(state: TrainState, done: int, learning_rate: Callable[[int], Any] | None) -> dict[str, float]:
-    """Means since the last log, and the learning rate of the last step.
+def _window_numbers(
+    state: TrainState, done: int, mark: Mark, learning_rate: Callable[[int], Any] | None
+) -> tuple[dict[str, float], Mark]:
+    """Means since the last log, which was at `mark`, the learning rate of the last step; and the mark of this log.
 
     Raises:
       ValueError: the loss is not finite.
@@ -157,7 +159,11 @@ def _window_numbers(state: TrainState, done: int, learning_rate: Callable[[int],
     if not math.isfinite(loss):
         raise ValueError(f"the loss is {loss} at step {done}: a smaller learning_rate, or float32 features")
     numbers = {"loss": loss, "grad_norm": float(window.grad_norm) / steps, **summarise(window.tally)}
-    return numbers if learning_rate is None else {**numbers, "learning_rate": float(learning_rate(done - 1))}
+    if learning_rate is not None:
+        numbers["learning_rate"] = float(learning_rate(done - 1))
+    now = (time.monotonic(), int(state.tokens))
+    rate = (now[1] - mark[1]) / max(now[0] - mark[0], 1e-9)
+    return {**numbers, "tokens": now[1], "tokens_per_second": rate}, now
 
 
 def _measure(

@@ -193,7 +193,7 @@ def test_collectives() -> None:
         (["--topology=v9:2x2"], "topology 'v9:2x2' is not KIND:LAYOUT"),
         (["--topology=cpu:99"], "topology cpu:99 asks for 99 devices, jax has been started with 8"),
         (["--mesh=2x2"], "--mesh=2x2 takes 4 devices, cpu:8 has 8"),
-        (["--mesh=8"], "--mesh is DATAxMODEL, as 1x8, got '8'"),
+        (["--mesh=8"], "--mesh is DATAxMODEL, two numbers of devices such as 1x4, got '8'"),
         (["--mesh=8x1"], "a batch of 2 does not divide over the 8 devices of mesh axis data"),
         (["--target_config=gpt2"], "target config 'gpt2' is not one of llama2-7b, "),
         (["--programs=round,walk"], "--programs takes prefill, round, step, pass, one, train, got walk"),

@@ -11,6 +11,7 @@ from eagle_jax.evaluation.tasks import from_prompt
 from eagle_jax.generate import Generator
 from eagle_jax.models.transformer import make_target
 from experiments import contexts, launch, methods
+from experiments.settings import Settings
 from tests.experiments.test_methods import heads  # noqa: F401
 
 QUESTIONS = ["abc abc?", "why why?"]
@@ -60,7 +61,7 @@ def test_rows(
     assert asked == [(24, None), (40, None), (40, 30)]
     model = load_target(str(tiny_model))
     last = rows[-1]
-    settings = methods.Settings(nodes=4, depth=1, top_k=2, head=str(heads / "eagle3"), head_window=30)
+    settings = Settings(nodes=4, depth=1, top_k=2, head=str(heads / "eagle3"), head_window=30)
     generator = Generator(make_target(model.config), model.params, *methods.make_method("eagle3", model, settings))
     prompts = contexts.long_prompts(model, QUESTIONS, DOCUMENTS, last["prompt_tokens"])
     assert last["prompt_tokens"] == 40 - 6 - 3
