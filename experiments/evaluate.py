@@ -137,11 +137,15 @@ def fill(evaluation: Evaluation, journal: Journal, output: str, quiet: bool) -> 
     pending = [key for key in keys if key not in done]
     if not pending:
         return
-    with launch.status("Compiling and warming up"):
-        asked = [question for found in evaluation.questions.values() for question in found.values()]
-        evaluation.bench.prepare(asked, evaluation.turns)
+    for questions in evaluation.questions.values():
+        evaluation.bench.check([*questions.values()])
+    task = ""
     with tqdm(total=len(keys), initial=len(done), unit="prompt", disable=quiet, dynamic_ncols=True) as bar:
         for key, coming in itertools.zip_longest(pending, pending[1:]):
+            if key.task != task:
+                task = key.task
+                bar.set_postfix_str(f"compiling for {task}, warming up")
+                evaluation.bench.prepare([*evaluation.questions[task].values()], evaluation.turns)
             bar.set_postfix_str(f"{key.task}, T = {key.temperature:g}, seed {key.seed}")
             journal.add(evaluation.measure(key))
             bar.update()

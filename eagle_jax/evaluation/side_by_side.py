@@ -45,7 +45,7 @@ class Turn:
 
 
 class SideBySide:
-    """Generators of one target, compiled and warm for texts up to a length that grows when one is longer.
+    """Generators of one target, compiled and warm for texts up to a length: that of what is asked, as in `Generator`.
 
     Args:
       model: the target's weights, tokenizer and stop ids.
@@ -72,15 +72,15 @@ class SideBySide:
         self.model, self.target = model, target
         self.contestants = {PLAIN: Contestant(make_vanilla()), **contestants}
         self.max_new_tokens, self.warm_ups = max_new_tokens, warm_ups
-        self.capacity = 0
         self.generators: dict[str, Generator] = self._build(0)
+        self.capacity = 0
+        self._warm: dict[int, dict[str, Generator]] = {}  # by capacity
 
-    def prepare(self, questions: Sequence[Question], turns: int) -> None:
-        """Compile for these conversations and warm up.
+    def check(self, questions: Sequence[Question]) -> None:
+        """Refuse questions that cannot be asked.
 
         Args:
           questions: at least one.
-          turns: how many of their turns will be played.
 
         Raises:
           ValueError: a first turn does not fit into the model's context.
@@ -88,8 +88,17 @@ class SideBySide:
         first = [runner.prompt_ids(self.model, question) for question in questions]
         deepest = max((contestant.drafter for contestant in self.contestants.values()), key=lambda one: one.max_depth)
         runner.slots(self.target, first, deepest, self.max_new_tokens)
+
+    def prepare(self, questions: Sequence[Question], turns: int) -> None:
+        """Compile for these conversations and warm up; what was compiled before is kept.
+
+        Args:
+          questions: at least one; they pass `check`.
+          turns: how many of their turns will be played.
+        """
         longest = max(self._estimate(question, turns) for question in questions)
-        self._make_room(min(longest, self.target.max_positions), first[0])
+        needed = self._needed(min(longest, self.target.max_positions))
+        self._make_room(needed, runner.prompt_ids(self.model, questions[0]))
 
     def play(
         self, question: Question, index: int, *, turns: int, temperature: float, seed: int, labels: Sequence[str]
@@ -97,7 +106,7 @@ class SideBySide:
         """Hold a conversation; fewer turns than asked for where the model's context ends.
 
         Args:
-          question: whose first turn fits (`prepare`).
+          question: whose first turn fits (`check`).
           index: of the question in its file, below TURN_STRIDE.
           turns: the most turns to be played.
           temperature, seed: of sampling.
@@ -112,7 +121,9 @@ class SideBySide:
             prompt = runner.conversation_ids(self.model, messages)
             if len(prompt) + self.max_new_tokens > self.target.max_positions:
                 break
-            self._make_room(len(prompt) + self.max_new_tokens, prompt)
+            needed = self._needed(len(prompt) + self.max_new_tokens)
+            if needed > self.capacity:
+                self._make_room(needed, prompt)
             sequence = number * TURN_STRIDE + index
             first = (index + number) % len(order)
             answers = {
@@ -153,15 +164,18 @@ class SideBySide:
             for label, one in self.contestants.items()
         }
 
-    def _make_room(self, longest: int, prompt: list[int]) -> None:
-        """Compile and warm up, unless the programs there are have room for texts of `longest` tokens."""
-        needed = longest + max(one.drafter.max_depth for one in self.contestants.values()) + 1
-        if needed <= self.capacity:
-            return
+    def _needed(self, longest: int) -> int:
+        """Slots for texts of `longest` tokens and any method's draft behind them."""
+        return longest + max(one.drafter.max_depth for one in self.contestants.values()) + 1
+
+    def _make_room(self, needed: int, prompt: list[int]) -> None:
+        """Take the programs with room for `needed` slots: slots that nobody needs cost time in every pass."""
         self.capacity = max(512, 1 << (needed - 1).bit_length())
-        self.generators = self._build(self.capacity)
-        options = {"stop_ids": self.model.stop_ids, "max_new_tokens": self.max_new_tokens}
-        for generator in self.generators.values():
-            generator.warm_up([prompt], **options)
-            for _ in range(self.warm_ups):
-                generator.generate([prompt], **options)
+        if self.capacity not in self._warm:
+            self._warm[self.capacity] = self._build(self.capacity)
+            options = {"stop_ids": self.model.stop_ids, "max_new_tokens": self.max_new_tokens}
+            for generator in self._warm[self.capacity].values():
+                generator.warm_up([prompt], **options)
+                for _ in range(self.warm_ups):
+                    generator.generate([prompt], **options)
+        self.generators = self._warm[self.capacity]

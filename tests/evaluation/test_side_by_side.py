@@ -107,7 +107,7 @@ def test_the_name_of_plain_decoding_is_taken() -> None:
 def test_a_first_turn_that_does_not_fit() -> None:
     bench = SideBySide(model(), TARGET._replace(max_positions=40), {"a": LOOKUP}, max_new_tokens=30)
     with pytest.raises(ValueError, match="a prompt of 21 tokens and 30 new ones come to 51, the model's context is 40"):
-        bench.prepare([QUESTION], turns=1)
+        bench.check([QUESTION])
 
 
 class Counted:
@@ -137,4 +137,8 @@ def test_programs_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(turn.prompt) for turn in turns] == [21, 21 + 600 + 23, 21 + 2 * (600 + 23)]  # 23 stand around them
     assert bench.capacity == 2048
     assert bench.generators is not small
+    assert [one.calls for one in small.values()] == [3 + 1, 3 + 1]  # type: ignore[attr-defined]
+    bench.prepare([QUESTION], turns=2)
+    assert bench.capacity == 512
+    assert bench.generators is small  # warm as they are
     assert [one.calls for one in small.values()] == [3 + 1, 3 + 1]  # type: ignore[attr-defined]
