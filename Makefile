@@ -31,7 +31,7 @@ lint: venv ## check style and formatting
 types: venv ## check types
 	$(BIN)/mypy
 
-unit: venv ## run the tests, on two cores (ARGS="tests/test_tree.py -k ancestors" picks some, on one)
+unit: venv $(VENV)/.target ## run the tests, on two cores (ARGS="tests/test_tree.py -k ancestors" picks some, on one)
 	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=2 --dist=loadfile)
 
 format: venv ## rewrite files in the project's format

@@ -126,7 +126,7 @@ def beside(output: str) -> pathlib.Path:
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--output={output} must name a file in a folder that exists")
     if path.exists() and not journal.exists():
-        raise ValueError(f"{path} is there without {journal.name}, so it cannot be gone on with; nothing was written")
+        raise ValueError(f"{path} is there without {journal.name}, so it cannot be continued; nothing was written")
     return journal
 
 

@@ -1,6 +1,6 @@
 """Have the target answer prompts itself: what a draft head learns from.
 
-    python -m experiments.regenerate --prompts=prompts.jsonl --output=answers.jsonl --temperature=0,1
+    python -m experiments.regenerate --prompts=prompts.jsonl --output=answers.jsonl --temperatures=0,1
 
 A line of --prompts is `{"id": ..., "messages": [...]}`; an answer at its end is left out and written anew. Every prompt
 is answered --answers times at each temperature (once at 0), each answer with its own noise: what is written does not
@@ -30,7 +30,7 @@ methods.define_flags(FLAGS)
 FLAGS.set_default("method", "vanilla")
 flags.DEFINE_list("prompts", None, "conversations, JSON lines: one or more files", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON lines to append answers to", flag_values=FLAGS)
-flags.DEFINE_list("temperature", ["0"], "of the answers: one or more, 0 is greedy", flag_values=FLAGS)
+flags.DEFINE_list("temperatures", ["0"], "of the answers: one or more, 0 is greedy", flag_values=FLAGS)
 flags.DEFINE_integer("answers", 1, "answers for each prompt and temperature; one at temperature 0", flag_values=FLAGS)
 flags.DEFINE_integer("num_prompts", None, "take this many prompts from the start", flag_values=FLAGS)
 flags.DEFINE_integer("max_new_tokens", 256, "longest answer", flag_values=FLAGS)
@@ -72,7 +72,7 @@ def main() -> None:
 
 def check_flags() -> list[float]:
     """Refuse bad values before anything is loaded; the temperatures."""
-    for flag in ("prompts", "output", "temperature"):
+    for flag in ("prompts", "output", "temperatures"):
         if not getattr(FLAGS, flag):
             raise ValueError(f"give --{flag}")
     for flag in ("answers", "num_prompts", "max_prompt_tokens", "batch"):
@@ -80,10 +80,10 @@ def check_flags() -> list[float]:
         if given is not None and given < 1:
             raise ValueError(f"--{flag} must be at least 1, got {given}")
     try:
-        temperatures = [float(text) for text in FLAGS.temperature]
+        temperatures = [float(text) for text in FLAGS.temperatures]
     except ValueError:
-        given = ",".join(FLAGS.temperature)
-        raise ValueError(f"--temperature takes numbers separated by commas, got {given!r}") from None
+        given = ",".join(FLAGS.temperatures)
+        raise ValueError(f"--temperatures takes numbers separated by commas, got {given!r}") from None
     make_sampling(len(temperatures), temperature=temperatures, seed=FLAGS.seed, max_new_tokens=FLAGS.max_new_tokens)
     return temperatures
 

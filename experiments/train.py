@@ -4,7 +4,7 @@
 
 The same command goes on where the run stopped: after --time_limit, SIGTERM, Ctrl-C or a crash. With --features the
 frozen target reads the text once and its features are kept on disk; without, it reads along in every step. With
---prompts the real tau is measured on them as training goes on, and the best weights are kept.
+--prompts_file the real tau is measured on them as training goes on, and the best weights are kept.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ flags.DEFINE_string("run", None, "directory of the run: checkpoints and metrics"
 flags.DEFINE_string(
     "features", None, "directory for the target's features; left out, every step computes its own", flag_values=FLAGS
 )
-flags.DEFINE_string("prompts", None, "questions for the real tau; left out, none is measured", flag_values=FLAGS)
+flags.DEFINE_string("prompts_file", None, "questions for the real tau; left out, none is measured", flag_values=FLAGS)
 flags.DEFINE_string(
     "export", None, "directory for the finished weights: a head as engines load it, or a model", flag_values=FLAGS
 )
@@ -107,7 +107,7 @@ def main() -> None:
             learning_rate=schedule,
             heldout=heldout_rows(material, cache, config.data.batch),
             measure=step.make_measure(subject.recipe, target, **options),
-            evaluate=make_evaluate(target, model, subject, config) if FLAGS.prompts else None,
+            evaluate=make_evaluate(target, model, subject, config) if FLAGS.prompts_file else None,
             time_limit=None if FLAGS.time_limit is None else FLAGS.time_limit - (time.monotonic() - started),
             mesh=mesh,
             quiet=FLAGS.quiet,
@@ -191,9 +191,9 @@ def heldout_rows(material: Material, cache: FeatureCache | None, batch: int) -> 
 
 
 def make_evaluate(target: Target, model: LoadedModel, subject: Subject, config: Any) -> Evaluate:
-    """Real tau of the decoder on --prompts, greedy and at temperature 1; the prompts are one batch."""
+    """Real tau of the decoder on --prompts_file, greedy and at temperature 1; the prompts are one batch."""
     options = config.evaluation
-    prompts = [prompt_ids(model, question) for question in read_questions(FLAGS.prompts, options.num_prompts)]
+    prompts = [prompt_ids(model, question) for question in read_questions(FLAGS.prompts_file, options.num_prompts)]
     mesh = launch.parse_mesh(FLAGS.mesh, batch=len(prompts))
 
     def evaluate(params: HeadParams) -> dict[str, float]:

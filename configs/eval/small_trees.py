@@ -1,4 +1,4 @@
-"""Trees small enough for a machine that computes a token for what reading the weights costs: what pays on a CPU?
+"""Trees small enough for a CPU, where each further token of a pass costs time: which of them pay?
 
     python -m experiments.evaluate --config=configs/eval/small_trees.py --data=DIRECTORY --output=small_trees.jsonl
     python -m experiments.evaluate --config=configs/eval/small_trees.py:4/1/2,default ...     # some of them

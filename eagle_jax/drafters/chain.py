@@ -1,55 +1,20 @@
 """Speculative sampling with a small draft model: a chain of its own next tokens.
 
 Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318. The draft model is any `Target` with the target's
-vocabulary. It keeps a cache of its own, in which a token's row depends on the text alone, so rows computed for guesses
-stay right when the guesses are accepted.
+vocabulary (`draft_model.py`).
 """
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eagle_jax.cache import commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
+from eagle_jax.drafters.draft_model import Step, read, read_prompt
 from eagle_jax.tree import chain_tree, root_of
 from eagle_jax.types import DraftTree, KVCache, Params, Target
-
-
-class Step(NamedTuple):
-    """One drafted token of each row."""
-
-    token: jax.Array  # i32[B]
-    log_value: jax.Array  # f32[B], the draft's log-confidence in it
-    logits: jax.Array  # f32[B, V], what it was chosen from
-
-
-def read(
-    draft: Target, params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, noise: jax.Array
-) -> tuple[Step, KVCache]:
-    """Feed the first `count` i32[B] of tokens i32[B, T], choose the token behind the last of them."""
-    batch, size = tokens.shape
-    path = jnp.broadcast_to(jnp.arange(size), (batch, size))
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
-    output = draft.forward(params, tokens, cache.length[:, None] + path, cache, causal)
-    last = output.hidden[jnp.arange(batch), jnp.maximum(count - 1, 0)]
-    logits = draft.unembed(params, last)
-    scores = logits + noise
-    token = scores.argmax(-1).astype(jnp.int32)
-    log_value = jnp.take_along_axis(jax.nn.log_softmax(scores), token[:, None], axis=1)[:, 0]
-    cache = commit(cache, output.keys, output.values, path, count_after(count, token >= 0))
-    return Step(token, log_value, logits), cache
-
-
-def read_prompt(draft: Target, params: Params, cache: KVCache, observation: Observation) -> KVCache:
-    """The cache with the tokens that joined the text."""
-    positions = observation.length[:, None] + observation.path
-    tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
-    cache = dataclasses.replace(cache, length=observation.length)
-    return read(draft, params, cache, tokens, observation.count, jnp.zeros(()))[1]
 
 
 @functools.cache

@@ -3,9 +3,9 @@
 A pass reads the weights once, however many tokens it computes, so tokens cost little until arithmetic takes as long as
 reading. How many that are is the machine's, and the rows of a batch share them: nodes x rows <= `Room.together`.
 
-    rows           1           4           8          16          32         64 and more
-    CPU            4/1/2       2/0/1       2/0/1      2/0/1       2/0/1      2/0/1
-    accelerator    60/7/10     60/7/10     32/5/8     16/5/4      8/2/3      4/1/2
+    rows           1           4           8          16          32         64         65 and more
+    CPU            4/1/2       2/0/1       2/0/1      2/0/1       2/0/1      2/0/1      2/0/1
+    accelerator    60/7/10     60/7/10     32/5/8     16/5/4      8/2/3      4/1/2      2/0/1
 
 Draws no tree and knows no head: three numbers for `make_eagle2` and `make_eagle3`.
 """

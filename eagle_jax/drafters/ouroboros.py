@@ -28,7 +28,7 @@ from jax import lax
 from eagle_jax import verify
 from eagle_jax.cache import commit
 from eagle_jax.drafters.base import Drafter, Observation
-from eagle_jax.drafters.chain import read, read_prompt
+from eagle_jax.drafters.draft_model import read, read_prompt
 from eagle_jax.drafters.ngram_pool import NgramPool, check_pool, empty_pool, insert, newest, text_ngrams, with_branches
 from eagle_jax.tree import ancestors, chain_tree, root_of
 from eagle_jax.types import NO_PARENT, DraftTree, KVCache, Params, Target

@@ -1,4 +1,4 @@
-"""Prompt lookup: what followed the last n tokens the last time they occurred (A. Saxena, 2023).
+"""Prompt lookup: what followed the last n tokens the first time they occurred (A. Saxena, 2023).
 
 For n from `max_ngram` down to 1, the text before its own last n tokens is searched for them; the tokens behind the
 occurrence are proposed as a chain. No match means a plain step. Needs no weights and no state: the text is enough.

@@ -18,7 +18,7 @@ SCRIPTS = sorted(
 )
 NEW = {"eagle_jax/drafters/successor.py", "eagle_jax.drafters.successor"}
 """What docs/add_a_drafter.md adds."""
-FOREIGN_FLAGS = {"help", "no-deps"}
+FOREIGN_FLAGS = {"help", "local-dir"}
 
 PATH = re.compile(r"(?<![\w./-])(?:eagle_jax|experiments|configs|tests|docs|notebooks|results)/[\w/.-]*\w/?")
 MODULE = re.compile(r"(?<![\w./])(?:eagle_jax|experiments|configs)(?:\.\w+)+")

@@ -64,7 +64,7 @@ def task(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
 def run(task: Task, output: Path, *more: str) -> int:
     """Answer the prompts; later flags go first."""
     flags = [f"--target={task.target}", f"--prompts={task.prompts}", f"--output={output}", "--quiet"]
-    law = ["--temperature=0,1", "--answers=2", f"--max_new_tokens={NEW}", f"--batch={BATCH}"]
+    law = ["--temperatures=0,1", "--answers=2", f"--max_new_tokens={NEW}", f"--batch={BATCH}"]
     return launch.call(regenerate.main, regenerate.FLAGS, [*flags, *law, *more])
 
 
@@ -219,7 +219,7 @@ def test_broken_lines_are_left_out_on_demand(
     output = tmp_path / "answers.jsonl"
     assert "2 broken lines, the first is " in refused(capsys, task, output, f"--prompts={path}")
     limit = len("Hello\n")
-    flags = ["--skip_broken", f"--max_prompt_tokens={limit}", "--temperature=0"]
+    flags = ["--skip_broken", f"--max_prompt_tokens={limit}", "--temperatures=0"]
     assert run(task, output, f"--prompts={path}", *flags) == 0
     out = capsys.readouterr().out
     assert f"left out 2 broken lines, the first: {path}:1: not JSON" in out
@@ -230,7 +230,7 @@ def test_broken_lines_are_left_out_on_demand(
 def test_prompts_leave_room_for_the_answer(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "answers.jsonl"
     room = len("Hello\n")
-    flags = ["--temperature=0", f"--max_new_tokens={CONTEXT - room}"]
+    flags = ["--temperatures=0", f"--max_new_tokens={CONTEXT - room}"]
     assert run(task, output, *flags) == 0
     assert f"left out 4 prompts of more than {room} tokens\n" in capsys.readouterr().out
     assert {key[0] for key in records_of(output)} == {"a", "b"}
@@ -249,10 +249,10 @@ def test_prompts_leave_room_for_the_answer(task: Task, tmp_path: Path, capsys: p
     [
         ("--prompts=", "give --prompts"),
         ("--output=", "give --output"),
-        ("--temperature=", "give --temperature"),
-        ("--temperature=0,warm", "--temperature takes numbers separated by commas, got '0,warm'"),
-        ("--temperature=-1", "temperature must be between 0 and 10000.0, got -1.0"),
-        ("--temperature=1,0,1.0", "a temperature is there twice: 1.0, 0.0, 1.0"),
+        ("--temperatures=", "give --temperatures"),
+        ("--temperatures=0,warm", "--temperatures takes numbers separated by commas, got '0,warm'"),
+        ("--temperatures=-1", "temperature must be between 0 and 10000.0, got -1.0"),
+        ("--temperatures=1,0,1.0", "a temperature is there twice: 1.0, 0.0, 1.0"),
         ("--answers=0", "--answers must be at least 1, got 0"),
         ("--num_prompts=0", "--num_prompts must be at least 1, got 0"),
         ("--num_prompts=-1", "--num_prompts must be at least 1, got -1"),

@@ -175,7 +175,7 @@ def test_in_pieces(task: Task, whole: Path, tmp_path: Path, capsys: pytest.Captu
 def test_an_eagle_head(task: Task, tmp_path: Path) -> None:
     """With the real tau, which picks the weights that are written, and features computed along the way."""
     prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "Count from 3"}, {"prompt": "Count"}])
-    flags = [f"--prompts={prompts}", f"--export={tmp_path / 'head'}", "--config.data.heldout=0"]
+    flags = [f"--prompts_file={prompts}", f"--export={tmp_path / 'head'}", "--config.data.heldout=0"]
     assert run(task, tmp_path, *flags, kind="eagle") == 0
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2]
