@@ -37,7 +37,7 @@ class DecodeState:
     prompt_length: jax.Array  # i32[B]
     done: jax.Array  # bool[B]
     rounds: jax.Array  # i32[B], target passes made for the row behind its prompt
-    accepted: jax.Array  # i32[B, P], rounds in which exactly that many drafted tokens were accepted
+    accepted: jax.Array  # i32[B, most_accepted + 1], rounds in which exactly that many drafted tokens were accepted
 
     @property
     def num_new(self) -> jax.Array:
@@ -127,7 +127,7 @@ def prefill(
         prompt_length=prompt_length,
         done=jnp.zeros(batch, bool),
         rounds=jnp.zeros(batch, jnp.int32),
-        accepted=jnp.zeros((batch, drafter.max_depth + 1), jnp.int32),
+        accepted=jnp.zeros((batch, drafter.most_accepted + 1), jnp.int32),
     )
     with jax.named_scope("prefill"):
         state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, keep_rows(empty))
@@ -137,7 +137,6 @@ def prefill(
 
 
 def _check(
-    target: Target,
     tree: DraftTree,
     logits: jax.Array,
     depth: jax.Array,
@@ -146,14 +145,20 @@ def _check(
     length: jax.Array,
     sampling: Sampling,
     rule: Rule,
+    share_noise: bool,
 ) -> tuple[Verdict, jax.Array]:
-    """Verdict on the tree and the target's choice i32[B, N] behind each node."""
+    """Verdict on the tree, and the target's choice i32[B, N] behind each node as the drafter may know it.
+
+    What a drafter learns it may draft at the very positions whose noise the choice has seen. Without shared noise it is
+    told the most probable tokens instead.
+    """
     at_node = jnp.take_along_axis(noise, depth[:, :, None], axis=1)
     choice = noises.choose(logits, at_node, sampling)
+    told = choice if share_noise else noises.choose(logits, jnp.zeros_like(at_node), sampling)
     if rule == "match":
-        return verify.match(tree, choice), choice
+        return verify.match(tree, choice), told
     uniforms = noises.uniform(sampling, length[:, None], tree.tokens.shape[1])[:, 0]
-    return verify.residual(tree, logits, sampling, uniforms, at_node), choice
+    return verify.residual(tree, logits, sampling, uniforms, at_node), told
 
 
 def _kept(
@@ -214,7 +219,9 @@ def one_round(
         output = target.forward(target_params, tree.tokens, length[:, None] + depth, state.cache, seen)
         logits = target.unembed(target_params, output.hidden)
     with jax.named_scope("verify"):
-        verdict, choice = _check(target, tree, logits, depth, noise, length=length, sampling=sampling, rule=rule)
+        verdict, choice = _check(
+            tree, logits, depth, noise, length=length, sampling=sampling, rule=rule, share_noise=share_noise
+        )
         written, count, ended = _kept(tree, verdict, state, sampling)
     with jax.named_scope("commit"):
         cache = commit(state.cache, output.keys, output.values, verdict.path, count)

@@ -110,7 +110,7 @@ class Generator:
         self.give_up = give_up
         self.capacity = capacity
         self.prefill_chunk = prefill_chunk
-        self._break_evens: dict[tuple[int, ...], float] = {}  # by the shape of the text
+        self._break_evens: dict[tuple[int, int, bool], float] = {}  # by rows, slots, and whether any is sampled
 
     def stream(
         self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Any
@@ -165,10 +165,11 @@ class Generator:
     def _break_even(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> float:
         """Tokens that a round must write not to lose time, measured when a batch of this shape first comes.
 
-        Rounds of both kinds are timed right behind each other: a machine that slows down later slows both.
+        Rounds of both kinds are timed right behind each other: a machine that slows down later slows both. Greedy ones
+        draw no noise. NaN for answers that are too short to tell, until longer ones come.
         """
-        shape = len(prompts), self.slots(prompts, sampling)
-        if shape not in self._break_evens:
+        shape = len(prompts), self.slots(prompts, sampling), bool((sampling.temperature > 0).any())
+        if math.isnan(self._break_evens.get(shape, math.nan)):
             endless = dataclasses.replace(sampling, stop_ids=jnp.full_like(sampling.stop_ids, NO_TOKEN))
             plain = dataclasses.replace(self.start(prompts, endless), drafter=())
             plain_seconds = self._round_seconds(make_vanilla(), plain, endless)
@@ -234,7 +235,7 @@ class Generator:
                 f"prompt and new tokens come to {longest}, the model's context is {self.target.max_positions}"
             )
         needed = longest + self.drafter.max_depth + 1
-        capacity = self.capacity or max(512, 1 << (needed - 1).bit_length())
+        capacity = self.capacity or cache_slots(longest, self.drafter.max_depth, self.target.max_positions)
         if needed > capacity:
             raise ValueError(f"prompt, new tokens and draft need {needed} cache slots, the capacity is {capacity}")
         return capacity
@@ -248,6 +249,15 @@ class Generator:
             outside = text.min() if text.min() < 0 else text.max()
             raise ValueError(f"token id {outside} is outside the vocabulary of {self.target.vocab_size}")
         return jnp.asarray(text), jnp.array([len(prompt) for prompt in prompts], jnp.int32)
+
+
+def cache_slots(longest: int, max_depth: int, max_positions: int) -> int:
+    """Slots S of all caches for texts of `longest` tokens and a draft of `max_depth` levels behind them.
+
+    A power of two, so that few sizes are compiled, but no more than the model's context of `max_positions` needs.
+    """
+    needed, most = (tokens + max_depth + 1 for tokens in (longest, max_positions))
+    return max(512, min(1 << (needed - 1).bit_length(), -(-most // 256) * 256))
 
 
 def read(

@@ -177,10 +177,15 @@ def place_rows(mesh: Mesh, tree: Tree) -> Tree:
     Raises:
       ValueError: the batch does not divide.
     """
-    batch, devices = len(jax.tree.leaves(tree)[0]), mesh.shape[DATA]
+    check_batch(mesh, len(jax.tree.leaves(tree)[0]))
+    return place(tree, row_shardings(mesh, tree))
+
+
+def check_batch(mesh: Mesh, batch: int) -> None:
+    """Raise a ValueError where `batch` rows cannot be dealt out evenly."""
+    devices = mesh.shape[DATA]
     if batch % devices:
         raise ValueError(f"a batch of {batch} rows does not divide over the {devices} devices of mesh axis {DATA}")
-    return place(tree, row_shardings(mesh, tree))
 
 
 def place_weights(mesh: Mesh, params: Params) -> Params:
@@ -194,7 +199,8 @@ def place_weights(mesh: Mesh, params: Params) -> Params:
 
 
 def _put(value: Any, sharding: Sharding) -> jax.Array:
-    if sharding.is_fully_addressable:
+    spread = isinstance(value, jax.Array) and not value.is_fully_addressable  # over processes, on a mesh already
+    if spread or sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
     host = np.asarray(value)  # each process has all of it, and gives to its own devices
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
@@ -204,5 +210,5 @@ def to_host(value: jax.Array) -> np.ndarray:
     """All of an array, in every process."""
     if not value.is_fully_addressable:
         place: Any = value.sharding
-        value = jax.jit(lambda x: x, out_shardings=whole(place.mesh))(value)
+        value = jax.device_put(value, whole(place.mesh))
     return np.asarray(value)

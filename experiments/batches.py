@@ -5,7 +5,10 @@
 A batch is kept full: a row whose answer has ended takes the next prompt (`eagle_jax.refill`). Plain decoding and all
 drafts write the same answers in turn, in one process. Where a batch already keeps the device busy a token more in a
 pass is no longer nearly free, so the best tree shrinks as the batch grows; this is where to see how fast. A draft
-without sizes takes those of the batch (`eagle_jax.drafters.default_tree`).
+without sizes takes those of the batch (`eagle_jax.drafters.default_tree`). Every batch answers the same prompts.
+
+Speeds are given twice: rounds alone, and with prefill, which is what a user waits for: while one row reads its prompt
+the others stand still.
 """
 
 import copy
@@ -38,9 +41,8 @@ text = "METHOD or METHOD:NODES/DEPTH/TOP_K; without sizes a tree shrinks as the 
 flags.DEFINE_list("drafts", ["eagle3"], text, flag_values=FLAGS)
 flags.DEFINE_list("batches", ["1", "2", "4", "8", "16", "32"], "rows that decode together", flag_values=FLAGS)
 flags.DEFINE_string("prompts_file", None, "questions, as for experiments.generate", flag_values=FLAGS)
-flags.DEFINE_integer(
-    "num_prompts", None, "from the start of the file; default: two batches, 8 at least", flag_values=FLAGS
-)
+text = "from the start of the file; default: two of the largest batches, 8 at least, as far as there are so many"
+flags.DEFINE_integer("num_prompts", None, text, flag_values=FLAGS)
 flags.DEFINE_integer("max_new_tokens", 64, "longest answer", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
@@ -55,6 +57,7 @@ def main() -> None:
     batches = check_flags()
     asked = [methods.read_draft(text, FLAGS) for text in FLAGS.drafts]
     questions = read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
+    questions = questions[: FLAGS.num_prompts or max(8, 2 * max(batches))]
     if len(questions) < max(batches):
         raise ValueError(f"a batch of {max(batches)} rows needs as many prompts, there are {len(questions)}")
     with launch.status(f"Loading {FLAGS.target}") as progress:
@@ -68,14 +71,13 @@ def main() -> None:
 
     rows: list[Row] = []
     for batch in batches:
-        count = FLAGS.num_prompts or min(len(prompts), max(8, 2 * batch))
         contestants, trees = {PLAIN: contestant("vanilla", Settings(dtype=FLAGS.dtype))}, {}
         for label, name, settings in asked:
             settings = methods.with_tree(name, settings, batch)
             contestants[label] = contestant(name, settings)
             trees[label] = tree_size(contestants[label].drafter, methods.children(name, settings))
-        with launch.status(f"batch {batch}, {count} prompts"):
-            found = measure(model, contestants, prompts[:count], batch)
+        with launch.status(f"batch {batch}, {len(prompts)} prompts"):
+            found = measure(model, contestants, prompts, batch)
         rows += [{**about(batch), "draft": label, "tree": trees[label], **row} for label, row in found.items()]
         if FLAGS.output:
             text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -124,25 +126,34 @@ def measure(
                 write_all(contestants[label], prompts, batch=batch, max_new_tokens=FLAGS.max_new_tokens, **options)
             )
     plain = turns.pop(PLAIN)
-    speed = statistics.median(metrics.tokens_per_second([one]) for one in plain)
     return {
         label: {
             "prompts": len(prompts),
             "tokens": found[0].num_tokens,
             "tau": found[0].tau,
-            "tokens_per_second": (own := statistics.median(metrics.tokens_per_second([one]) for one in found)),
-            "plain_tokens_per_second": speed,
-            "speedup": own / speed,
+            **speeds(found, plain, with_prefill=False),
+            **{f"{name}_with_prefill": value for name, value in speeds(found, plain, with_prefill=True).items()},
             "identical_prompts": sum(one == other for one, other in zip(found[0].tokens, plain[0].tokens, strict=True)),
         }
         for label, found in turns.items()
     }
 
 
+def speeds(found: Sequence[Generation], plain: Sequence[Generation], *, with_prefill: bool) -> Row:
+    """Medians over the turns."""
+    own, other = (
+        statistics.median(metrics.tokens_per_second([turn], with_prefill=with_prefill) for turn in turns)
+        for turns in (found, plain)
+    )
+    return {"tokens_per_second": own, "plain_tokens_per_second": other, "speedup": own / other}
+
+
 def table(rows: Sequence[Row]) -> str:
     """One line a batch and draft."""
-    header = ["batch", "draft", "tree", "tau", "tokens/s", "plain tokens/s", "speed-up", "identical"]
-    shown = ("tau", "tokens_per_second", "plain_tokens_per_second", "speedup")
+    speed = {"tokens_per_second": "tokens/s", "plain_tokens_per_second": "plain tokens/s", "speedup": "speed-up"}
+    speed |= {f"{name}_with_prefill": f"{text}, with prefill" for name, text in speed.items()}
+    header = ["batch", "draft", "tree", "tau", *speed.values(), "identical"]
+    shown = ("tau", *speed)
     return markdown_table(
         header,
         [

@@ -36,7 +36,8 @@ text = "devices: KIND:LAYOUT of a TPU, as v5p:2x2x2, v6e:2x4, v5e:4x4, v4:2x2x1,
 flags.DEFINE_string("topology", "cpu:8", text, flag_values=FLAGS)
 flags.DEFINE_string("mesh", "1x8", "DATAxMODEL: devices over which rows and weights are split", flag_values=FLAGS)
 flags.DEFINE_enum("method", "eagle3", METHODS, "drafting method", flag_values=FLAGS)
-flags.DEFINE_integer("nodes", 60, "tree slots, the root included", lower_bound=2, flag_values=FLAGS)
+text = "tree slots, the root included; the tree of eagle is the published one, whatever this and the next two say"
+flags.DEFINE_integer("nodes", 60, text, lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("depth", 7, "levels below the first", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("top_k", 10, "children of a tree node", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("batch", 1, "rows that decode together", lower_bound=1, flag_values=FLAGS)
@@ -48,12 +49,13 @@ flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "of weights and caches", flag_val
 flags.DEFINE_boolean("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
 flags.DEFINE_integer("num_layers", None, "compile with fewer layers of the target", lower_bound=1, flag_values=FLAGS)
 text = f"what to compile, of {', '.join(LOWERERS)}; left empty, nothing is compiled and only bytes are counted"
-flags.DEFINE_list("programs", ["prefill", "round", "step"], text, flag_values=FLAGS)
+flags.DEFINE_list("programs", ["prefill", "round", "step", "train"], text, flag_values=FLAGS)
 flags.DEFINE_string("output", "", "file to which one line of JSON is added for each program", flag_values=FLAGS)
 text = "a file that --output has written: print its programs as one table and compile nothing"
 flags.DEFINE_string("rows", "", text, flag_values=FLAGS)
 
 
+_TIMES = ("ms, bound", "ms, no overlap", "ms, compiler")
 _FIELDS = tuple(field.name for field in dataclasses.fields(Setting) if field.name != "target")
 
 
@@ -78,6 +80,7 @@ def main() -> None:
         "target": FLAGS.target_config,
         "num_layers": target.num_layers,
         **{field: getattr(setting, field) for field in _FIELDS},
+        **_tree(setting, shapes),
         "topology": topology.name,
         "mesh": FLAGS.mesh,
         "memory": memory_of(shapes),
@@ -86,20 +89,27 @@ def main() -> None:
     rows = [_row(name, held, shapes, setting, topology, mesh) for name in FLAGS.programs]
     if not rows:
         _keep(held)
+    tree = f"{held['nodes']}/{held['depth']}/{held['top_k']}" if held["top_k"] else f"{held['nodes']} nodes"
     print(
         f"{FLAGS.target_config}, {target.num_layers} layers, {setting.dtype}, batch {setting.batch}, "
-        f"{setting.context} slots, on {topology.name} as {FLAGS.mesh}; {setting.method} "
-        f"{setting.nodes}/{setting.depth}/{setting.top_k}, head {'split' if setting.split_head else 'whole'}"
+        f"{setting.context} slots, on {topology.name} as {FLAGS.mesh}; {setting.method} {tree}, "
+        f"head {'split' if setting.split_head else 'whole'}"
     )
     print("\n" + markdown_table(*_memory(held, topology)))
     for table in (_programs, _collectives) if rows else ():
-        print("\n" + markdown_table(*table(rows, topology)))
+        print("\n" + markdown_table(*table(rows)))
+
+
+def _tree(setting: Setting, shapes: Shapes) -> Row:
+    """Of the drafter that is compiled; a static tree has no one number of children."""
+    top_k = None if setting.method == "eagle" else setting.top_k
+    return {"nodes": shapes.drafter.nodes, "depth": shapes.drafter.max_depth - 1, "top_k": top_k}
 
 
 def summary(path: pathlib.Path) -> str:
     """The programs of all rows in a file, one line each, where a program was compiled twice the later one."""
     rows = [row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if "program" in row]
-    header = ["target", "devices", "rows x slots", "program", "peak GiB", "temporary GiB", "ms, bound", "ms, compiler"]
+    header = ["target", "devices", "rows x slots", "program", "peak GiB", "temporary GiB", *_TIMES, "sums a layer"]
     lines = {}
     for row in rows:
         where = (_model_of(row), f"{row['topology']} as {row['mesh']}", f"{row['batch']} x {row['context']}")
@@ -107,15 +117,20 @@ def summary(path: pathlib.Path) -> str:
             [
                 f"{row['peak_bytes'] / GIB:.2f}",
                 f"{row['temporary_bytes'] / GIB:.2f}",
-                f"{1e3 * row['roofline_seconds']:.2f}" if row["roofline_seconds"] else "",
-                f"{1e3 * row['optimal_seconds']:.2f}" if sensible(row) else "",
+                *_times(row),
                 row["collectives_per_layer"],
             ]
-            if row["fits"]
-            else ["does not fit", *[""] * 4]
+            if row["fits"] is not False
+            else ["does not fit", *[""] * 5]
         )
         lines[*where, row["program"]] = [*where, row["program"], *numbers]
-    return markdown_table([*header, "sums a layer"], list(lines.values()))
+    return markdown_table(header, list(lines.values()))
+
+
+def _times(row: Row) -> list[str]:
+    """Milliseconds under `_TIMES`; empty for CPUs, and where the compiler's estimate makes no sense."""
+    known = [row["roofline_seconds"], row["serial_seconds"], row["optimal_seconds"] if sensible(row) else None]
+    return ["" if seconds is None else f"{1e3 * seconds:.2f}" for seconds in known]
 
 
 def _model_of(row: Row) -> str:
@@ -140,7 +155,7 @@ def _row(name: str, held: Row, shapes: Shapes, setting: Setting, topology: Topol
             lowered = LOWERERS[name](shapes, setting, mesh)
         counted = compile_and_count(lowered, topology, mesh.size, held["least_bytes"][name])
     versions = {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu") if topology.chip else None}
-    row = {**held, "program": name, **versions, **counted}
+    row = {**held, "program": name, **versions, **counted, "least_bytes": held["least_bytes"][name]}
     _keep(row)
     return row
 
@@ -160,37 +175,26 @@ def _memory(held: Row, topology: Topology) -> Table:
     return ["a device holds", *memory], [["GiB", *(f"{size / GIB:.3f}" for size in memory.values())]]
 
 
-def _programs(rows: list[Row], topology: Topology) -> Table:
-    header = [
-        "program",
-        "fits",
-        "peak GiB",
-        "temporary GiB",
-        "GFLOP",
-        "GB read",
-        "ms, bound",
-        "ms, compiler",
-        "sums a layer",
-    ]
+def _programs(rows: list[Row]) -> Table:
+    header = ["program", "fits", "peak GiB", "temporary GiB", "GFLOP", "GB read", *_TIMES, "sums a layer"]
     return header, [
         [
             row["program"],
-            "yes",
+            "yes" if row["fits"] else "",  # nothing is known of virtual devices
             f"{row['peak_bytes'] / GIB:.2f}",
             f"{row['temporary_bytes'] / GIB:.2f}",
             f"{row['flops'] / 1e9:.1f}",
-            f"{row['least_bytes'][row['program']] / 1e9:.2f}",
-            f"{1e3 * row['roofline_seconds']:.2f}" if topology.chip else "",
-            f"{1e3 * row['optimal_seconds']:.2f}" if sensible(row) else "",
+            f"{row['least_bytes'] / 1e9:.2f}",
+            *_times(row),
             row["collectives_per_layer"],
         ]
-        if row["fits"]
-        else [row["program"], f"no: {row['refusal']}", *[""] * 7]
+        if row["fits"] is not False
+        else [row["program"], f"no: {row['refusal']}", *[""] * 8]
         for row in rows
     ]
 
 
-def _collectives(rows: list[Row], topology: Topology) -> Table:
+def _collectives(rows: list[Row]) -> Table:
     header = ["program", "sends", "from", "times", "bytes", "note"]
     return header, [
         [

@@ -84,6 +84,8 @@ def _read(number: int, given: Mapping[str, Any], dtype: str) -> Entry:
     entry = Entry(settings=settings, **{field: given[field] for field in _OWN if field in given})
     if entry.temperatures is not None:
         entry = entry._replace(temperatures=tuple(entry.temperatures))
+    if entry.temperatures == ():
+        raise ValueError(f"{where}: temperatures must be one at least, got ()")
     if entry.rule not in get_args(Rule):
         raise ValueError(f"{where}: rule must be one of {', '.join(get_args(Rule))}, got {entry.rule!r}")
     if entry.give_up and entry.rule != "match":

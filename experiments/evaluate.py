@@ -84,6 +84,8 @@ def evaluate(config: ConfigDict, data: str, output: str, *, quiet: bool = False)
         max_new_tokens=config.max_new_tokens,
         warm_ups=config.warm_ups,
     )
+    for asked in questions.values():
+        bench.check([*asked.values()])
     evaluation = Evaluation(config, entries, questions, bench)
     with Journal(journal_path, evaluation.settings()) as journal:
         fill(evaluation, journal, output, quiet)
@@ -137,15 +139,14 @@ def fill(evaluation: Evaluation, journal: Journal, output: str, quiet: bool) -> 
     pending = [key for key in keys if key not in done]
     if not pending:
         return
-    for questions in evaluation.questions.values():
-        evaluation.bench.check([*questions.values()])
-    task = ""
+    block: tuple[object, ...] = ()
     with tqdm(total=len(keys), initial=len(done), unit="prompt", disable=quiet, dynamic_ncols=True) as bar:
         for key, coming in itertools.zip_longest(pending, pending[1:]):
-            if key.task != task:
-                task = key.task
-                bar.set_postfix_str(f"compiling for {task}, warming up")
-                evaluation.bench.prepare([*evaluation.questions[task].values()], evaluation.turns)
+            if key[:-1] != block:
+                block = key[:-1]
+                bar.set_postfix_str(f"compiling for {key.task}, warming up")
+                asked = [*evaluation.questions[key.task].values()]
+                evaluation.bench.prepare(asked, evaluation.turns, key.temperature)
             bar.set_postfix_str(f"{key.task}, T = {key.temperature:g}, seed {key.seed}")
             journal.add(evaluation.measure(key))
             bar.update()

@@ -30,7 +30,8 @@ flags.DEFINE_list("targets", [*TARGETS], "shapes of targets", flag_values=FLAGS)
 flags.DEFINE_list("kinds", [*CHIPS], "of TPU", flag_values=FLAGS)
 flags.DEFINE_enum("method", "eagle3", METHODS, "drafting method", flag_values=FLAGS)
 flags.DEFINE_integer("batch", 1, "rows that decode together", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("context", 4096, "slots of all caches", lower_bound=128, flag_values=FLAGS)
+text = "slots of all caches, for a target with fewer positions as many as those"
+flags.DEFINE_integer("context", 4096, text, lower_bound=128, flag_values=FLAGS)
 flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "of all that is held", flag_values=FLAGS)
 flags.DEFINE_boolean("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
 flags.DEFINE_float("reserve", 1.0, "GiB of a device for all else", lower_bound=0.0, flag_values=FLAGS)
@@ -49,7 +50,9 @@ def main() -> None:
     rows: list[Row] = []
     for name in FLAGS.targets:
         given = {field: getattr(FLAGS, field) for field in _FIELDS}
-        setting = Setting(target=get_target(name), nodes=60, depth=7, top_k=10, **given)
+        target = get_target(name)
+        given["context"] = min(FLAGS.context, target.max_positions)
+        setting = Setting(target=target, nodes=60, depth=7, top_k=10, **given)
         with launch.status(name):
             rows += [{"target": name, **smallest(setting, kind)} for kind in FLAGS.kinds]
     if FLAGS.output:
@@ -58,7 +61,7 @@ def main() -> None:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     head = "split" if FLAGS.split_head else "whole"
-    print(f"{FLAGS.dtype}, batch {FLAGS.batch}, {FLAGS.context} slots; {FLAGS.method}, head {head}\n")
+    print(f"{FLAGS.dtype}, batch {FLAGS.batch}, up to {FLAGS.context} slots; {FLAGS.method}, head {head}\n")
     print(table(rows))
 
 

@@ -5,21 +5,26 @@
 Of a question with several turns the first one is asked. `--compare` writes every answer by plain decoding too, in the
 same process and in alternation, and says whether the tokens were identical. Tokens per second count decoding alone:
 compiling and reading the prompt stand apart.
+
+`--batch=8` writes the same answers to `--prompts_file` eight at a time; a row whose answer has ended takes the next
+prompt. They are shown when all are there.
 """
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
-from eagle_jax.checkpoint.pretrained import load_target
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation import report, runner
 from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions
 from eagle_jax.generate import Generator
 from eagle_jax.models.transformer import make_target
+from eagle_jax.refill import write_all
 from eagle_jax.sampling import make_sampling
 from experiments import launch, methods
 
@@ -50,9 +55,10 @@ flags.DEFINE_bool(
     "give_up", None, "finish by plain decoding where drafting has cost time so far; default: yes", flag_values=FLAGS
 )
 flags.DEFINE_bool("compare", False, "write every answer by plain decoding too", flag_values=FLAGS)
-flags.DEFINE_string(
-    "mesh", None, "DATAxMODEL: 1x4 splits the weights over 4 devices; DATA is 1, prompts come singly", flag_values=FLAGS
-)
+flags.DEFINE_integer("batch", 1, "answers written at a time; more than 1 are not streamed", flag_values=FLAGS)
+text = "DATAxMODEL: 2x4 deals out the rows of --batch to 2 groups of devices and splits the weights over 4 in each"
+flags.DEFINE_string("mesh", None, text, flag_values=FLAGS)
+flags.DEFINE_bool("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
 flags.DEFINE_string("json_output", None, "file for the numbers and answers, as one JSON object", flag_values=FLAGS)
 
 
@@ -60,35 +66,28 @@ def main() -> None:
     """Generate as the flags say."""
     law = {"temperature": FLAGS.temperature, "top_k": FLAGS.sampling_top_k, "top_p": FLAGS.top_p, "seed": FLAGS.seed}
     make_sampling(1, max_new_tokens=FLAGS.max_new_tokens, **law)  # refuses bad values before anything is loaded
+    check_flags()
     name, settings = methods.settings_from_flags(FLAGS)
+    settings = methods.with_tree(name, settings, FLAGS.batch)
     questions = asked_questions()
-    mesh = launch.parse_mesh(FLAGS.mesh, batch=1)
-    output = pathlib.Path(FLAGS.json_output) if FLAGS.json_output else None
-    if output and (output.is_dir() or not output.parent.is_dir()):
-        raise ValueError(f"--json_output={output} must name a file in a folder that exists")
+    mesh = launch.parse_mesh(FLAGS.mesh, batch=FLAGS.batch)
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, settings.dtype, mesh=mesh, progress=progress)
     prompts = [runner.prompt_ids(model, question) for question in questions]
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config, settings.dtype)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
-    give_up = FLAGS.give_up if FLAGS.give_up is not None else FLAGS.rule == "match" and name != "vanilla"
+    gives_up = FLAGS.batch == 1 and FLAGS.rule == "match" and name != "vanilla"
     where: dict[str, Any] = {"capacity": capacity, "mesh": mesh}
-    ways = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise, "give_up": give_up}
+    ways = {
+        "rule": FLAGS.rule,
+        "share_noise": FLAGS.share_noise,
+        "give_up": gives_up if FLAGS.give_up is None else FLAGS.give_up,
+    }
     method = Generator(target, model.params, drafter, drafter_params, **where, **ways)
     plain = Generator(target, model.params, make_vanilla(), **where) if FLAGS.compare else None
-    options = {**law, "max_new_tokens": FLAGS.max_new_tokens}
-    with launch.status("Compiling"):
-        for generator in filter(None, (method, plain)):
-            generator.warm_up(prompts[:1], stop_ids=model.stop_ids, **options)
-
-    answers: list[report.Answer] = []
-    coming = runner.ask(model, method, plain, questions, prompts, show=show, **options)
-    for index, question in enumerate(questions, start=1):
-        if len(questions) > 1:
-            show(f"[{index}/{len(questions)}] {' '.join(question.turns[0].split())[:100]}\n\n")
-        answers.append(next(coming))
-        show("\n\n")
+    write = one_by_one if FLAGS.batch == 1 else together
+    answers = write(model, method, plain, questions, prompts, {**law, "max_new_tokens": FLAGS.max_new_tokens})
     settings_shown = {
         "target": FLAGS.target,
         "method": name,
@@ -98,14 +97,74 @@ def main() -> None:
         "dtype": settings.dtype,
         "device": jax.devices()[0].device_kind,
         "mesh": FLAGS.mesh,
+        "batch": FLAGS.batch,
     }
     margin = runner.margin_at_difference(method, prompts, answers, **law)
-    record = report.summarise(
-        settings_shown, report.tree_size(drafter, methods.children(name, settings)), answers, margin
-    )
+    tree = report.tree_size(drafter, methods.children(name, settings))
+    record = report.summarise(settings_shown, tree, answers, margin)
     show("\n".join(report.closing_lines(record)) + "\n")
-    if output:
-        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if FLAGS.json_output:
+        pathlib.Path(FLAGS.json_output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def check_flags() -> None:
+    """Refuse what would fail late."""
+    output = pathlib.Path(FLAGS.json_output) if FLAGS.json_output else None
+    if output and (output.is_dir() or not output.parent.is_dir()):
+        raise ValueError(f"--json_output={output} must name a file in a folder that exists")
+    if FLAGS.batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {FLAGS.batch}")
+    if FLAGS.give_up and FLAGS.batch > 1:
+        raise ValueError(f"--give_up judges one answer at a time, with --batch={FLAGS.batch} rows begin and end apart")
+    if FLAGS.split_head and FLAGS.mesh is None:
+        raise ValueError("--split_head needs --mesh, the devices to split over")
+
+
+def one_by_one(
+    model: LoadedModel,
+    method: Generator,
+    plain: Generator | None,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    options: dict[str, Any],
+) -> list[report.Answer]:
+    """The answers, each shown as it appears."""
+    with launch.status("Compiling"):
+        for generator in filter(None, (method, plain)):
+            generator.warm_up(prompts[:1], stop_ids=model.stop_ids, **options)
+    answers: list[report.Answer] = []
+    coming = runner.ask(model, method, plain, questions, prompts, show=show, **options)
+    for index in range(len(questions)):
+        show(heading(index, questions))
+        answers.append(next(coming))
+        show("\n\n")
+    return answers
+
+
+def together(
+    model: LoadedModel,
+    method: Generator,
+    plain: Generator | None,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    options: dict[str, Any],
+) -> list[report.Answer]:
+    """The answers, `--batch` of them under way at a time, shown at the end."""
+    with launch.status("Compiling"):  # one prompt more than there are rows, so that a row is refilled; few tokens
+        brief = {**options, "max_new_tokens": min(3, FLAGS.max_new_tokens), "stop_ids": model.stop_ids}
+        for generator in filter(None, (method, plain)):
+            write_all(generator, prompts[: FLAGS.batch + 1], batch=FLAGS.batch, **brief)
+    with launch.status(f"Writing {len(prompts)} answers, {FLAGS.batch} at a time"):
+        answers = runner.ask_together(model, method, plain, questions, prompts, batch=FLAGS.batch, **options)
+    for index, answer in enumerate(answers):
+        show(f"{heading(index, questions)}{answer.text}\n\n")
+    return answers
+
+
+def heading(index: int, questions: Sequence[Question]) -> str:
+    """The line before an answer, where there are several."""
+    asked = " ".join(questions[index].turns[0].split())
+    return f"[{index + 1}/{len(questions)}] {asked[:100]}\n\n" if len(questions) > 1 else ""
 
 
 def show(text: str) -> None:

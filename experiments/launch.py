@@ -141,6 +141,30 @@ def parse_mesh(text: str | None, *, batch: int) -> Mesh | None:
     return mesh
 
 
+def join(text: str | None) -> None:
+    """Become one of several processes that work together, as --distributed says; before jax looks at its devices.
+
+    Args:
+      text: `auto`, as the cluster says (TPU pods, Slurm, Open MPI, Kubernetes), or HOST:PORT,COUNT,INDEX: where
+        process 0 listens, how many they are, which of them this is. None: alone.
+
+    Raises:
+      ValueError: another form, or no cluster that says anything.
+    """
+    if text is None:
+        return
+    said = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", text)
+    if said and int(said[3]) < int(said[2]):
+        jax.distributed.initialize(said[1], int(said[2]), int(said[3]))
+        return
+    if text != "auto":
+        raise ValueError(f"--distributed is auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {text!r}")
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise ValueError(f"--distributed=auto finds no cluster ({error}): give HOST:PORT,COUNT,INDEX") from error
+
+
 @contextlib.contextmanager
 def status(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show on stderr that `what` is under way and, at the end, how long it took.

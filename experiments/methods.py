@@ -59,10 +59,13 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
         (make_ouroboros, "num_drafted", "tokens that the draft model drafts"),
         (make_ouroboros, "phrases", "phrases behind the last of them"),
         (make_ouroboros, "phrase_length", "tokens of a phrase"),
+        (make_ouroboros, "draft_phrases", "phrases that a pass of the draft model tries"),
     ):
         usual = inspect.signature(factory).parameters[name].default
         of = factory.__name__.removeprefix("make_")
         flags.DEFINE_integer(name, None, f"{of}: {text}; default {usual}", flag_values=values)
+    text = "lookahead: n-grams of the prompt join the pool; default: no"
+    flags.DEFINE_bool("pool_from_prompt", None, text, flag_values=values)
     text = "draft model of chain and ouroboros: as --target, or self:K for the first K layers of the target"
     flags.DEFINE_string("draft", "", text, flag_values=values)
     text = "trained draft head of eagle, eagle2, eagle3: a directory or a Hugging Face id; else the one that ships"
@@ -80,22 +83,29 @@ def settings_from_flags(values: flags.FlagValues) -> tuple[str, Settings]:
     Raises:
       ValueError: an unknown method, or a flag that the method does not take or cannot do without.
     """
-    settings = Settings(*(getattr(values, field) for field in Settings._fields))
+    settings = _given(values)
     check_settings(values.method, settings)
     return values.method, settings
 
 
+def _given(values: flags.FlagValues) -> Settings:
+    """What the flags say; a script that knows no mesh has no flag for it."""
+    return Settings(**{field: getattr(values, field) for field in Settings._fields if field in values})
+
+
 def settings_for(name: str, values: flags.FlagValues) -> Settings:
     """As `settings_from_flags`, for one of several methods: flags that not all take go to those that take them."""
-    settings = Settings(*(getattr(values, field) for field in Settings._fields))
+    settings = _given(values)
     if name in METHODS:
         settings = settings._replace(
             draft=settings.draft if METHODS[name].takes_draft else "",
             head=settings.head if METHODS[name].takes_head else "",
             draft_vocab=settings.draft_vocab if METHODS[name].takes_head else None,
             head_window=settings.head_window if METHODS[name].takes_head else None,
+            split_head=settings.split_head and METHODS[name].takes_head,
         )
-        others: dict[str, Any] = {size: None for size in SIZES if size not in METHODS[name].sizes}
+        taken = _taken(METHODS[name])
+        others: dict[str, Any] = {size: None for size in (*SIZES, "pool_from_prompt") if size not in taken}
         settings = settings._replace(**others)
     check_settings(name, settings)
     return settings
@@ -133,18 +143,24 @@ def check_settings(name: str, settings: Settings) -> None:
         ("head", settings.head, method.takes_head),
         ("draft_vocab", settings.draft_vocab, method.takes_head),
         ("head_window", settings.head_window, method.takes_head),
-        *((size, getattr(settings, size), size in method.sizes) for size in SIZES),
+        ("split_head", settings.split_head or None, method.takes_head),
+        *((size, getattr(settings, size), size in _taken(method)) for size in (*SIZES, "pool_from_prompt")),
     ):
         if given not in ("", None) and not taken:
             raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
     for size in (*SIZES, "head_window"):
-        least, given = 0 if size == "depth" else 1, getattr(settings, size)
+        least, given = 0 if size in ("depth", "draft_phrases") else 1, getattr(settings, size)
         if given is not None and given < least:
             raise ValueError(f"--{size} must be at least {least}, got {given}")
     if method.takes_draft and not settings.draft:
         raise ValueError(f"--method={name} needs --draft")
     if settings.draft_vocab is not None and settings.draft_vocab < 0:
         raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
+
+
+def _taken(method: Method) -> tuple[str, ...]:
+    """The sizes that a method may be given, and what else only lookahead takes."""
+    return (*method.sizes, "pool_from_prompt") if method.sizes == LOOKAHEAD else method.sizes
 
 
 def with_tree(name: str, settings: Settings, batch: int = 1) -> Settings:
@@ -212,7 +228,7 @@ def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
 
 def _lookahead(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     del target
-    return make_lookahead(**given_sizes(settings, LOOKAHEAD)), ()
+    return make_lookahead(**given_sizes(settings, (*LOOKAHEAD, "pool_from_prompt"))), ()
 
 
 def _ouroboros(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
@@ -224,7 +240,11 @@ def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head
     """The head that --head names or, left out, the one of this kind that ships for the target."""
     with status(f"Loading head {settings.head or kind}"):
         config, params = load_pretrained_head(
-            settings.head or kind, target, settings.dtype, draft_vocab=settings.draft_vocab
+            settings.head or kind,
+            target,
+            settings.dtype,
+            draft_vocab=settings.draft_vocab,
+            split=settings.split_head,
         )
     if settings.head_window is not None:
         layer = dataclasses.replace(config.layer, windows=(settings.head_window,))

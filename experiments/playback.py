@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.journal import Record
-from eagle_jax.evaluation.played import play, write
+from eagle_jax.evaluation.played import listen, play, write
+from eagle_jax.evaluation.recording import Recording
+from eagle_jax.evaluation.replay import check_playable
 from eagle_jax.evaluation.report import tree_size
 from eagle_jax.evaluation.tasks import read_task
 from eagle_jax.models.transformer import make_target
 from experiments import launch, methods
 from experiments.cells import commit
 from experiments.entries import build, read_entries
-from experiments.replay import UNPLAYABLE
 
 BATCH = 10
 """Answers written and played back together."""
@@ -30,8 +31,8 @@ def why_not(config: ConfigDict) -> str | None:
     if config.turns != "first":
         return f"only first turns are played back, the config's turns are {config.turns!r}"
     for entry in config.methods:
-        if entry["method"] in UNPLAYABLE:
-            return f"{entry['method']} learns from tokens that were refused, which only the target's passes can tell"
+        if entry.get("give_up"):
+            return "give_up looks at the clock, and nothing is timed here"
         if entry.get("rule", "match") != "match":
             return f"the rule {entry['rule']!r} writes another text"
     return None
@@ -43,23 +44,28 @@ def playback(config: ConfigDict, data: str) -> list[Record]:
     Args:
       config: as `experiments.evaluate` takes it, checked, and `why_not` says None.
       data: directory with questions.
+
+    Raises:
+      ValueError: a method that cannot be played back.
     """
     entries = read_entries(config.methods, config.dtype, config.temperatures)
     model = _model(config.target, config.dtype)
     target = make_target(model.config, config.dtype)
     contestants = build(entries, model)
+    for one in contestants.values():
+        check_playable(one.drafter)
     rows: list[Record] = []
     for temperature in config.temperatures:
         for seed in config.seeds:
             law = {"temperature": temperature, "seed": seed, "max_new_tokens": config.max_new_tokens}
             for task in config.tasks:
                 asked = (config.target, config.dtype, data, task, config.num_prompts)
-                prompts, answers = _answers(*asked, *law.values())
+                prompts, answers, said = _answers(*asked, *law.values())
                 for entry in filter(lambda entry: entry.runs_at(temperature), entries):
                     one = contestants[entry.label]
                     with launch.status(f"{task}, T = {temperature:g}: {entry.label}"):
                         found = play(
-                            model, target, one.drafter, one.params, prompts, answers,
+                            model, target, one.drafter, one.params, prompts, answers, said,
                             batch=BATCH, share_noise=one.share_noise, **law,
                         )  # fmt: skip
                     about: dict[str, Any] = {
@@ -89,10 +95,12 @@ def _model(name: str, dtype: str) -> LoadedModel:
 @functools.cache
 def _answers(
     name: str, dtype: str, data: str, task: str, num_prompts: int, temperature: float, seed: int, max_new_tokens: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and plain decoding's answers."""
+) -> tuple[list[list[int]], list[list[int]], list[Recording]]:
+    """Prompts, plain decoding's answers, and what the target says along them."""
     model = _model(name, dtype)
+    target = make_target(model.config, dtype)
     prompts = [runner.prompt_ids(model, question) for question in read_task(data, task, num_prompts).values()]
     law: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens}
     with launch.status(f"{task}, T = {temperature:g}: plain decoding"):
-        return prompts, write(model, make_target(model.config, dtype), prompts, batch=BATCH, **law)
+        answers = write(model, target, prompts, batch=BATCH, **law)
+        return prompts, answers, listen(model, target, prompts, answers, batch=BATCH)

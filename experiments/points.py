@@ -24,6 +24,7 @@ class Point(NamedTuple):
     label: str  # in tables
     config: dict[str, Any]  # an evaluation's, but with one `method`
     train: dict[str, Any] | None  # what to train before: `config`, `fields`, `time_limit`
+    recipe: dict[str, Any] | None  # the whole training config that these give
 
     def evaluation(self, **changes: str) -> ConfigDict:
         """What experiments.evaluate takes; `changes` are of the method."""
@@ -86,8 +87,9 @@ def make_point(base: ConfigDict, name: str, label: str, changes: Mapping[str, An
     config = base.to_dict()
     train = config.pop("train", None)
     whole = {**config, **({"train": load_module(train["config"]).get_config().to_dict()} if train else {})}
-    fields = [f"train.{field}" for field in train["fields"]] if train else []
-    for key in (*fields, *changes):
+    values = {f"train.{field}": value for field, value in train["fields"].items()} if train else {}
+    values |= changes
+    for key, value in values.items():
         *parents, field = key.split(".")
         holder: Any = whole
         for parent in parents:
@@ -95,9 +97,9 @@ def make_point(base: ConfigDict, name: str, label: str, changes: Mapping[str, An
         # The fields of a method are known to whoever builds it.
         if not isinstance(holder, dict) or (field not in holder and parents != ["method"]):
             raise ValueError(f"point {label!r} changes {key!r}, which the config does not have")
-        if key in changes:
-            holder[field] = changes[key]
+        holder[field] = value
     if train:
-        own = {key.removeprefix("train."): value for key, value in changes.items() if key.startswith("train.")}
-        train = {**train, "fields": {**train["fields"], **own}}
-    return Point(name, label, {name: value for name, value in whole.items() if name != "train"}, train)
+        fields = {key.removeprefix("train."): value for key, value in values.items() if key.startswith("train.")}
+        train = {**train, "fields": fields}
+    recipe = whole.pop("train", None)
+    return Point(name, label, whole, train, recipe)

@@ -15,7 +15,7 @@ from absl import flags
 from tqdm import tqdm
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
-from eagle_jax.generate import Generator
+from eagle_jax.generate import Generator, cache_slots
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
 from eagle_jax.training.answers import AnswerFile, Request, in_order, record_of, requests_for
@@ -54,14 +54,10 @@ def main() -> None:
         model = load_target(FLAGS.target, settings.dtype, progress=progress)
     requests = requests_for(prompts_of(model), temperatures, FLAGS.answers)
     drafter, drafter_params = methods.make_method(name, model, settings)
-    needed = longest_prompt(model) + FLAGS.max_new_tokens + drafter.max_depth + 1
-    writer = Generator(
-        make_target(model.config, settings.dtype),
-        model.params,
-        drafter,
-        drafter_params,
-        capacity=max(512, 1 << (needed - 1).bit_length()),
-    )
+    target = make_target(model.config, settings.dtype)
+    longest = longest_prompt(model) + FLAGS.max_new_tokens
+    slots = cache_slots(longest, drafter.max_depth, target.max_positions)
+    writer = Generator(target, model.params, drafter, drafter_params, capacity=slots)
     decides = ("target", "dtype", "seed", "max_new_tokens")
     with AnswerFile(FLAGS.output, {flag: getattr(FLAGS, flag) for flag in decides}) as file:
         missing = file.missing(in_order(requests, FLAGS.batch * WINDOW))

@@ -5,25 +5,29 @@
 Plain decoding writes every answer once for each temperature; what each drafting method would have needed for them is
 then played back without the target's passes (`eagle_jax.evaluation.replay`), which takes a fraction of the time and
 gives the numbers of decoding. A draft is METHOD or METHOD:NODES/DEPTH/TOP_K; above temperature 0 each is measured with
-the target's noise and without. --output gets one JSON object a cell, and cells that are there already are not repeated.
+the target's noise and without. --output is a journal: what all cells share, then one JSON object a cell; cells that
+are there already are not repeated.
 """
 
-import json
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
-from eagle_jax.checkpoint.pretrained import load_target
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import Drafter
 from eagle_jax.evaluation import runner
-from eagle_jax.evaluation.played import play, write
+from eagle_jax.evaluation.journal import Journal, Record
+from eagle_jax.evaluation.played import listen, play, write
+from eagle_jax.evaluation.replay import check_playable
 from eagle_jax.evaluation.report import markdown_table, tree_size
-from eagle_jax.evaluation.tasks import read_questions
+from eagle_jax.evaluation.tasks import Question, read_questions
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params
 from experiments import launch, methods
+from experiments.cells import digests
 from experiments.entries import weights_digest
 
 FLAGS = flags.FlagValues()
@@ -36,10 +40,7 @@ flags.DEFINE_integer("num_prompts", 10, "questions from the start of each file",
 flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=FLAGS)
 flags.DEFINE_integer("batch", 10, "answers written and played back together", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
-flags.DEFINE_string("output", None, "JSON lines to append cells to", flag_values=FLAGS)
-
-UNPLAYABLE = ("lookahead", "ouroboros")
-"""Methods that `eagle_jax.evaluation.replay` cannot play back."""
+flags.DEFINE_string("output", None, "a file to append cells to, of the same target and length", flag_values=FLAGS)
 
 
 class Draft(NamedTuple):
@@ -59,9 +60,6 @@ def main() -> None:
     if FLAGS.batch < 1:
         raise ValueError(f"--batch must be at least 1, got {FLAGS.batch}")
     asked = [methods.read_draft(text, FLAGS) for text in FLAGS.drafts]
-    for label, name, _ in asked:
-        if name in UNPLAYABLE:
-            raise ValueError(f"{label} learns from tokens that were refused, which only the target's passes can tell")
     temperatures = [float(text) for text in FLAGS.temperatures]
     questions = {pathlib.Path(path).parent.name: read_questions(path, FLAGS.num_prompts) for path in FLAGS.tasks}
     if len(questions) < len(FLAGS.tasks):
@@ -71,9 +69,27 @@ def main() -> None:
     drafts = []
     for label, name, settings in asked:
         drafter, params = methods.make_method(name, model, settings)
+        check_playable(drafter)
         tree = tree_size(drafter, methods.children(name, settings))
         drafts.append(Draft(label, drafter, params, tree, weights_digest(params)))
-    cells = Cells(FLAGS.output)
+    shared = {
+        **{flag: getattr(FLAGS, flag) for flag in ("target", "dtype", "seed", "max_new_tokens")},
+        "weights": weights_digest(model.params),
+    }
+    with Journal(FLAGS.output, shared) if FLAGS.output else contextlib.nullcontext() as journal:
+        cells = Cells(journal)
+        measure(model, questions, drafts, temperatures, cells)
+    print(cells.table(questions, temperatures, drafts))
+
+
+def measure(
+    model: LoadedModel,
+    questions: Mapping[str, Sequence[Question]],
+    drafts: Sequence[Draft],
+    temperatures: Sequence[float],
+    cells: "Cells",
+) -> None:
+    """Play back what the cells lack."""
     target = make_target(model.config, FLAGS.dtype)
     for task, some in questions.items():
         prompts = [runner.prompt_ids(model, question) for question in some]
@@ -82,7 +98,7 @@ def main() -> None:
                 (draft, share)
                 for draft in drafts
                 for share in ((True, False) if temperature > 0 else (True,))
-                if not cells.has(about(task, temperature, draft, share))
+                if cells.find(task, some, temperature, draft, share) is None
             ]
             if not todo:
                 continue
@@ -94,18 +110,20 @@ def main() -> None:
             }
             with launch.status(f"{task}, T = {temperature:g}: plain decoding"):
                 answers = write(model, target, prompts, **way)
+                said = listen(model, target, prompts, answers, batch=FLAGS.batch)
             for draft, share in todo:
                 with launch.status(f"{task}, T = {temperature:g}: {draft.label}{'' if share else ', own top-k'}"):
-                    found = play(model, target, draft.drafter, draft.params, prompts, answers, share_noise=share, **way)
-                cells.add({**about(task, temperature, draft, share), **found})
-    print(cells.table(list(questions), temperatures, drafts))
+                    found = play(
+                        model, target, draft.drafter, draft.params, prompts, answers, said, share_noise=share, **way
+                    )
+                cells.add({**about(task, some, temperature, draft, share), **found})
 
 
-def about(task: str, temperature: float, draft: Draft, share_noise: bool) -> dict[str, Any]:
-    """What tells a cell from all others."""
+def about(
+    task: str, questions: Sequence[Question], temperature: float, draft: Draft, share_noise: bool
+) -> dict[str, Any]:
+    """What tells a cell from all others of a file."""
     return {
-        "target": FLAGS.target,
-        "dtype": FLAGS.dtype,
         "draft": draft.label,
         "head": FLAGS.head,
         "draft_vocab": FLAGS.draft_vocab,
@@ -114,46 +132,44 @@ def about(task: str, temperature: float, draft: Draft, share_noise: bool) -> dic
         "tree": draft.tree,
         "share_noise": share_noise,
         "task": task,
+        "questions": digests({task: dict(enumerate(questions))})[task],
         "temperature": temperature,
-        "seed": FLAGS.seed,
-        "prompts": FLAGS.num_prompts,
-        "max_new_tokens": FLAGS.max_new_tokens,
+        "prompts": len(questions),
     }
 
 
 class Cells:
-    """What has been measured, in memory and, if asked for, in a file."""
+    """What has been measured, in memory and, if asked for, in a journal."""
 
-    def __init__(self, path: str | None) -> None:
-        self._path = pathlib.Path(path) if path else None
-        text = self._path.read_text(encoding="utf-8") if self._path and self._path.exists() else ""
-        self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+        self._rows: list[Record] = list(journal.records) if journal else []
 
-    def has(self, about: dict[str, Any]) -> bool:
-        """Whether the cell is there."""
-        return any(about.items() <= row.items() for row in self._rows)
+    def find(self, *cell: Any) -> Record | None:
+        """The cell that `about(*cell)` describes, if it is there."""
+        wanted = about(*cell)
+        return next((row for row in self._rows if wanted.items() <= row.items()), None)
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Record) -> None:
         """Keep a cell."""
         self._rows.append(row)
-        if self._path:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if self._journal:
+            self._journal.add(row)
 
-    def table(self, tasks: Sequence[str], temperatures: Sequence[float], drafts: Sequence[Draft]) -> str:
+    def table(
+        self, questions: Mapping[str, Sequence[Question]], temperatures: Sequence[float], drafts: Sequence[Draft]
+    ) -> str:
         """Tau: a line for each draft, temperature and noise, a column for each task, and all tasks together."""
         lines = []
         for draft in drafts:
             for temperature in temperatures:
                 for share in (True, False) if temperature > 0 else (True,):
-                    rows = [
-                        next(row for row in self._rows if about(task, temperature, draft, share).items() <= row.items())
-                        for task in tasks
-                    ]
+                    found = [self.find(task, some, temperature, draft, share) for task, some in questions.items()]
+                    rows = [row for row in found if row]
                     together = sum(row["tokens"] for row in rows) / max(1, sum(row["rounds"] for row in rows))
                     noise = "-" if temperature == 0 else "shared" if share else "not shared"
                     lines.append([draft.label, f"{temperature:g}", noise, *(row["tau"] for row in rows), together])
-        return markdown_table(["draft", "T", "noise", *tasks, "all"], lines)
+        return markdown_table(["draft", "T", "noise", *questions, "all"], lines)
 
 
 if __name__ == "__main__":

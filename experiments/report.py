@@ -3,9 +3,9 @@
     python -m experiments.report --rows=heads.jsonl,field.jsonl --output=DIRECTORY
     python -m experiments.report --metrics=runs/eagle3/metrics.jsonl,runs/other/metrics.jsonl --output=DIRECTORY
 
---rows are files of experiments.evaluate, --metrics files of experiments.train; one of them may be left out. The
-directory gets report.md and, for light and dark pages, every figure as PNG and SVG. Rows of different targets, dtypes
-or devices stand in sections of their own: they do not compare.
+--rows are files of experiments.evaluate or of a sweep, --metrics files of experiments.train; one of them may be left
+out. The directory gets report.md and, for light and dark pages, every figure as PNG and SVG. Rows of different targets,
+dtypes or devices stand in sections of their own: they do not compare.
 """
 
 import functools
@@ -25,7 +25,9 @@ from eagle_jax.evaluation.themes import THEMES, Theme, save
 from experiments import launch
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_list("rows", None, "JSON lines of experiments.evaluate: one or more files", flag_values=FLAGS)
+flags.DEFINE_list(
+    "rows", None, "JSON lines of experiments.evaluate or of a sweep: one or more files", flag_values=FLAGS
+)
 flags.DEFINE_list(
     "metrics", None, "metrics.jsonl of training runs, each called as its folder: one or more files", flag_values=FLAGS
 )
@@ -37,12 +39,16 @@ CELL = ("target", "dtype", "device", "label", "task", "temperature", "seed")
 CAPTIONS = {
     "speedup_by_method": "Speed-up over plain decoding in the same process, medians over the prompts.",
     "speedup_by_task": "The same, task by task.",
-    "tau_by_depth": "What a round writes if it accepts no more than so many drafted tokens.",
+    "tau_by_depth": "What a round writes if it accepts no more than so many drafted tokens; last rounds count uncut.",
     "n_alpha": "Chance that one more token is accepted when n drafted ones were.",
     "tau_against_nodes": "What larger trees bring, in tokens a round and in time.",
     "tau_against_depth": "What deeper trees bring.",
     "time_split": "Where the time of a written token goes.",
 }
+
+
+TIMED = ("speedup_by_method", "speedup_by_task", "time_split")
+"""Charts of times, which rows that were played back have not."""
 
 
 def main() -> None:
@@ -115,8 +121,10 @@ def row_sections(rows: Sequence[Row], output: pathlib.Path) -> list[str]:
         prefix = re.sub(r"\W+", "-", title).strip("-")
         with launch.status(f"Drawing {title}"):
             for name, chart in CHARTS.items():
-                draw(functools.partial(chart, own), output, f"{prefix}-{name}")
-                sections.append(picture(f"{prefix}-{name}", CAPTIONS[name]))
+                shown = [row for row in own if row["speedup"] is not None] if name in TIMED else own
+                if shown:
+                    draw(functools.partial(chart, shown), output, f"{prefix}-{name}")
+                    sections.append(picture(f"{prefix}-{name}", CAPTIONS[name]))
     return sections
 
 
@@ -150,14 +158,10 @@ def method_sections(rows: Sequence[Row]) -> list[str]:
     """Tables, a section a temperature."""
     sections = []
     for (temperature,), own in tables.groups(rows, "temperature"):
-        sections += [
-            f"### T = {temperature:g}: speed-up / tau",
-            tables.method_table(own),
-            f"### T = {temperature:g}: speed and exactness",
-            tables.speed_table(own),
-            f"### T = {temperature:g}: acceptance",
-            tables.acceptance_table(own),
-        ]
+        sections += [f"### T = {temperature:g}: speed-up / tau", tables.method_table(own)]
+        if timed := [row for row in own if row["speedup"] is not None]:
+            sections += [f"### T = {temperature:g}: speed and exactness", tables.speed_table(timed)]
+        sections += [f"### T = {temperature:g}: acceptance", tables.acceptance_table(own)]
     return sections
 
 

@@ -10,7 +10,7 @@ from eagle_jax.drafters.default_tree import LADDER, default_tree
 
 TRIPLE = ("nodes", "depth", "top_k")
 LOOKAHEAD = ("level", "window", "guesses")
-OUROBOROS = ("num_drafted", "phrases", "phrase_length")
+OUROBOROS = ("num_drafted", "phrases", "phrase_length", "draft_phrases")
 SIZES = (*TRIPLE, *LOOKAHEAD, *OUROBOROS)
 
 
@@ -31,6 +31,9 @@ class Settings(NamedTuple):
     num_drafted: int | None = None
     phrases: int | None = None
     phrase_length: int | None = None
+    draft_phrases: int | None = None
+    pool_from_prompt: bool | None = None
+    split_head: bool = False  # over the devices, as the target is
 
 
 def tree_sizes(settings: Settings, batch: int) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from eagle_jax.checkpoint.save_target import save_target
 from eagle_jax.drafters import Drafter, make_chain, make_eagle2
 from eagle_jax.models.draft_head import Head, HeadParams, features_of, make_head
 from eagle_jax.models.transformer import make_target
+from eagle_jax.sharding import to_host
 from eagle_jax.training import initialise, step
 from eagle_jax.training.batch import Recipe, Vocabulary
 from eagle_jax.training.conversations import Example
@@ -22,6 +23,7 @@ from eagle_jax.training.data import Packing, assemble
 from eagle_jax.training.distill_recipe import FROZEN, make_distill_recipe, whole_student
 from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.features import compute_features
+from eagle_jax.training.processes import leads
 from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.types import Params, Target
 
@@ -39,7 +41,7 @@ class Subject(NamedTuple):
     drafter: Drafter  # that decodes with it while it is trained
     drafter_params: Callable[[HeadParams], Params]
     export: Callable[[str, Trained], None]
-    """(directory, weights) -> written as it is loaded later on."""
+    """(directory, weights) -> written as it is loaded later on; of several processes all call it, one writes."""
     identity: dict[str, str]  # of what was derived from the text, for the run's own
 
 
@@ -69,8 +71,7 @@ def answers_of(training: Packing) -> list[Example]:
 def _head(target: Target, model: LoadedModel, training: Packing, config: Any) -> Subject:
     options = {name: value for name, value in config.head.items() if name not in ("kind", "draft_vocab_size")}
     head = make_head(initialise.head_config(model.config, config.head.kind, **options), target)
-    counts = initialise.count_tokens(answers_of(training), model.config.vocab_size)
-    ranks = initialise.rank_tokens(counts, always=model.stop_ids)
+    ranks = _ranks(model, training)
     size = config.head.draft_vocab_size
     vocabulary = initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype)
     first: Trained = {"weights": _first_weights(head, target, model, training, config)}
@@ -88,8 +89,18 @@ def _head(target: Target, model: LoadedModel, training: Packing, config: Any) ->
         drafter=make_eagle2(head, tree.nodes, tree.depth, tree.top_k, dtype=config.dtype),
         drafter_params=lambda params: params,
         export=lambda directory, trained: _export_head(directory, trained, head, model, vocabulary, ranks),
-        identity={"token_ranks": hashlib.sha256(ranks.tobytes()).hexdigest()},
+        identity=_identity(ranks),
     )
+
+
+def _ranks(model: LoadedModel, training: Packing) -> np.ndarray:
+    """The target's tokens, those that its answers use most first."""
+    counts = initialise.count_tokens(answers_of(training), model.config.vocab_size)
+    return initialise.rank_tokens(counts, always=model.stop_ids)
+
+
+def _identity(ranks: np.ndarray) -> dict[str, str]:
+    return {"token_ranks": hashlib.sha256(ranks.tobytes()).hexdigest()}
 
 
 def _first_weights(head: Head, target: Target, model: LoadedModel, training: Packing, config: Any) -> Params:
@@ -110,7 +121,9 @@ def _export_head(
     directory: str, trained: Trained, head: Head, model: LoadedModel, vocabulary: Vocabulary, ranks: np.ndarray
 ) -> None:
     frozen = "lm_head" not in trained
-    params = step.head_params(trained, vocabulary)
+    params = step.head_params(_whole(trained), vocabulary)
+    if not leads():
+        return
     save_head(
         directory,
         head.config,
@@ -121,24 +134,33 @@ def _export_head(
     )
 
 
+def _whole(tree: Params) -> Params:
+    """All of each weight in every process, wherever it lies."""
+    return jax.tree.map(to_host, tree)
+
+
 def _draft_model(target: Target, model: LoadedModel, training: Packing, config: Any) -> Subject:
-    del target, training
+    del target
     layers: Sequence[int] = config.draft.layers
     student_config, params = pick_layers(model.config, model.params, layers)
     student = make_target(student_config, config.dtype)
     # A copy: training donates its state, and the target's own arrays stay in use.
     first = {name: value for name, value in params.items() if name not in FROZEN}
     first = jax.tree.map(lambda x: jnp.array(x, jnp.float32), first)
-    whole = initialise.make_vocabulary(model.config, model.params, np.zeros(model.config.vocab_size), 0, config.dtype)
+    ranks, size = _ranks(model, training), config.draft.vocab_size
+
+    def export(directory: str, trained: Trained) -> None:
+        weights = _whole(whole_student(trained["weights"], model.params))
+        if leads():
+            save_target(directory, student_config, weights, model.tokenizer)
+
     return Subject(
         name=f"draft model of layers {', '.join(map(str, layers))}",
         recipe=make_distill_recipe(student),
-        vocabulary=whole,
+        vocabulary=initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype),
         first={"weights": first},
         drafter=make_chain(student, config.evaluation.drafted),
         drafter_params=lambda found: whole_student(found.weights, model.params),
-        export=lambda directory, trained: save_target(
-            directory, student_config, whole_student(trained["weights"], model.params), model.tokenizer
-        ),
-        identity={},
+        export=export,
+        identity=_identity(ranks),
     )

@@ -58,18 +58,21 @@ def main() -> None:
     output = pathlib.Path(FLAGS.output)
     (output / "points").mkdir(parents=True, exist_ok=True)
     check_sweep(output / "sweep.json", {point.name: about(point) for point in points})
+    failed = []
     for number, point in enumerate(asked, start=1):
         print(f"[{number}/{len(asked)}] {point.label}", file=sys.stderr, flush=True)
-        if FLAGS.processes:
-            in_a_process(point)
-        else:
+        if not FLAGS.processes:
             measure(point, output)
+        elif code := in_a_process(point):
+            failed.append(f"{point.label!r} with exit code {code}")
     rows, missing = collect(points, output)
     summary = "\n\n".join(summarise(rows, missing))
     if rows:
         write_rows(output / "rows.jsonl", rows)
     (output / "summary.md").write_text(summary + "\n", encoding="utf-8")
     print(summary, flush=True)
+    if failed:
+        raise ValueError(f"points failed: {', '.join(failed)}")
 
 
 def about(point: Point) -> Record:
@@ -82,7 +85,7 @@ def about(point: Point) -> Record:
     answers = [hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() for path in FLAGS.answers or ()]
     settings: Record = {"config": point.config, "questions": questions}
     if point.train:
-        settings |= {"train": point.train, "answers": answers}
+        settings |= {"train": point.recipe, "answers": answers}
     if FLAGS.replay:
         settings["replay"] = True
     return json.loads(json.dumps(settings))
@@ -113,16 +116,14 @@ def check_sweep(path: pathlib.Path, settings: Record) -> None:
     write_rows(path, [{**found, **settings}])
 
 
-def in_a_process(point: Point) -> None:
-    """Measure one point as its own process; one that fails leaves the others alone."""
+def in_a_process(point: Point) -> int:
+    """Measure one point as its own process, whose exit code it gives; one that fails leaves the others alone."""
     flags_given = {name: getattr(FLAGS, name) for name in ("config", "data", "output", "features")}
     command = [sys.executable, "-m", "experiments.sweep", f"--points={point.name}", f"--quiet={FLAGS.quiet}"]
     command += [f"--replay={FLAGS.replay}"]
     command += [f"--{name}={value}" for name, value in flags_given.items() if value is not None]
     command += [f"--answers={','.join(FLAGS.answers)}"] if FLAGS.answers else []
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        print(f"point {point.label!r} failed with exit code {done.returncode}", file=sys.stderr, flush=True)
+    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
 
 
 def measure(point: Point, output: pathlib.Path) -> None:

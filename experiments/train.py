@@ -5,6 +5,8 @@
 The same command goes on where the run stopped: after --time_limit, SIGTERM, Ctrl-C or a crash. With --features the
 frozen target reads the text once and its features are kept on disk; without, it reads along in every step. With
 --prompts_file the real tau is measured on them as training goes on, and the best weights are kept.
+
+Several processes train one run on a --mesh of all their devices: start the same command in each, with --distributed.
 """
 
 import dataclasses
@@ -14,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 from tqdm import tqdm
 
@@ -28,6 +31,7 @@ from eagle_jax.training.conversations import read_corpus
 from eagle_jax.training.data import Packing, Trimmed, assemble, make_iterator, pack, trim
 from eagle_jax.training.features import FeatureCache, fingerprint
 from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
+from eagle_jax.training.processes import leads
 from eagle_jax.training.run import Run
 from eagle_jax.types import Target
 from experiments import launch
@@ -54,6 +58,8 @@ flags.DEFINE_bool("skip_broken", False, "leave broken lines of --data out instea
 flags.DEFINE_string(
     "mesh", None, "DATAxMODEL: 4x2 deals out rows to 4 groups of 2 devices that share a target", flag_values=FLAGS
 )
+text = "several processes: auto, as the cluster says, or HOST:PORT,COUNT,INDEX of process 0, of them all, of this one"
+flags.DEFINE_string("distributed", None, text, flag_values=FLAGS)
 flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 
 
@@ -73,16 +79,18 @@ def main() -> None:
         if not getattr(FLAGS, name):
             raise ValueError(f"give --{name}")
     config = FLAGS.config
+    launch.join(FLAGS.distributed)
     mesh = launch.parse_mesh(FLAGS.mesh, batch=config.data.batch)
+    check_processes(mesh)
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
     target = make_target(model.config, config.dtype)
     material = read_material(model, config)
     asked = (everywhere(config), model.config.tap_layers)
     identity = fingerprint(material.text.examples, model.name, model.params, *asked)
-    cache = fill_cache(target, model, material, config, identity, started)
+    cache = fill_cache(target, model, material, config, identity, started, mesh)
     if cache is not None and not cache.complete:
-        print("stopped while computing features; the same command goes on", flush=True)
+        say("stopped while computing features; the same command goes on")
         return
 
     subject = make_subject(target, model, material.training, config)
@@ -117,6 +125,25 @@ def main() -> None:
             export(run, outcome, subject)
 
 
+def check_processes(mesh: Mesh | None) -> None:
+    """Refuse processes that would train beside each other.
+
+    Raises:
+      ValueError: several processes, and a mesh of fewer devices than they have.
+    """
+    devices = jax.device_count()
+    if jax.process_count() > 1 and (mesh is None or mesh.size != devices):
+        raise ValueError(
+            f"{jax.process_count()} processes train on one mesh of all their {devices} devices, got --mesh={FLAGS.mesh}"
+        )
+
+
+def say(text: str) -> None:
+    """Print a line, once for all processes."""
+    if leads():
+        print(text, flush=True)
+
+
 def everywhere(config: Any) -> bool:
     """Whether the target's choice is needed behind every position."""
     return "recipe" in config and config.recipe.get("alignment", "target") == "official"
@@ -131,7 +158,7 @@ def read_material(model: LoadedModel, config: Any) -> Material:
     with launch.status(f"Reading {', '.join(FLAGS.data)}"):
         corpus = read_corpus(FLAGS.data, model.tokenizer, encode_plain=encode_plain, skip_broken=FLAGS.skip_broken)
     if corpus.broken:
-        print(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}", flush=True)
+        say(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}")
     length, slots = config.data.length, config.data.slots
     text = trim(corpus.examples, length, slots)
     if not 0 <= config.data.heldout < len(text.examples):
@@ -149,14 +176,26 @@ def read_material(model: LoadedModel, config: Any) -> Material:
 
 
 def fill_cache(
-    target: Target, model: LoadedModel, material: Material, config: Any, identity: str, started: float
+    target: Target,
+    model: LoadedModel,
+    material: Material,
+    config: Any,
+    identity: str,
+    started: float,
+    mesh: Mesh | None,
 ) -> FeatureCache | None:
-    """The features on disk, complete unless time ran out; None where they are computed in every step."""
+    """The features on disk, complete unless time ran out; None where they are computed in every step.
+
+    Raises:
+      ValueError: several processes, and features that are not there yet.
+    """
     if not FLAGS.features:
         return None
     cache = FeatureCache(FLAGS.features, material.text.examples, identity, config.features.dtype)
     if cache.complete:
         return cache
+    if jax.process_count() > 1:
+        raise ValueError(f"{FLAGS.features} is filled by one process: run without --distributed first, or without it")
     with tqdm(desc="features", unit="pass", disable=FLAGS.quiet, dynamic_ncols=True) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -169,6 +208,7 @@ def fill_cache(
             length=config.features.length,
             batch=config.features.batch,
             everywhere=everywhere(config),
+            mesh=mesh,
             stop=lambda: FLAGS.time_limit is not None and time.monotonic() - started > FLAGS.time_limit,
             progress=progress,
         )
@@ -211,14 +251,13 @@ def describe(material: Material, subject: Subject, steps: int) -> None:
     packing = material.training
     size = sum(leaf.size for leaf in jax.tree.leaves(subject.first["weights"]))
     tokens, slots = packing.fill
-    print(
+    say(
         f"{subject.name}: {size / 1e6:.2f} million weights; draft vocabulary:"
         f" {coverage(subject, packing):.1%} of the answers\n"
         f"data: {sum(map(len, packing.rows))} conversations, {packing.num_supervised} supervised tokens in"
         f" {len(packing.rows)} rows ({tokens:.0%} of tokens, {slots:.0%} of slots used),"
         f" {material.text.num_cut} cut, {material.text.num_dropped} dropped\n"
-        f"steps: {steps}",
-        flush=True,
+        f"steps: {steps}"
     )
 
 
@@ -226,16 +265,16 @@ def export(run: Run, outcome: Outcome, subject: Subject) -> None:
     """Write the weights with the best real tau, or the last ones where none was measured."""
     done, trained = run.best(outcome.state.trained) or (int(outcome.state.step), outcome.state.trained)
     subject.export(FLAGS.export, trained)
-    print(f"wrote the weights of step {done} to {FLAGS.export}", flush=True)
+    say(f"wrote the weights of step {done} to {FLAGS.export}")
 
 
 def report(outcome: Outcome, steps: int) -> None:
     """One closing line."""
     done = int(outcome.state.step)
     if outcome.finished:
-        print(f"finished: {done} steps", flush=True)
+        say(f"finished: {done} steps")
     else:
-        print(f"stopped at step {done} of {steps} ({outcome.reason}); the same command goes on", flush=True)
+        say(f"stopped at step {done} of {steps} ({outcome.reason}); the same command goes on")
 
 
 if __name__ == "__main__":

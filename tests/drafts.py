@@ -10,6 +10,12 @@ from eagle_jax.tree import root_of
 from eagle_jax.types import NO_PARENT, DraftTree, Params
 
 
+def with_noise(params: Params, share: float = 0.1) -> Params:
+    """Weights with noise of a `share` of their spread: of a draft model that is often right."""
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda w: w + share * w.std() * jax.random.normal(next(keys), w.shape), params)
+
+
 @functools.cache
 def make_oracle(vocab_size: int, max_depth: int, width: int = 1, unused: int = 0) -> Drafter:
     r"""A drafter that is told the text and how far to be right: its params are (text i32[B, S], reach i32[B]).

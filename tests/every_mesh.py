@@ -1,6 +1,6 @@
-"""Every drafter on every mesh, two minutes of compiling: run when named, `make unit ARGS="tests/every_mesh.py"`.
+"""Every drafter on every mesh, minutes of compiling: run when named, `make unit ARGS="tests/every_mesh.py"`.
 
-`test_sharding.py` has all drafters on 4x2, and two of them on the other meshes.
+`test_sharding.py` has one drafter of each kind on 4x2, and EAGLE-3 on all meshes.
 """
 
 import numpy as np

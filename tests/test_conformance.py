@@ -33,10 +33,10 @@ from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer
 from eagle_jax.types import Params, Target
 from tests.compilations import count_compilations
-from tests.drafts import gated
+from tests.drafts import gated, with_noise
 from tests.reference.decode import decode as plain
 
-CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=40)
+CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=40, num_heads=8, num_kv_heads=4)
 PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [7] * 33]
 NEW = 24
 STATIC_TREE = ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (1, 0, 0))
@@ -49,12 +49,6 @@ class Method(NamedTuple):
     drafter: Drafter
     params: Params = ()
     remembers: bool = False  # its guess depends on how the text came about, not on the text alone
-
-
-def noisy_target() -> Params:
-    """The target's weights with some noise: a draft model that is often right."""
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(PARAMS))))
-    return jax.tree.map(lambda w: w + 0.1 * w.std() * jax.random.normal(next(keys), w.shape), PARAMS)
 
 
 @functools.cache
@@ -78,10 +72,10 @@ def with_head(kind: str, make: Callable[..., Drafter], *sizes: Any, draft_vocab:
 DRAFTERS: dict[str, Callable[[], Method]] = {
     "vanilla": lambda: Method(make_vanilla()),
     "prompt_lookup": lambda: Method(make_prompt_lookup(5)),
-    "chain": lambda: Method(make_chain(TARGET, 3), noisy_target()),
+    "chain": lambda: Method(make_chain(TARGET, 3), with_noise(PARAMS)),
     "lookahead": lambda: Method(make_lookahead(4, 3, 3, pool_size=50), remembers=True),
     "ouroboros": lambda: Method(
-        make_ouroboros(TARGET, 3, phrases=2, phrase_length=3, pool_size=50), noisy_target(), remembers=True
+        make_ouroboros(TARGET, 3, phrases=2, phrase_length=3, pool_size=50), with_noise(PARAMS), remembers=True
     ),
     "eagle": lambda: with_head("eagle", make_eagle1, STATIC_TREE),
     "eagle2": lambda: with_head("eagle", make_eagle2, 12, 2, 4),

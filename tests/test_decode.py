@@ -226,3 +226,21 @@ class TestMisuse:
             Generator(target, params, make_vanilla(), rule="residual")
         with pytest.raises(ValueError, match="nonsense"):
             Generator(target, params, make_vanilla(), rule="nonsense")
+
+
+@pytest.mark.parametrize("share_noise", [True, False])
+def test_a_drafter_learns_the_noise_where_it_is_shared(share_noise: bool) -> None:
+    """Behind the last round: the token that was written, or the most probable one."""
+    rows = 64
+    target, params = bigram_target(8)
+    spy = make_vanilla()._replace(
+        init=lambda batch, _: jnp.zeros((batch, 1), jnp.int32),
+        observe=lambda _, __, state, seen: state if seen.choice is None else seen.choice,
+    )
+    law = make_sampling(rows, temperature=1.0, max_new_tokens=3)
+    state = prefill(target, spy, params, (), jnp.zeros((rows, 8), jnp.int32), jnp.ones(rows, jnp.int32), law)
+    state = decode(target, spy, params, (), state, law, 4, share_noise=share_noise)
+    text = np.asarray(state.text)
+    probable = np.asarray(params["table"]).argmax(-1)[text[:, 2]]
+    assert (text[:, 3] != probable).any()
+    np.testing.assert_array_equal(np.asarray(state.drafter)[:, 0], text[:, 3] if share_noise else probable)

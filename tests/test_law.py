@@ -16,7 +16,7 @@ from scipy import stats
 
 from eagle_jax import verify
 from eagle_jax.decode import Rule, decode, prefill
-from eagle_jax.drafters import Drafter, make_chain, make_eagle1, make_eagle2, make_prompt_lookup
+from eagle_jax.drafters import Drafter, make_chain, make_eagle1, make_eagle2, make_lookahead, make_prompt_lookup
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import DRAFT_STREAM, choose, gumbel, make_sampling, uniform
@@ -115,6 +115,7 @@ def method(name: str) -> tuple[Drafter, Params]:
     return {
         "chain": (make_chain(TARGET, 2), alike),
         "prompt_lookup": (make_prompt_lookup(2), ()),
+        "lookahead": (make_lookahead(3, 2, 2, pool_from_prompt=True, pool_size=16), ()),
         "static": (make_eagle1(head, ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (2, 0))), head_params),
         "static with a gap": (make_eagle1(head, ((0,), (2,), (0, 1), (2, 0))), head_params),
         "dynamic": (make_eagle2(head, 7, 1, 3), head_params),
@@ -140,6 +141,7 @@ def written(name: str, rule: Rule, share_noise: bool, sampling: Sampling) -> tup
         ("chain", "match", True),
         ("chain", "residual", False),
         ("prompt_lookup", "residual", False),
+        ("lookahead", "residual", False),
         ("static", "residual", False),
         ("static with a gap", "residual", False),
         ("dynamic", "match", True),

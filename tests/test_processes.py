@@ -11,33 +11,66 @@ from typing import Any
 import jax
 import pytest
 
-from eagle_jax.drafters import make_prompt_lookup
-from eagle_jax.generate import Generator
-from eagle_jax.sharding import make_mesh, place, target_shardings
-from eagle_jax.testing import tiny_transformer
+from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
+from eagle_jax.checkpoint.heads import save_head
+from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
+from eagle_jax.drafters import make_eagle2, make_prompt_lookup
+from eagle_jax.generate import Generation, Generator
+from eagle_jax.models.draft_head import make_head
+from eagle_jax.models.transformer import make_target
+from eagle_jax.refill import write_all
+from eagle_jax.sharding import make_mesh
+from tests.compilations import count_compilations
+from tests.experiments.conftest import write_model
 
 ROOT = Path(__file__).parents[1]
-PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [9, 9]]
-LAW: dict[str, Any] = {"temperature": [0.0, 1.0] * 2, "max_new_tokens": [12, 12, 12, 5]}
+PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [9, 9], [7] * 33, [4, 6, 4], [8]]
+LAW: dict[str, Any] = {
+    "temperature": [0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0],
+    "max_new_tokens": [12, 12, 12, 5, 9, 1, 7],
+}
 
 
-def answers(spread: bool) -> dict[str, Any]:
-    """From the tiny target on one device, or on all devices of all processes."""
-    config, target, params = tiny_transformer(num_layers=1)
+def write_files(folder: Path) -> None:
+    """A target, and a head that drafts from rows of the target's LM head."""
+    from tests.checkpoint.heads import random_head  # computes, which no process may before it has joined
+
+    model = load_target(str(write_model(folder / "model", vocab_size=264)))
+    config, params = random_head("eagle3", model.config)
+    params = with_draft_vocabulary(params, model.config, model.params, range(264), 40)
+    save_head(folder / "head", config, params, model.config, frozen_lm_head=True, token_ranks=range(264))
+
+
+def answers(folder: Path, spread: bool) -> dict[str, Any]:
+    """From one device, or from all devices of all processes, the head split too: one batch, and rows that refill."""
     mesh = make_mesh(4, 2) if spread else None
-    if mesh is not None:
-        params = place(params, target_shardings(mesh, config))
-    generator = Generator(target, params, make_prompt_lookup(3), capacity=64, prefill_chunk=16, mesh=mesh)
-    written = generator.generate(PROMPTS, **LAW)
-    return {"tokens": written.tokens, "rounds": written.rounds, "accepted": written.accepted.tolist()}
+    model = load_target(str(folder / "model"), mesh=mesh)
+    target = make_target(model.config)
+    options = {"capacity": 64, "prefill_chunk": 16, "mesh": mesh}
+    generator = Generator(target, model.params, make_prompt_lookup(3), **options)
+    four = {name: values[:4] for name, values in LAW.items()}
+    together = generator.generate(PROMPTS[:4], **four)
+
+    config, weights = load_pretrained_head(str(folder / "head"), model, split=spread)
+    drafter = make_eagle2(make_head(config, target), 6, 1, 3)
+    generator = Generator(target, model.params, drafter, weights, **options)
+    refilled = write_all(generator, PROMPTS, batch=4, **LAW)
+    with count_compilations() as compiled:
+        again = write_all(generator, PROMPTS[::-1], batch=4, **LAW)
+    assert compiled == []
+    return {"together": shown(together), "refilled": shown(refilled), "again": shown(again)}
 
 
-def join(process: int, port: int) -> None:
+def shown(found: Generation) -> dict[str, Any]:
+    return {"tokens": found.tokens, "rounds": found.rounds, "accepted": found.accepted.tolist()}
+
+
+def join(process: int, port: int, folder: str) -> None:
     """What each of the processes runs."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
     assert (len(jax.devices()), len(jax.local_devices())) == (8, 4)
-    print(json.dumps(answers(spread=True)))
+    print(json.dumps(answers(Path(folder), spread=True)))
 
 
 def free_port() -> int:
@@ -48,14 +81,19 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_processes() -> None:
+def test_two_processes(tmp_path: Path) -> None:
+    write_files(tmp_path)
     port = free_port()
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", f"from tests.test_processes import join; join({process}, {port})"],
+            [
+                sys.executable,
+                "-c",
+                f"from tests.test_processes import join; join({process}, {port}, {str(tmp_path)!r})",
+            ],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, "XLA_FLAGS": flags},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,4 +106,4 @@ def test_two_processes() -> None:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], ended
-    assert [json.loads(output.splitlines()[-1]) for output, _ in ended] == [answers(spread=False)] * 2
+    assert [json.loads(output.splitlines()[-1]) for output, _ in ended] == [answers(tmp_path, spread=False)] * 2

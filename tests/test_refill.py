@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eagle_jax.drafters import make_chain, make_prompt_lookup, make_vanilla
+from eagle_jax.drafters import make_chain, make_lookahead, make_ouroboros, make_prompt_lookup, make_vanilla
 from eagle_jax.generate import Generator
 from eagle_jax.refill import write_all
 from eagle_jax.sharding import make_mesh
@@ -20,7 +20,14 @@ DRAFTERS = {
     "vanilla": (make_vanilla(), ()),
     "lookup": (make_prompt_lookup(3), ()),
     "chain": (make_chain(TARGET, 2), PARAMS),
+    "lookahead": (make_lookahead(3, 3, 3, pool_size=50), ()),
+    "ouroboros": (make_ouroboros(TARGET, 2, phrases=2, phrase_length=3, pool_size=50), PARAMS),
 }
+
+
+def writer(name: str, mesh: str | None = None) -> Generator:
+    placed = make_mesh(*map(int, mesh.split("x"))) if mesh else None
+    return Generator(TARGET, PARAMS, *DRAFTERS[name], prefill_chunk=16, capacity=512, mesh=placed)
 
 
 @functools.cache
@@ -32,17 +39,27 @@ def answers(temperature: float) -> list[list[int]]:
     ]
 
 
-def options(temperature: float) -> dict[str, Any]:
-    return {"temperature": temperature, "sequence": range(100, 107), "max_new_tokens": LIMITS}
+@functools.cache
+def rounds_alone(name: str, temperature: float) -> list[int]:
+    """Rounds of each prompt in a batch of its own."""
+    law = {"temperature": temperature}
+    return [
+        writer(name).generate([prompt], sequence=[100 + index], max_new_tokens=limit, **law).rounds[0]
+        for index, (prompt, limit) in enumerate(zip(PROMPTS, LIMITS, strict=True))
+    ]
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+def options(temperature: float, count: int = len(PROMPTS)) -> dict[str, Any]:
+    return {"temperature": temperature, "sequence": range(100, 100 + count), "max_new_tokens": LIMITS[:count]}
+
+
+@pytest.mark.parametrize(("name", "batch"), [*((name, 2) for name in DRAFTERS), ("chain", 3)])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("batch", [2, 3])
 def test_same_answers_as_one_by_one(name: str, temperature: float, batch: int) -> None:
-    generator = Generator(TARGET, PARAMS, *DRAFTERS[name], prefill_chunk=16)
-    found = write_all(generator, PROMPTS, batch=batch, **options(temperature))
+    """In the same rounds: a row that was taken over remembers nothing of who had it before."""
+    found = write_all(writer(name), PROMPTS, batch=batch, **options(temperature))
     assert found.tokens == answers(temperature)
+    assert found.rounds == rounds_alone(name, temperature)
     assert [sum(row) for row in found.accepted.tolist()] == found.rounds
     assert found.complete
     assert found.prefill_seconds > 0 < found.decode_seconds
@@ -51,28 +68,25 @@ def test_same_answers_as_one_by_one(name: str, temperature: float, batch: int) -
 @pytest.mark.parametrize("batch", [7, 30])
 def test_rows_for_all_are_one_batch(batch: int) -> None:
     """As `generate` writes it, round by round."""
-    generator = Generator(TARGET, PARAMS, *DRAFTERS["chain"], prefill_chunk=16)
-    together, refilled = (
-        generator.generate(PROMPTS, **options(1.0)),
-        write_all(generator, PROMPTS, batch=batch, **options(1.0)),
-    )
+    together = writer("chain").generate(PROMPTS, **options(1.0))
+    refilled = write_all(writer("chain"), PROMPTS, batch=batch, **options(1.0))
     assert (refilled.tokens, refilled.rounds) == (together.tokens, together.rounds)
     np.testing.assert_array_equal(refilled.accepted, together.accepted)
 
 
-def test_rounds_do_not_depend_on_the_company() -> None:
-    """A row that was taken over forgets who had it before: the rounds are those of a batch of its own."""
-    generator = Generator(TARGET, PARAMS, *DRAFTERS["chain"], prefill_chunk=16, capacity=512)
-    refilled = write_all(generator, PROMPTS, batch=2, **options(1.0))
-    for index, prompt in enumerate(PROMPTS):
-        alone = generator.generate([prompt], temperature=1.0, sequence=[100 + index], max_new_tokens=LIMITS[index])
-        assert (refilled.tokens[index], refilled.rounds[index]) == (alone.tokens[0], alone.rounds[0])
+@pytest.mark.parametrize("mesh", ["2x1", "2x2"])
+def test_on_a_mesh(mesh: str) -> None:
+    found = write_all(writer("chain", mesh), PROMPTS, batch=4, **options(1.0))
+    assert found.tokens == answers(1.0)
+    assert found.rounds == rounds_alone("chain", 1.0)
 
 
-@pytest.mark.parametrize("shape", [(2, 1), (2, 2)])
-def test_on_a_mesh(shape: tuple[int, int]) -> None:
-    generator = Generator(TARGET, PARAMS, *DRAFTERS["chain"], prefill_chunk=16, mesh=make_mesh(*shape))
-    assert write_all(generator, PROMPTS, batch=4, **options(1.0)).tokens == answers(1.0)
+@pytest.mark.parametrize("count", [1, 6])
+def test_fewer_prompts_than_rows_on_a_mesh(count: int) -> None:
+    """Rows without a prompt make up the number; they write nothing."""
+    found = write_all(writer("chain", "4x1"), PROMPTS[:count], batch=8, **options(1.0, count))
+    assert found.tokens == answers(1.0)[:count]
+    assert found.rounds == rounds_alone("chain", 1.0)[:count]
 
 
 def test_stop_ids_end_a_row_early() -> None:
@@ -80,14 +94,18 @@ def test_stop_ids_end_a_row_early() -> None:
         answer[: answer.index(stop) + 1] if (stop := answers(1.0)[0][4]) in answer else answer
         for answer in answers(1.0)
     ]
-    generator = Generator(TARGET, PARAMS, *DRAFTERS["lookup"], prefill_chunk=16)
-    assert write_all(generator, PROMPTS, batch=2, stop_ids=[answers(1.0)[0][4]], **options(1.0)).tokens == wanted
+    assert write_all(writer("lookup"), PROMPTS, batch=2, stop_ids=[answers(1.0)[0][4]], **options(1.0)).tokens == wanted
 
 
 @pytest.mark.parametrize(
-    ("prompts", "batch", "message"),
-    [(PROMPTS, 0, "batch must be at least 1, got 0"), ([[1], []], 1, "at least 1 token")],
+    ("prompts", "batch", "mesh", "message"),
+    [
+        (PROMPTS, 0, None, "batch must be at least 1, got 0"),
+        ([[1], []], 1, None, "at least 1 token"),
+        ([], 2, None, "at least 1 token"),
+        (PROMPTS[:4], 6, "4x1", "a batch of 6 rows does not divide over the 4 devices of mesh axis data"),
+    ],
 )
-def test_bad_input(prompts: list[list[int]], batch: int, message: str) -> None:
+def test_bad_input(prompts: list[list[int]], batch: int, mesh: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        write_all(Generator(TARGET, PARAMS, make_vanilla()), prompts, batch=batch)
+        write_all(writer("vanilla", mesh), prompts, batch=batch)

@@ -178,10 +178,14 @@ class TestWhatIsSent:
         assert [one for one in sent if one[1] > 3] == []
 
     def test_a_layer_sends_two_sums(self) -> None:
-        """Never weights, heads or caches; the other sum of this width is the embedding's."""
+        """Never weights, heads or caches; the other sum of this width is the embedding's.
+
+        Eight heads are split over as many devices, four key/value heads stay whole.
+        """
         sent = list(collectives("vanilla", "1x8"))
         sums = [place for kind, size, place in sent if kind == "all-reduce" and size == len(PROMPTS) * CONFIG.width]
         projections = [place for place in sums if re.search("(o|down)_proj", place)]
+        assert len(projections) == 2 * CONFIG.num_layers
         assert len(sums) == len(projections) + 1
         assert max(size for _, size, _ in sent) <= len(PROMPTS) * CONFIG.width
 

@@ -1,5 +1,8 @@
 """All methods on six tasks at T = 0 and 1, in Spec-Bench's way (arXiv 2401.07851): batch 1, whole conversations.
 
+What differs from it: answers of 128 tokens instead of 1,024, one run instead of the mean of three, float32. Short
+answers leave methods that learn from the text (lookahead, Ouroboros, prompt lookup) less to learn from.
+
     python -m experiments.evaluate --config=configs/eval/field.py --data=DIRECTORY --output=field.jsonl
     python -m experiments.evaluate --config=configs/eval/field.py:prompt_lookup,chain=DIRECTORY ...   # some of them
 
@@ -19,6 +22,7 @@ METHODS: dict[str, dict[str, object]] = {
     "vanilla": {},  # against itself: how far the times can be trusted
     "prompt_lookup": {"depth": 9},
     "lookahead": {},
+    "lookahead_prompt": {"method": "lookahead", "pool_from_prompt": True},
     "chain": {"draft": "self:24", "depth": 4},
     "ouroboros": {"draft": "self:24"},
     "eagle": {},

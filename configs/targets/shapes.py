@@ -1,7 +1,8 @@
 """Published targets by their shape alone, and the draft heads that go with them: what can be compiled without weights.
 
 Sizes are those of each model's public `config.json`; `parameters` is the number of its published weights, against which
-the tests check the row. Chat and instruct variants have the shape of their base.
+the tests check the row. Chat and instruct variants have the shape of their base; the rows of Qwen2.5 are those of the
+Instruct models, since some of the bases have more positions.
 """
 
 import dataclasses
@@ -50,12 +51,14 @@ TARGETS: dict[str, Published] = {
     "llama3-70b": _row(8192, 28672, 80, 64, 8, 70_553_706_496, **_LLAMA3),
     "llama3.1-8b": _row(4096, 14336, 32, 32, 8, 8_030_261_248, **_LLAMA31),
     "llama3.1-70b": _row(8192, 28672, 80, 64, 8, 70_553_706_496, **_LLAMA31),
+    "qwen2.5-0.5b": _row(896, 4864, 24, 14, 2, 494_032_768, **_QWEN2_SMALL),
     "qwen2.5-1.5b": _row(1536, 8960, 28, 12, 2, 1_543_714_304, **_QWEN2_SMALL),
     "qwen2.5-3b": _row(2048, 11008, 36, 16, 2, 3_085_938_688, **_QWEN2_SMALL),
     "qwen2.5-7b": _row(3584, 18944, 28, 28, 4, 7_615_616_512, **_QWEN2),
     "qwen2.5-14b": _row(5120, 13824, 48, 40, 8, 14_770_033_664, **_QWEN2),
     "qwen2.5-32b": _row(5120, 27648, 64, 40, 8, 32_763_876_352, **_QWEN2),
     "qwen2.5-72b": _row(8192, 29568, 80, 64, 8, 72_706_203_648, **_QWEN2),
+    "qwen3-0.6b": _row(1024, 3072, 28, 16, 8, 596_049_920, **_QWEN3, tie_embeddings=True),
     "qwen3-1.7b": _row(2048, 6144, 28, 16, 8, 1_720_574_976, **_QWEN3, tie_embeddings=True),
     "qwen3-4b": _row(2560, 9728, 36, 32, 8, 4_022_468_096, **_QWEN3, tie_embeddings=True),
     "qwen3-8b": _row(4096, 12288, 36, 32, 8, 8_190_735_360, **_QWEN3),

@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 1.0
     config.draft = ml_collections.ConfigDict()
     config.draft.layers = (0, 1, -2, -1)  # of the target, as the student's first ones
+    config.draft.vocab_size = 8192  # tokens that the loss looks at, 0 is all; the student drafts from all of them
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.evaluation.drafted = 4

@@ -13,9 +13,10 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -24,12 +25,15 @@ from eagle_jax.checkpoint.draft_vocabulary import check_ranks, offsets_from_ids,
 from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, Engine, config_from_flat, config_to_flat, fit_to_target
 from eagle_jax.checkpoint.head_names import D2T, EMBEDDING, LM_HEAD, T2D, flat_names, head_tensors, kind_of
 from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, open_safetensors, read_json, weight_files
-from eagle_jax.checkpoint.names import lookup, table
+from eagle_jax.checkpoint.names import TensorSpec, insert, lookup, table
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams
 
 TORCH_FILE = "pytorch_model.bin"
 """What the EAGLE repository writes; read by `experiments.convert` alone."""
+
+Shardings = Callable[[HeadConfig, HeadParams], HeadParams]
+"""(config, weights or their shapes) -> where each of them goes."""
 
 
 @contextlib.contextmanager
@@ -52,7 +56,12 @@ def open_head(directory: pathlib.Path) -> Iterator[tuple[TensorSource, dict[str,
 
 
 def load_head(
-    directory: str | os.PathLike[str], target: ModelConfig, *, dtype: str = "float32", place: Place | None = None
+    directory: str | os.PathLike[str],
+    target: ModelConfig,
+    *,
+    dtype: str = "float32",
+    place: Place | None = None,
+    shardings: Shardings | None = None,
 ) -> tuple[HeadConfig, HeadParams]:
     """Read a head for a target.
 
@@ -64,6 +73,7 @@ def load_head(
       target: shape of the target that the head is to draft for.
       dtype: of the weights: float32, bfloat16 or float16.
       place: as for `assemble`.
+      shardings: where the weights go, one tensor after the other, instead of `place`.
 
     Raises:
       ValueError: whatever does not fit, in one line that names it: a key, a tensor, a token of `d2t`, or the target.
@@ -74,14 +84,20 @@ def load_head(
     try:
         with open_head(directory) as (source, _):
             config = fit_to_target(mapping, config_from_flat(mapping, source.shapes), target)
-            return config, _read(source, config, mapping.get("draft_vocab_size"), target, dtype, place)
+            return config, _read(source, config, mapping.get("draft_vocab_size"), target, dtype, place, shardings)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(directory) in text else f"{directory}: {text}") from error
 
 
 def _read(
-    source: TensorSource, config: HeadConfig, size: int | None, target: ModelConfig, dtype: str, place: Place | None
+    source: TensorSource,
+    config: HeadConfig,
+    size: int | None,
+    target: ModelConfig,
+    dtype: str,
+    place: Place | None,
+    shardings: Shardings | None,
 ) -> HeadParams:
     """The weights; `size` is `draft_vocab_size` of the config."""
     width, vocab_size = config.layer.width, config.layer.vocab_size
@@ -97,11 +113,30 @@ def _read(
             specs[LM_HEAD] = table(("lm_head",), size or vocab_size, width)
         target_ids = read_target_ids(source, size or vocab_size, vocab_size)
         shapes = {name: shape for name, shape in shapes.items() if name not in (D2T, T2D)}
-        if place and target_ids is not None:
-            target_ids = place(("target_ids",), target_ids)
-    tree = assemble(specs, TensorSource(source.origin, shapes, source.read), dtype=dtype, place=place)
-    lm_head, embedding = tree.pop("lm_head", None), tree.pop("embedding", None)
-    return HeadParams(tree, lm_head, target_ids, embedding)
+    places: Any = None
+    if shardings:
+        at: Any = shardings(config, _shapes(specs, target_ids))
+        places = {**at.weights, "lm_head": at.lm_head, "embedding": at.embedding}
+        if target_ids is not None:
+            target_ids = jax.make_array_from_callback(target_ids.shape, at.target_ids, target_ids.__getitem__)
+    elif place and target_ids is not None:
+        target_ids = place(("target_ids",), target_ids)
+    tree = assemble(specs, TensorSource(source.origin, shapes, source.read), dtype=dtype, place=place, shardings=places)
+    return _params(tree, target_ids)
+
+
+def _shapes(specs: Mapping[str, TensorSpec], target_ids: np.ndarray | None) -> HeadParams:
+    """The shapes of the weights that `specs` name."""
+    tree: dict[str, Any] = {}
+    for spec in specs.values():
+        insert(tree, spec.path, jax.ShapeDtypeStruct(spec.shape, np.float32))
+    return _params(tree, target_ids)
+
+
+def _params(tree: Mapping[str, Any], target_ids: Any) -> HeadParams:
+    """From a tree that holds the LM head and the embedding beside the weights."""
+    weights = {name: leaf for name, leaf in tree.items() if name not in ("lm_head", "embedding")}
+    return HeadParams(weights, tree.get("lm_head"), target_ids, tree.get("embedding"))
 
 
 def save_head(

@@ -18,7 +18,7 @@ import jax
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jax.sharding import Mesh
 
-from eagle_jax import chat
+from eagle_jax import chat, sharding
 from eagle_jax.checkpoint import hf
 from eagle_jax.checkpoint.assemble import Place, Progress, check_dtype
 from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, read_ranks, with_draft_vocabulary
@@ -28,8 +28,8 @@ from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
 from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadConfig, HeadParams
-from eagle_jax.sharding import target_shardings
+from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
+from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params
 
 SMOLLM2 = "smollm2-135m"
@@ -54,6 +54,7 @@ class LoadedModel:
     config: ModelConfig
     params: Params
     tokenizer: chat.Tokenizer
+    mesh: Mesh | None = None  # that the weights lie on
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -69,7 +70,9 @@ class _Where(NamedTuple):
 
     def of(self, config: ModelConfig) -> dict[str, Any]:
         """As arguments of `assemble`."""
-        return {"place": self.place} if self.mesh is None else {"shardings": target_shardings(self.mesh, config)}
+        if self.mesh is None:
+            return {"place": self.place}
+        return {"shardings": sharding.target_shardings(self.mesh, config)}
 
 
 def load_target(
@@ -121,6 +124,8 @@ def load_pretrained_head(
     *,
     draft_vocab: int | None = None,
     place: Place | None = None,
+    mesh: Mesh | None = None,
+    split: bool = False,
 ) -> tuple[HeadConfig, HeadParams]:
     """Load a draft head for a target.
 
@@ -131,14 +136,34 @@ def load_pretrained_head(
       draft_vocab: tokens U that a head drafts from the target's LM head, the most frequent ones, 0 for all; left out,
         the number that the head's config recommends.
       place: as for `load_target`.
+      mesh: put the weights on its devices, all of them on each; left out, on the target's mesh where it lies on one.
+      split: over the axis `model` of the mesh, as the target is.
 
     Raises:
       ValueError: the name, the size, or whatever does not fit; one line that says what is wrong.
       OSError: a download failed.
     """
-    place = place or (lambda _, value: jax.device_put(value))
+    if place is not None and mesh is not None:
+        raise ValueError(f"weights of head {name!r} are put in place either by `place` or on a mesh, got both")
+    mesh = target.mesh if place is None and mesh is None else mesh
+    if split and mesh is None:
+        raise ValueError(f"a head is split over a mesh, got split=True for head {name!r} and no mesh")
+    if mesh is None:
+        return _load_head(name, target, dtype, draft_vocab, place=place or (lambda _, value: jax.device_put(value)))
+
+    def shardings(config: HeadConfig, params: HeadParams) -> HeadParams:
+        return sharding.head_shardings(mesh, make_head(config, make_target(target.config, dtype)), params, split=split)
+
+    config, params = _load_head(name, target, dtype, draft_vocab, shardings=shardings)
+    return config, sharding.place(params, shardings(config, params))  # rows of the target's LM head lie as they came
+
+
+def _load_head(
+    name: str, target: LoadedModel, dtype: str, draft_vocab: int | None, **where: Any
+) -> tuple[HeadConfig, HeadParams]:
+    """The head with its draft vocabulary."""
     directory = _head_directory(name, target.name)
-    config, params = load_head(directory, target.config, dtype=dtype, place=place)
+    config, params = load_head(directory, target.config, dtype=dtype, **where)
     if params.lm_head is not None:
         if draft_vocab is not None:
             raise ValueError(
@@ -251,7 +276,7 @@ def _from_gguf(name: str, file: GGUFFile, dtype: str, where: _Where, progress: P
     )
     _check_vocabulary(name, config, tokenizer)
     params = load_params(file, config, dtype=dtype, progress=progress, **where.of(config))
-    return LoadedModel(name, config, params, tokenizer)
+    return LoadedModel(name, config, params, tokenizer, where.mesh)
 
 
 def _from_directory(
@@ -261,7 +286,7 @@ def _from_directory(
     tokenizer = chat.tokenizer_from_directory(directory)
     _check_vocabulary(name, config, tokenizer)
     params = hf.load_params(directory, config, dtype=dtype, progress=progress, **where.of(config))
-    return LoadedModel(name, config, params, tokenizer)
+    return LoadedModel(name, config, params, tokenizer, where.mesh)
 
 
 def _check_vocabulary(name: str, config: ModelConfig, tokenizer: chat.Tokenizer) -> None:

@@ -30,7 +30,7 @@ class Observation:
     path: jax.Array  # i32[B, P], or [B, C] while the prompt is read; indices into the T rows of `output`
     count: jax.Array  # i32[B], 0 where a row had finished
     tree: DraftTree | None = None  # the tree that was checked; None while the prompt is read
-    choice: jax.Array | None = None  # i32[B, N], the target's token behind each node; None likewise
+    choice: jax.Array | None = None  # i32[B, N], the target's token behind each node, its noise included if shared
 
 
 class Drafter(NamedTuple):
@@ -49,9 +49,18 @@ class Drafter(NamedTuple):
     Gumbel noise of the position behind them, or zero where the draft shall be a plain top-k."""
     observe: Callable[[Params, Params, DrafterState, Observation], DrafterState]
     """(params, target_params, state, observation) -> the state for the next round."""
+    deepest: int | None = None
+    """Depth of the deepest node that can be accepted, where that is not `max_depth`."""
+    learns_from_refused: bool = False
+    """`observe` reads what the target says behind nodes that were refused, which a text alone does not tell."""
     draws: bool = False
     """Children are argmax samples of logits plus noise, all of them stay in the tree, and `draft_logits` is filled:
     what the p/q rule of `verify.residual` asks for."""
+
+    @property
+    def most_accepted(self) -> int:
+        """Drafted tokens that a round can accept."""
+        return self.max_depth if self.deepest is None else self.deepest
 
 
 def stateless(batch: int, capacity: int) -> DrafterState:

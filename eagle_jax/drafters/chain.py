@@ -21,6 +21,8 @@ from eagle_jax.types import DraftTree, KVCache, Params, Target
 def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
     """Chain of `num_drafted` tokens from the draft model; its weights are the drafter's params.
 
+    The default lies between the published lengths, 4 (Chen et al.) and up to 7 (Leviathan et al.).
+
     Raises:
       ValueError: `num_drafted` below 1.
     """

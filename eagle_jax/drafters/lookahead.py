@@ -11,9 +11,10 @@ of the window are computed but may not be accepted. With L = 4 and W = 3, (r, c)
                   |            |            |       takes the place of (0,0).
                 (2,0)        (2,1)        (2,2)
 
-New tokens are the target's own choices, so the window follows any temperature. It starts out full of the prompt's
-tokens, where the published code fills it row by row; n-grams count as soon as their phrase is the target's. That code
-can also drop as many columns as guesses were accepted; as by default there, none are dropped here.
+New tokens are the target's own choices, its noise included where that is shared; the published code fills the window
+greedily and keeps end tokens out of it. The window starts out full of the prompt's tokens, where that code fills it row
+by row; n-grams count as soon as their phrase is the target's. It can also drop as many columns as guesses were
+accepted; as by default there, none are dropped here.
 """
 
 import dataclasses
@@ -97,7 +98,7 @@ def make_lookahead(
     window: int = 7,
     guesses: int = 7,
     *,
-    pool_from_prompt: bool = True,
+    pool_from_prompt: bool = False,
     pool_size: int = 4096,
 ) -> Drafter:
     """Window and guesses in one tree of (level - 1) * (window + guesses) nodes; sizes as Spec-Bench runs it.
@@ -106,7 +107,8 @@ def make_lookahead(
       level: L, tokens of an n-gram; a guess brings up to L - 1.
       window: W, columns of the window.
       guesses: G, n-grams tried in a round, the newest ones that start with the root.
-      pool_from_prompt: the n-grams of the prompt, and of the answer as it is written, join the pool too.
+      pool_from_prompt: the n-grams of the prompt, and of the answer as it is written, join the pool too: an option of
+        the published code, which Spec-Bench leaves off.
       pool_size: n-grams that a row remembers; a round brings W, and as many as it writes tokens.
 
     Raises:
@@ -151,4 +153,6 @@ def make_lookahead(
         init=lambda batch, capacity: empty_state(batch, level, window, pool_size),
         propose=propose,
         observe=observe,
+        deepest=level - 1,
+        learns_from_refused=True,
     )

@@ -12,7 +12,8 @@ Nothing is trained. A pool remembers which phrases followed a token, and serves 
 
 Phrases come from the text, prompt included, and from the check: behind the first rejected token, what the target makes
 of the rest of the draft. They last as long as the request; the paper keeps them for the next one, which is beyond the
-state of a drafter. There the draft model also runs a window of lookahead decoding; here only the target feeds the pool.
+state of a drafter. There the pool is fed by the check and by a window of lookahead decoding that the draft model runs,
+not by the text; a draft may be longer than asked for, and its first pass tries phrases too.
 """
 
 import dataclasses
@@ -199,10 +200,12 @@ def make_ouroboros(
       num_drafted: tokens of the chain.
       phrases: branches behind its last token, the newest phrases that followed that token.
       phrase_length: their tokens.
-      draft_phrases: phrases that a draft pass tries; 0 drafts token by token.
+      draft_phrases: phrases that a draft pass tries; 0 drafts token by token. The authors try all of a token, up to 15.
       pool_size: n-grams that a row remembers; a round brings as many as it writes tokens, and up to
-        phrases * (num_drafted + 1) from the check. Defaults as the authors run Spec-Bench, but for this one, which
-        bounds what is unbounded there.
+        phrases * (num_drafted + 1) from the check. The authors' pool has no bound. All other defaults are those that
+        they run Spec-Bench with.
+
+    A batch drafts until its last row has a whole chain, rows that have ended included.
 
     Raises:
       ValueError: sizes that no tree or pool has.
@@ -245,4 +248,5 @@ def make_ouroboros(
         init=init,
         propose=propose,
         observe=observe,
+        learns_from_refused=True,
     )

@@ -2,6 +2,7 @@
 
 For n from `max_ngram` down to 1, the text before its own last n tokens is searched for them; the tokens behind the
 occurrence are proposed as a chain. No match means a plain step. Needs no weights and no state: the text is enough.
+Saxena's code skips an occurrence with fewer tokens behind it than are to be proposed; here what there is is proposed.
 """
 
 import functools
@@ -14,17 +15,16 @@ from eagle_jax.tree import chain_tree, root_of
 from eagle_jax.types import DraftTree, Params
 
 
-def longest_match(text: jax.Array, length: jax.Array, max_ngram: int, latest: bool) -> tuple[jax.Array, jax.Array]:
+def longest_match(text: jax.Array, length: jax.Array, max_ngram: int) -> tuple[jax.Array, jax.Array]:
     """Where the text goes on after an earlier occurrence of its own end.
 
     Args:
       text: i32[B, S]; the newest token stands at index `length`.
       length: i32[B].
       max_ngram: longest run of last tokens to look for; shorter ones follow down to 1.
-      latest: prefer the last occurrence, else the first.
 
     Returns:
-      i32[B], index of the token behind the occurrence, and bool[B], whether there is one.
+      i32[B], index of the token behind the first occurrence of the longest run, and bool[B], whether there is one.
     """
     capacity = text.shape[1]
     ends = jnp.arange(capacity)[None, :]  # candidate occurrences by the index of their last token
@@ -35,21 +35,17 @@ def longest_match(text: jax.Array, length: jax.Array, max_ngram: int, latest: bo
         shifted = jnp.pad(text, ((0, 0), (back, 0)))[:, :capacity]
         unbroken = unbroken & (shifted == wanted) & (ends >= back) & (length[:, None] >= back)
         agreed = agreed + unbroken
-    # Longest agreement first, then the preferred end of the text.
-    age = ends if latest else capacity - 1 - ends
-    rank = jnp.where(agreed > 0, agreed * capacity + age, -1)
-    best = rank.argmax(-1).astype(jnp.int32)
-    return best + 1, rank.max(-1) >= 0
+    best = agreed.argmax(-1).astype(jnp.int32)  # the first of those that agree longest
+    return best + 1, agreed.max(-1) > 0
 
 
 @functools.cache
-def make_prompt_lookup(num_drafted: int = 10, max_ngram: int = 3, latest: bool = False) -> Drafter:
+def make_prompt_lookup(num_drafted: int = 10, max_ngram: int = 3) -> Drafter:
     """Chain of up to `num_drafted` tokens copied from the text.
 
     Args:
       num_drafted: longest proposal (Spec-Bench: 10).
       max_ngram: longest run of tokens looked up (Spec-Bench: 3).
-      latest: copy behind the latest occurrence instead of the first one that is longest.
 
     Raises:
       ValueError: a size below 1.
@@ -63,7 +59,7 @@ def make_prompt_lookup(num_drafted: int = 10, max_ngram: int = 3, latest: bool =
         params: Params, target_params: Params, state: DrafterState, text: jax.Array, length: jax.Array, noise: jax.Array
     ) -> tuple[DraftTree, DrafterState]:
         del params, target_params, noise
-        start, found = longest_match(text, length, max_ngram, latest)
+        start, found = longest_match(text, length, max_ngram)
         slots = start[:, None] + jnp.arange(num_drafted)[None, :]
         drafted = jnp.take_along_axis(text, jnp.minimum(slots, text.shape[1] - 1), axis=1)
         known = jnp.where(found, jnp.minimum(num_drafted, length + 1 - start), 0)

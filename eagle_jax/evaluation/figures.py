@@ -24,6 +24,9 @@ from eagle_jax.evaluation.themes import (
 )
 from eagle_jax.evaluation.time_figures import time_split
 
+LATER_LINES = ("dashed", "dotted", "dashdot")
+"""Of the second temperature on, where colours stand for methods; their marks are hollow."""
+
 LEAST_ROUNDS = 20
 """A chance that was seen in fewer rounds is not drawn."""
 
@@ -83,7 +86,10 @@ def speedup_by_task(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
 
 
 def tau_by_depth(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
-    """Lines: tau if no round accepted more than so many tokens, up to the tree's own depth."""
+    """Lines: tau if no round accepted more than so many tokens, up to the tree's own depth.
+
+    Last rounds, which the end of the answer may cut, count with all that they accepted: a little above tau.
+    """
 
     def curve(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
         counts = accepted(rows)
@@ -108,14 +114,21 @@ def n_alpha_curves(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
 
 
 def tau_against_nodes(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
-    """Two panels, tau and speed-up against the tree's nodes: a mark a tree, a line through the best of each size."""
-    with drawn_in(theme, 2 * PANEL + 1, 4.9) as figure:
-        panels = figure.subplots(1, 2)
-        for axes, name, text in zip(panels, ("tau", "speedup"), ("tokens a round (tau)", "speed-up"), strict=True):
-            for number, ((method, temperature), own) in enumerate(groups(rows, "method", "temperature")):
+    """Tau, and speed-up where it was measured, against the tree's nodes: a mark a tree, lines through the best."""
+    methods, temperatures = distinct(rows, "method"), distinct(rows, "temperature")
+    measured = {"tau": "tokens a round (tau)", "speedup": "speed-up"}
+    if mean(rows, "speedup") is None:
+        del measured["speedup"]
+    with drawn_in(theme, PANEL * len(measured) + 1, 4.9) as figure:
+        panels = figure.subplots(1, len(measured), squeeze=False)[0]
+        for axes, (name, text) in zip(panels, measured.items(), strict=True):
+            for (method, temperature), own in groups(rows, "method", "temperature"):
                 points = _points(own, name)
                 best = {nodes: max(y for x, y in points if x == nodes) for nodes, _ in points}
-                look = series_look(theme, number)
+                look = series_look(theme, methods.index(method))
+                if temperature != temperatures[0]:
+                    line = LATER_LINES[(temperatures.index(temperature) - 1) % len(LATER_LINES)]
+                    look |= {"linestyle": line, "markerfacecolor": theme.background}
                 axes.plot(*zip(*points, strict=True), **{**look, "linestyle": "none", "alpha": 0.35})
                 axes.plot(list(best), list(best.values()), label=f"{method}, T = {temperature:g}", **look)
             axes.set_xscale("log", base=2)
@@ -124,7 +137,8 @@ def tau_against_nodes(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
             axes.minorticks_off()
             axes.set_xlabel("nodes of the tree, the root included")
             axes.set_ylabel(text)
-        panels[1].axhline(1, **reference_look(theme))
+            if name == "speedup":
+                axes.axhline(1, **reference_look(theme))
         legend_above(figure)
     return figure
 
@@ -135,7 +149,8 @@ def tau_against_depth(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
     for row in rows:
         if row["tree"]["depth"] is not None:
             text = f"{row['method']}, {row['tree']['nodes']} nodes, top-k {row['tree']['top_k']}"
-            trees.setdefault(text, []).append(row)
+            ways = ["" if row["share_noise"] else ", own noise", "" if row["rule"] == "match" else f", {row['rule']}"]
+            trees.setdefault("".join([text, *ways]), []).append(row)
     temperatures = distinct(rows, "temperature")
     with drawn_in(theme, 0.8 + PANEL * len(temperatures), 4.4 + 0.27 * len(trees)) as figure:
         panels = figure.subplots(1, len(temperatures), sharex=True, sharey=True, squeeze=False)[0]

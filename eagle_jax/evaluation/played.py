@@ -1,18 +1,27 @@
-"""Tau of drafts on answers that plain decoding wrote once: `replay` in batches of one size, one program for all."""
+"""Tau of drafts on answers that plain decoding wrote once: `replay` in batches of one size, one program for all.
+
+`write` has plain decoding answer, `listen` reads the answers once more and keeps what the target says along them,
+`play` measures one drafter.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.acceptance import n_alpha
-from eagle_jax.evaluation.replay import replay
-from eagle_jax.generate import Generator
+from eagle_jax.evaluation.recording import Recording, record
+from eagle_jax.evaluation.replay import replay, texts_of
+from eagle_jax.generate import Generator, cache_slots
 from eagle_jax.refill import write_all
 from eagle_jax.types import Params, Target
+
+LONGEST_DRAFT = 31
+"""Levels of a draft for which a recording has room."""
 
 
 def write(
@@ -34,6 +43,25 @@ def write(
     return write_all(writer, prompts, batch=batch, sequence=range(len(prompts)), **law).tokens
 
 
+def listen(
+    model: LoadedModel, target: Target, prompts: Sequence[list[int]], answers: Sequence[list[int]], *, batch: int
+) -> list[Recording]:
+    """What the target says along the answers, a recording a batch, for drafts of up to `LONGEST_DRAFT` levels.
+
+    Args:
+      model, target: as for `write`.
+      prompts, answers: what was asked and what `write` gave.
+      batch: answers that are played back together.
+    """
+    said = []
+    for rows in _batches(len(prompts), batch):
+        texts = [prompts[row] for row in rows], [answers[row] for row in rows]
+        ends = np.array([len(prompt) + len(answer) for prompt, answer in zip(*texts, strict=True)], np.int32)
+        capacity = cache_slots(int(ends.max()), LONGEST_DRAFT, target.max_positions)
+        said.append(record(target, model.params, jnp.asarray(texts_of(*texts, capacity)), jnp.asarray(ends)))
+    return said
+
+
 def play(
     model: LoadedModel,
     target: Target,
@@ -41,6 +69,7 @@ def play(
     params: Params,
     prompts: Sequence[list[int]],
     answers: Sequence[list[int]],
+    said: Sequence[Recording] = (),
     *,
     batch: int,
     share_noise: bool,
@@ -52,13 +81,14 @@ def play(
       model, target: as for `write`.
       drafter, params: the method.
       prompts, answers: what was asked and what `write` gave.
+      said: of `listen` with the same batch; not looked at for deeper drafts.
       batch: answers played back together.
       share_noise: the drafter drafts with the target's noise.
       **law: as for `write`, max_new_tokens included.
     """
     tokens = rounds = 0
-    accepted = np.zeros(drafter.max_depth + 1, np.int64)
-    for rows in _batches(len(prompts), batch):
+    accepted = np.zeros(drafter.most_accepted + 1, np.int64)
+    for number, rows in enumerate(_batches(len(prompts), batch)):
         found = replay(
             target,
             model.params,
@@ -67,6 +97,7 @@ def play(
             [prompts[row] for row in rows],
             [answers[row] for row in rows],
             share_noise=share_noise,
+            recording=said[number] if said and drafter.max_depth <= LONGEST_DRAFT else None,
             sequence=rows,
             stop_ids=model.stop_ids,
             **law,
@@ -78,7 +109,7 @@ def play(
     return {
         "tokens": tokens,
         "rounds": rounds,
-        "tau": tokens / max(rounds, 1),
+        "tau": tokens / rounds if rounds else None,
         "accepted": accepted.tolist(),
         "n_alpha": n_alpha(accepted),
     }

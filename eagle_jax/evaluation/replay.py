@@ -139,12 +139,24 @@ def play(
     return lax.while_loop(lambda state: ~state.done.all(), round_of, state)
 
 
-def _texts(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], capacity: int) -> np.ndarray:
+def texts_of(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], capacity: int) -> np.ndarray:
     """Every prompt with its answer, i32[B, capacity]."""
     texts = np.zeros((len(prompts), capacity), np.int32)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         texts[row, : len(prompt) + len(answer)] = [*prompt, *answer]
     return texts
+
+
+def check_playable(drafter: Drafter) -> None:
+    """Refuse a drafter that a text alone does not feed.
+
+    Raises:
+      ValueError: as said.
+    """
+    if drafter.learns_from_refused:
+        raise ValueError(
+            f"{drafter.name} learns from tokens that were refused, which only the target's passes can tell"
+        )
 
 
 def replay(
@@ -175,8 +187,10 @@ def replay(
       the answer has room for.
 
     Raises:
-      ValueError: no or other numbers of rows; an answer that this law does not write (the message gives the place).
+      ValueError: a drafter that cannot be played back, no or other numbers of rows, or an answer that this law does not
+        write (the message gives the place).
     """
+    check_playable(drafter)
     if not prompts or len(prompts) != len(answers):
         raise ValueError(f"one answer a prompt, at least one of each: got {len(prompts)} and {len(answers)}")
     starts = np.array([len(prompt) for prompt in prompts], np.int32)
@@ -185,7 +199,7 @@ def replay(
     capacity = max(256, 1 << needed.bit_length()) if recording is None else recording.hidden.shape[1]
     if needed >= capacity:
         raise ValueError(f"texts and draft need {needed + 1} slots, the recording has {capacity}")
-    texts = _texts(prompts, answers, capacity)
+    texts = texts_of(prompts, answers, capacity)
     sampling = make_sampling(len(prompts), **{**law, "max_new_tokens": [*map(len, answers)]})
     if recording is None:
         recording = record(target, target_params, jnp.asarray(texts), jnp.asarray(ends))
@@ -225,6 +239,6 @@ def _check(texts: np.ndarray, chosen: np.ndarray, starts: np.ndarray, ends: np.n
         if wrong.size:
             place = start + wrong[0]
             raise ValueError(
-                f"row {row}: this law writes another answer, from token {wrong[0]} on:"
-                f" {chosen[row, place]} instead of {texts[row, place]}"
+                f"row {row}: read in one pass, the target writes another answer from token {wrong[0]} on, "
+                f"{chosen[row, place]} instead of {texts[row, place]}: another law, or a near-tie of half precision"
             )

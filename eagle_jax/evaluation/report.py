@@ -30,10 +30,13 @@ class Answer:
 
 
 def tree_size(drafter: Drafter, top_k: int = 1) -> dict[str, int | None]:
-    """The official triple of a drafter whose nodes have `top_k` children; plain decoding has no depth."""
+    """The official triple of a drafter whose nodes have `top_k` children; plain decoding has no depth.
+
+    Nodes that can never be accepted count among the nodes, not in the depth.
+    """
     if drafter.max_depth == 0:
         return {"nodes": drafter.nodes, "depth": None, "top_k": None}
-    return {"nodes": drafter.nodes, "depth": drafter.max_depth - 1, "top_k": top_k}
+    return {"nodes": drafter.nodes, "depth": drafter.most_accepted - 1, "top_k": top_k}
 
 
 def summarise(
@@ -42,7 +45,7 @@ def summarise(
     """The record of a run.
 
     Args:
-      settings: what was run, copied to the front: target, method, temperature, seed, dtype, device.
+      settings: what was run, copied to the front: target, method, temperature, seed, dtype, device, batch.
       tree: as `tree_size` gives it.
       answers: at least one; the comparison is reported where they hold plain answers.
       difference_margin: margin at the first difference from plain decoding; None where nothing differed. An infinite
@@ -57,16 +60,18 @@ def summarise(
         "rounds": sum(sum(generation.rounds) for generation in written),
         "tau": _number(tau(written)),
         "tokens_per_second": _number(tokens_per_second(written)),
+        "tokens_per_second_with_prefill": _number(tokens_per_second(written, with_prefill=True)),
         "prefill_seconds": sum(generation.prefill_seconds for generation in written),
         "decode_seconds": sum(generation.decode_seconds for generation in written),
         "gave_up": sum(generation.gave_up for generation in written),
         "tree": tree,
     }
     if plain:
-        plain_speed = tokens_per_second(plain)
+        for ending, with_prefill in (("", False), ("_with_prefill", True)):
+            speed, plain_speed = (tokens_per_second(one, with_prefill=with_prefill) for one in (written, plain))
+            record[f"plain_tokens_per_second{ending}"] = _number(plain_speed)
+            record[f"speedup{ending}"] = _number(speed / plain_speed)
         record |= {
-            "plain_tokens_per_second": _number(plain_speed),
-            "speedup": _number(tokens_per_second(written) / plain_speed),
             "identical_prompts": sum(answer.identical for answer in answers),
             "first_difference_margin": None if difference_margin is None else _number(difference_margin),
         }
@@ -103,6 +108,12 @@ def closing_lines(record: dict[str, Any]) -> list[str]:
             lines.append(
                 f"at the first difference the best score leads by {'inf' if margin is None else f'{margin:.2g}'}"
             )
+    if record.get("batch", 1) > 1:  # where the other rows wait while a prompt is read
+        line = f"prompts included: {_shown(record['tokens_per_second_with_prefill'], 1)} tokens/s"
+        if "speedup" in record:
+            plain = _shown(record["plain_tokens_per_second_with_prefill"], 1)
+            line += f"; plain decoding {plain}, speed-up {_shown(record['speedup_with_prefill'])}"
+        lines.append(line)
     return lines
 
 

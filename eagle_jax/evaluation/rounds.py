@@ -110,11 +110,7 @@ def rounds(
         )
     drafter = recording(generator.drafter, wider)
     settings = make_sampling(1, **sampling)
-    needed = len(prompt) + int(settings.max_new_tokens[0]) + drafter.max_depth + 1
-    capacity = generator.capacity or max(512, 1 << (needed - 1).bit_length())
-    if needed > capacity:
-        raise ValueError(f"prompt, new tokens and draft need {needed} cache slots, the capacity is {capacity}")
-    text = np.zeros((1, capacity), np.int32)
+    text = np.zeros((1, generator.slots([prompt], settings)), np.int32)
     text[0, : len(prompt)] = prompt
     models = generator.target, drafter, generator.target_params, generator.drafter_params
     state = prefill(

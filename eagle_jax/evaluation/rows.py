@@ -79,6 +79,7 @@ def cell_row(about: Mapping[str, Any], label: str, records: Sequence[Record]) ->
         "tokens": sum(generation.num_tokens for generation in written),
         "plain_tokens": sum(generation.num_tokens for generation in plain),
         "rounds": sum(sum(generation.rounds) for generation in written),
+        "gave_up": sum(generation.gave_up for generation in written),
         "tau": tau,
         "accepted": np.asarray(accepted).tolist(),
         "n_alpha": n_alpha(accepted),

@@ -1,8 +1,9 @@
-"""Asks questions, one at a time, of a drafting method and, in alternation, of plain decoding.
+"""Asks questions of a drafting method and of plain decoding: one at a time and in alternation, or many together.
 
 Knows questions, generators and the model's tokenizer; not where they come from, nor what becomes of the answers.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from eagle_jax.drafters.base import Drafter
 from eagle_jax.evaluation import metrics
 from eagle_jax.evaluation.report import Answer
 from eagle_jax.evaluation.tasks import Question
-from eagle_jax.generate import Generator
+from eagle_jax.generate import Generation, Generator, cache_slots
+from eagle_jax.refill import write_all
 from eagle_jax.types import Target
 
 Show = Callable[[str], None]
@@ -44,7 +46,7 @@ def slots(target: Target, prompts: Sequence[Sequence[int]], drafter: Drafter, ma
             f"a prompt of {prompt} tokens and {max_new_tokens} new ones come to {longest}, "
             f"the model's context is {target.max_positions}"
         )
-    return max(512, 1 << (longest + drafter.max_depth).bit_length())
+    return cache_slots(longest, drafter.max_depth, target.max_positions)
 
 
 def ask(
@@ -87,6 +89,50 @@ def ask(
             written=written,
             plain=early or late,
         )
+
+
+def ask_together(
+    model: LoadedModel,
+    method: Generator,
+    plain: Generator | None,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    *,
+    batch: int,
+    **sampling: Any,
+) -> list[Answer]:
+    """The answers, `batch` of them under way at a time: all of the method's, then all of plain decoding's.
+
+    Seconds belong to no single answer: each has an even share, and together they come to what passed.
+
+    Args:
+      model, method, plain, questions, prompts: as for `ask`; sequence ids too are those of `ask`.
+      batch: rows that decode together.
+      **sampling: as for `ask`.
+    """
+    options = {**sampling, "batch": batch, "stop_ids": model.stop_ids}
+    written = _apart(write_all(method, prompts, **options))
+    reference = _apart(write_all(plain, prompts, **options)) if plain else [None] * len(prompts)
+    answers = []
+    for question, one, other in zip(questions, written, reference, strict=True):
+        stream = TextStream(model.tokenizer.decode)
+        text = stream.push(one.tokens[0]) + stream.finish()
+        answers.append(
+            Answer(question_id=question.question_id, prompt=question.turns[0], text=text, written=one, plain=other)
+        )
+    return answers
+
+
+def _apart(whole: Generation) -> list[Generation]:
+    """Each row as a generation of its own."""
+    count = len(whole.tokens)
+    whole = dataclasses.replace(
+        whole, prefill_seconds=whole.prefill_seconds / count, decode_seconds=whole.decode_seconds / count
+    )
+    return [
+        dataclasses.replace(whole, tokens=[tokens], rounds=[rounds], accepted=accepted[None])
+        for tokens, rounds, accepted in zip(whole.tokens, whole.rounds, whole.accepted, strict=True)
+    ]
 
 
 def margin_at_difference(

@@ -8,14 +8,14 @@ prompts even where an answer differs.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.decode import Rule
 from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.tasks import Question
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generate import Generation, Generator, cache_slots
 from eagle_jax.types import Params, Target
 
 PLAIN = "plain"
@@ -72,9 +72,11 @@ class SideBySide:
         self.model, self.target = model, target
         self.contestants = {PLAIN: Contestant(make_vanilla()), **contestants}
         self.max_new_tokens, self.warm_ups = max_new_tokens, warm_ups
-        self.generators: dict[str, Generator] = self._build(0)
-        self.capacity = 0
-        self._warm: dict[int, dict[str, Generator]] = {}  # by capacity
+        self.generators: dict[str, Generator] = self._build(None)
+        self.capacity = 0  # of all programs that are used now; those of the task at least
+        self._least = 0  # of the task
+        self.programs: dict[int, dict[str, Generator]] = {}  # by capacity
+        self._warm: set[tuple[int, float]] = set()  # capacities and temperatures that were warmed up for
 
     def check(self, questions: Sequence[Question]) -> None:
         """Refuse questions that cannot be asked.
@@ -89,16 +91,17 @@ class SideBySide:
         deepest = max((contestant.drafter for contestant in self.contestants.values()), key=lambda one: one.max_depth)
         runner.slots(self.target, first, deepest, self.max_new_tokens)
 
-    def prepare(self, questions: Sequence[Question], turns: int) -> None:
+    def prepare(self, questions: Sequence[Question], turns: int, temperature: float) -> None:
         """Compile for these conversations and warm up; what was compiled before is kept.
 
         Args:
           questions: at least one; they pass `check`.
           turns: how many of their turns will be played.
+          temperature: of sampling.
         """
         longest = max(self._estimate(question, turns) for question in questions)
-        needed = self._needed(min(longest, self.target.max_positions))
-        self._make_room(needed, runner.prompt_ids(self.model, questions[0]))
+        self._least = self._slots(min(longest, self.target.max_positions))
+        self._make_room(self._least, runner.prompt_ids(self.model, questions[0]), temperature)
 
     def play(
         self, question: Question, index: int, *, turns: int, temperature: float, seed: int, labels: Sequence[str]
@@ -121,9 +124,8 @@ class SideBySide:
             prompt = runner.conversation_ids(self.model, messages)
             if len(prompt) + self.max_new_tokens > self.target.max_positions:
                 break
-            needed = self._needed(len(prompt) + self.max_new_tokens)
-            if needed > self.capacity:
-                self._make_room(needed, prompt)
+            slots = max(self._least, self._slots(len(prompt) + self.max_new_tokens))
+            self._make_room(slots, prompt, temperature)
             sequence = number * TURN_STRIDE + index
             first = (index + number) % len(order)
             answers = {
@@ -149,7 +151,7 @@ class SideBySide:
         messages = [message for one in said for message in (one, silent)][:-1]
         return len(runner.conversation_ids(self.model, messages)) + len(said) * self.max_new_tokens
 
-    def _build(self, capacity: int) -> dict[str, Generator]:
+    def _build(self, capacity: int | None) -> dict[str, Generator]:
         return {
             label: Generator(
                 self.target,
@@ -164,18 +166,20 @@ class SideBySide:
             for label, one in self.contestants.items()
         }
 
-    def _needed(self, longest: int) -> int:
+    def _slots(self, longest: int) -> int:
         """Slots for texts of `longest` tokens and any method's draft behind them."""
-        return longest + max(one.drafter.max_depth for one in self.contestants.values()) + 1
+        deepest = max(one.drafter.max_depth for one in self.contestants.values())
+        return cache_slots(longest, deepest, self.target.max_positions)
 
-    def _make_room(self, needed: int, prompt: list[int]) -> None:
-        """Take the programs with room for `needed` slots: slots that nobody needs cost time in every pass."""
-        self.capacity = max(512, 1 << (needed - 1).bit_length())
-        if self.capacity not in self._warm:
-            self._warm[self.capacity] = self._build(self.capacity)
-            options = {"stop_ids": self.model.stop_ids, "max_new_tokens": self.max_new_tokens}
-            for generator in self._warm[self.capacity].values():
-                generator.warm_up([prompt], **options)
+    def _make_room(self, capacity: int, prompt: list[int], temperature: float) -> None:
+        """Take the programs with so many slots: slots that nobody needs cost time in every pass."""
+        if capacity not in self.programs:
+            self.programs[capacity] = self._build(capacity)
+        self.capacity, self.generators = capacity, self.programs[capacity]
+        if (capacity, temperature) not in self._warm:
+            self._warm.add((capacity, temperature))
+            law: dict[str, Any] = {"stop_ids": self.model.stop_ids, "max_new_tokens": self.max_new_tokens}
+            for generator in self.generators.values():
+                generator.warm_up([prompt], temperature=temperature, **law)
                 for _ in range(self.warm_ups):
-                    generator.generate([prompt], **options)
-        self.generators = self._warm[self.capacity]
+                    generator.generate([prompt], temperature=temperature, **law)

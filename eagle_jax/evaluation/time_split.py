@@ -1,8 +1,8 @@
 """Where a round's time goes: drafting, the target's pass, reading what was accepted, and the rest.
 
-Each part is compiled alone and runs several times in a loop on the device, as rounds do, on the state of a real
-generation; the parts are timed in alternation with whole rounds. What is left of a round (noise, verification, commit
-of the cache) is the difference.
+Each part is compiled alone and runs several times in a loop on the device that carries the drafter's state, as rounds
+do, behind a prompt; the parts are timed in alternation with whole rounds. What is left of a round (noise, verification,
+commit of the cache) is the difference.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eagle_jax.decode import DecodeState, prefill
-from eagle_jax.drafters.base import Drafter, Observation
+from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generate import Generator
 from eagle_jax.sampling import make_sampling
@@ -37,18 +37,21 @@ RUNS = 8
 Arrays = TypeVar("Arrays")
 
 
-def _loop(part: Callable[[jax.Array], object], state: DecodeState) -> jax.Array:
-    """Run a part `RUNS` times, each run behind all that the one before it found.
+def _loop(
+    part: Callable[[jax.Array, DrafterState], tuple[object, DrafterState]], state: DecodeState, own: DrafterState
+) -> tuple[jax.Array, DrafterState]:
+    """Run a part `RUNS` times, each run behind all that the one before it found, from the drafter's state `own` on.
 
     A run is given a zero which, for all that the compiler knows, is the sum of what was found: it is taken where a row
     has ended, and none has.
     """
 
-    def again(_: jax.Array, zero: jax.Array) -> jax.Array:
-        found = sum((leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(part(zero))), jnp.float32(0))
-        return jnp.where(state.done.any(), found, 0).astype(jnp.int32)
+    def again(_: jax.Array, carry: tuple[jax.Array, DrafterState]) -> tuple[jax.Array, DrafterState]:
+        found, own = part(*carry)
+        total = sum((leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(found)), jnp.float32(0))
+        return jnp.where(state.done.any(), total, 0).astype(jnp.int32), own
 
-    return lax.fori_loop(0, RUNS, again, jnp.int32(0))
+    return lax.fori_loop(0, RUNS, again, (jnp.int32(0), own))
 
 
 def _behind(zero: jax.Array, arrays: Arrays) -> Arrays:
@@ -57,12 +60,12 @@ def _behind(zero: jax.Array, arrays: Arrays) -> Arrays:
 
 
 @functools.partial(jax.jit, static_argnames=("drafter",))
-def _draft(drafter: Drafter, weights: Weights, state: DecodeState, noise: jax.Array) -> jax.Array:
-    def part(zero: jax.Array) -> DraftTree:
+def _draft(drafter: Drafter, weights: Weights, state: DecodeState, noise: jax.Array) -> tuple[jax.Array, DrafterState]:
+    def part(zero: jax.Array, own: DrafterState) -> tuple[DraftTree, DrafterState]:
         length, noises = _behind(zero, (state.cache.length, noise))
-        return drafter.propose(*weights, state.drafter, state.text, length, noises)[0]
+        return drafter.propose(*weights, own, state.text, length, noises)
 
-    return _loop(part, state)
+    return _loop(part, state, state.drafter)
 
 
 @functools.partial(jax.jit, static_argnames=("drafter",))
@@ -81,17 +84,26 @@ _check = jax.jit(_look, static_argnames=("target", "max_depth"))
 
 
 @functools.partial(jax.jit, static_argnames=("target", "max_depth"))
-def _target(target: Target, max_depth: int, params: Params, state: DecodeState, tree: DraftTree) -> jax.Array:
-    return _loop(lambda zero: _look(target, max_depth, params, state, _behind(zero, tree)), state)
+def _target(
+    target: Target, max_depth: int, params: Params, state: DecodeState, tree: DraftTree
+) -> tuple[jax.Array, DrafterState]:
+    return _loop(lambda zero, own: (_look(target, max_depth, params, state, _behind(zero, tree)), own), state, ())
 
 
 @functools.partial(jax.jit, static_argnames=("drafter",))
-def _observe(drafter: Drafter, weights: Weights, state: DecodeState, tree: DraftTree, checked: Checked) -> jax.Array:
+def _observe(
+    drafter: Drafter, weights: Weights, state: DecodeState, tree: DraftTree, checked: Checked
+) -> tuple[jax.Array, DrafterState]:
     size = drafter.max_depth + 1
     path = jnp.broadcast_to(jnp.arange(size), (1, size))
     length = state.cache.length
     seen = Observation(state.text, length, checked[0], path, jnp.ones_like(length), tree, checked[1])
-    return _loop(lambda zero: drafter.observe(*weights, state.drafter, _behind(zero, seen)), state)
+
+    def part(zero: jax.Array, own: DrafterState) -> tuple[list[jax.Array], DrafterState]:
+        own = drafter.observe(*weights, own, _behind(zero, seen))
+        return [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(own)], own  # one number of each: caches are large
+
+    return _loop(part, state, state.drafter)
 
 
 def time_split(
@@ -112,7 +124,7 @@ def time_split(
     target, drafter = generator.target, generator.drafter
     weights = (generator.drafter_params, generator.target_params)
     law: dict[str, Any] = {"temperature": temperature, "max_new_tokens": new_tokens}
-    capacity = generator.capacity or max(512, 1 << (len(prompt) + new_tokens + drafter.max_depth).bit_length())
+    capacity = generator.slots([prompt], make_sampling(1, **law))
     text = jnp.zeros((1, capacity), jnp.int32).at[0, : len(prompt)].set(jnp.asarray(prompt))
     length = jnp.array([len(prompt)], jnp.int32)
     state = prefill(target, drafter, weights[1], weights[0], text, length, make_sampling(1, **law))

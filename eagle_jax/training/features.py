@@ -6,8 +6,10 @@ batch by batch, resumable, and tied to the text and the target by a fingerprint.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -18,10 +20,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
+from eagle_jax import sharding
 from eagle_jax.training.batch import NO_SLOT, Batch, Features
 from eagle_jax.training.conversations import Example
 from eagle_jax.training.data import assemble, pack
+from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, most
 from eagle_jax.types import NO_TOKEN, Params, Target
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -50,8 +55,8 @@ def compute_features(
         asked = jnp.ones(size * length, bool)
     else:
         places = jnp.where(batch.slots == NO_SLOT, length, batch.slots + 1)
-        rows = jnp.arange(size)[:, None]
-        asked = jnp.zeros((size, length), bool).at[rows, places].set(True, mode="drop").reshape(-1)
+        mark = jax.vmap(lambda row, index: row.at[index].set(True, mode="drop"))
+        asked = mark(jnp.zeros((size, length), bool), places).reshape(-1)
     hidden = output.hidden.reshape(size * length, -1)
     choice = _choices(target, params, hidden, asked, chunk).reshape(size, length)
     return jax.tree.map(lax.stop_gradient, Features(output.taps, output.hidden, choice))
@@ -59,6 +64,13 @@ def compute_features(
 
 def _choices(target: Target, params: Params, hidden: jax.Array, asked: jax.Array, chunk: int) -> jax.Array:
     """Most probable token behind hidden [N, E] where `asked` bool[N], else NO_TOKEN; costs as much as is asked."""
+    find = functools.partial(_find_choices, target, chunk=chunk)
+    return by_group(find, asked.shape[0], (EVERYWHERE, ROWS, ROWS), ROWS)(params, hidden, asked)
+
+
+def _find_choices(
+    target: Target, params: Params, hidden: jax.Array, asked: jax.Array, *, chunk: int, axis: str | None
+) -> jax.Array:
     num_rows = asked.shape[0]
     (order,) = jnp.nonzero(asked, size=num_rows, fill_value=num_rows)
     order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
@@ -68,7 +80,7 @@ def _choices(target: Target, params: Params, hidden: jax.Array, asked: jax.Array
         found = target.unembed(params, hidden.at[some].get(mode="fill", fill_value=0)).argmax(-1)
         return choices.at[some].set(found.astype(jnp.int32), mode="drop")
 
-    num_chunks = (asked.sum() + chunk - 1) // chunk
+    num_chunks = most((asked.sum() + chunk - 1) // chunk, axis)
     return lax.fori_loop(0, num_chunks, find, jnp.full(num_rows, NO_TOKEN, jnp.int32))
 
 
@@ -85,8 +97,15 @@ def fingerprint(
         digest.update(np.int64(len(example.tokens)).tobytes() + example.tokens.tobytes())
         digest.update(np.packbits(example.supervised).tobytes())
     for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf.ravel()[:64]).tobytes())
+        digest.update(first_numbers(leaf, 64).tobytes())
     return digest.hexdigest()
+
+
+def first_numbers(array: jax.Array, count: int) -> np.ndarray:
+    """The first of `array.ravel()`, without making that of a weight that lies on several devices."""
+    behind = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
+    corner = array[tuple(slice(-(-count // max(size, 1))) for size in behind)]
+    return sharding.to_host(corner).ravel()[:count]
 
 
 class FeatureCache:
@@ -132,6 +151,7 @@ class FeatureCache:
         length: int,
         batch: int,
         everywhere: bool = False,
+        mesh: Mesh | None = None,
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> bool:
@@ -142,11 +162,13 @@ class FeatureCache:
           length: tokens a row; no document may be longer.
           batch: rows a pass.
           everywhere: as `compute_features` takes it.
+          mesh: the devices that the target lies on; the rows of a pass are dealt out over its axis `data`.
           stop: asked after every pass; True ends the work, and the next call goes on.
           progress: called with (passes done, passes in all).
 
         Raises:
-          ValueError: a document longer than a row, or a feature too large for the dtype.
+          ValueError: a document longer than a row, a feature too large for the dtype, or rows of a pass that do not
+            divide over the mesh.
         """
         missing = np.flatnonzero(self._arrays["done"] == 0) if self._arrays else np.arange(len(self.examples))
         packing = pack(self.examples, length, documents=missing)
@@ -163,7 +185,10 @@ class FeatureCache:
             rows = [*documents, *[[]] * (batch - len(documents))]
             assembled = [assemble(packing, row) for row in rows]
             text = Batch(**{name: jnp.asarray(np.stack([row[name] for row in assembled])) for name in assembled[0]})
-            found, largest = jax.device_get(run(params, text))
+            if mesh is not None:
+                text = sharding.place_rows(mesh, text)
+            with sharding.active(mesh):
+                found, largest = jax.device_get(run(params, text))
             if not largest <= float(jnp.finfo(wanted).max):
                 raise ValueError(f"a feature reaches {largest:g}, too large for {self.dtype}: store bfloat16")
             self._write(rows, found)

@@ -16,6 +16,7 @@ from flax import linen as nn
 from eagle_jax.checkpoint.draft_vocabulary import whole_lm_head
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadConfig, parts_of
+from eagle_jax.sharding import to_host
 from eagle_jax.training.batch import Vocabulary
 from eagle_jax.training.conversations import Example
 from eagle_jax.types import Params
@@ -194,6 +195,6 @@ def typical_sizes(features: jax.Array, num_parts: int, segments: jax.Array) -> l
       num_parts: equal parts of E.
       segments: i32[B, T], 0 where there is no text.
     """
-    rows = np.asarray(features, np.float32)[np.asarray(segments) > 0]
+    rows = to_host(features).astype(np.float32)[np.asarray(segments) > 0]
     parts = rows.reshape(len(rows), num_parts, -1)
     return [float(size) for size in np.median(np.sqrt((parts**2).mean(-1)), axis=0)]

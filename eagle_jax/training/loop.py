@@ -3,6 +3,8 @@
 A run may be made in pieces: after a time limit, SIGTERM or Ctrl-C the loop finishes its step, saves and returns; after
 a kill it goes on from its last checkpoint. Either way the numbers are those of one uninterrupted run. Real tau comes
 from a callable, so that the loop knows no decoder.
+
+Of several processes that train together each runs this loop. They stop together, at a step that is logged.
 """
 
 import contextlib
@@ -25,6 +27,7 @@ from tqdm import tqdm
 from eagle_jax import sharding
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.training.batch import Tally, summarise
+from eagle_jax.training.processes import first_said, leads
 from eagle_jax.training.run import Run
 from eagle_jax.training.step import Frozen, Rows, TrainState, head_params
 
@@ -97,7 +100,7 @@ def train(
       evaluate: real tau, every `evaluate_every` steps and at the end.
       time_limit: seconds after which the loop saves and returns.
       mesh: train on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
-        others go to every device; a run may go on on another mesh.
+        others go to every device; a run may go on on another mesh. Several processes need one that has all devices.
       quiet: no progress bar.
 
     Raises:
@@ -112,7 +115,7 @@ def train(
     with (
         sharding.active(mesh),
         _asked_to_stop() as asked,
-        tqdm(total=config.steps, initial=done, disable=quiet, unit="step", dynamic_ncols=True, file=sys.stderr) as bar,
+        _bar(config.steps, done, quiet) as bar,
     ):
         mark = (time.monotonic(), int(state.tokens))
         reason = ""
@@ -129,10 +132,17 @@ def train(
                 run.log(done, "heldout", _measure(state, frozen, (_on_device(rows, mesh) for rows in heldout), measure))
             if evaluate is not None and _due(done, config.evaluate_every, config.steps):
                 _evaluate(run, state, frozen, evaluate)
-            reason = asked[0] if asked else _time_up(started, time_limit)
+            if jax.process_count() == 1 or done % config.log_every == 0:
+                reason = first_said(asked[0] if asked else _time_up(started, time_limit))
             if done % config.save_every == 0 or done == config.steps or reason:
                 run.save(state, data)
     return Outcome(state, done >= config.steps, "" if done >= config.steps else reason)
+
+
+def _bar(steps: int, done: int, quiet: bool) -> tqdm:
+    """Progress on stderr, one for all processes."""
+    hidden = quiet or not leads()
+    return tqdm(total=steps, initial=done, disable=hidden, unit="step", dynamic_ncols=True, file=sys.stderr)
 
 
 def _due(done: int, every: int, steps: int) -> bool:

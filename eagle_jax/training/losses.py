@@ -16,7 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from eagle_jax.sharding import DATA
+from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, most
 from eagle_jax.types import NO_TOKEN
 
 
@@ -139,7 +142,30 @@ def _scan(
     chunk: int,
     grads: tuple[str, ...],
 ) -> dict[str, jax.Array]:
-    """Cross-entropy, choice and the wanted gradients of the weighted sum, by name.
+    """Cross-entropy, choice and the wanted gradients of the weighted sum, by name; on a mesh by groups of devices."""
+    steps = PartitionSpec(None, DATA)
+    places = {"cross_entropy": steps, "choice": steps, "reads": steps, "lm_head": EVERYWHERE}
+    scan = by_group(
+        functools.partial(_scan_rows, chunk=chunk, grads=grads),
+        reads.shape[1],
+        in_specs=(steps, EVERYWHERE, ROWS, EVERYWHERE, steps),
+        out_specs={name: places[name] for name in ("cross_entropy", "choice", *grads)},
+    )
+    return scan(reads, lm_head, teacher, teacher_lm_head, weights)
+
+
+def _scan_rows(
+    reads: jax.Array,
+    lm_head: jax.Array,
+    teacher: jax.Array,
+    teacher_lm_head: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk: int,
+    grads: tuple[str, ...],
+    axis: str | None,
+) -> dict[str, jax.Array]:
+    """What `_scan` gives, of the rows at hand.
 
     Rows without any weight are left out: the number of chunks is a run-time number.
     """
@@ -176,7 +202,11 @@ def _scan(
         **({"reads": jnp.zeros_like(reads)} if grads else {}),
         **({"lm_head": jnp.zeros(lm_head.shape, jnp.float32)} if "lm_head" in grads else {}),
     }
-    return lax.fori_loop(0, (active.sum() + chunk - 1) // chunk, measure, start)
+    num_chunks = most((active.sum() + chunk - 1) // chunk, axis)
+    found = lax.fori_loop(0, num_chunks, measure, start)
+    if axis is not None and "lm_head" in grads:
+        found["lm_head"] = lax.psum(found["lm_head"], axis)
+    return found
 
 
 def _logits(axes: str, x: jax.Array, rows: jax.Array) -> jax.Array:

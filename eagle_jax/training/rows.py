@@ -23,8 +23,12 @@ def lm_head_of(params: HeadParams, vocabulary: Vocabulary) -> jax.Array:
 
 def take(x: jax.Array, slots: jax.Array) -> jax.Array:
     """What stands at slots i32[B, R] of x [B, T, ...]: [B, R, ...]; zero outside the row."""
-    rows = jnp.arange(slots.shape[0])[:, None]
-    return x.at[rows, jnp.where(slots < 0, x.shape[1], slots)].get(mode="fill", fill_value=0)
+
+    def of_row(row: jax.Array, index: jax.Array) -> jax.Array:
+        # A negative index would count from the end.
+        return row.at[jnp.where(index < 0, len(row), index)].get(mode="fill", fill_value=0)
+
+    return jax.vmap(of_row)(x, slots)  # row by row, so that rows on a mesh stay where they lie
 
 
 def shift(x: jax.Array, by: int) -> jax.Array:

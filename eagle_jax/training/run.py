@@ -5,6 +5,8 @@ checkpoints/STEP/   train state and iterator state, written atomically by orbax;
 best/STEP/          the weights with the best real tau so far
 metrics.jsonl       one object a line; lines behind the checkpoint that a run goes on from are taken back
 tensorboard/        the same numbers
+
+Several processes that train one run see the same directory. Process 0 locks and describes it and writes the metrics.
 """
 
 import fcntl
@@ -12,7 +14,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import grain
 import jax
@@ -20,11 +22,12 @@ from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
 from eagle_jax.resume import check_same
+from eagle_jax.training.processes import first_said, leads
 from eagle_jax.training.step import TrainState
 
 
 class Run:
-    """An open run; a context manager, one process at a time.
+    """An open run; a context manager, one process at a time, or all of those that train it together.
 
     Args:
       directory: new, empty, or that of the same run.
@@ -36,23 +39,18 @@ class Run:
 
     def __init__(self, directory: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self.directory = pathlib.Path(directory).expanduser().absolute()
-        about = self.directory / "run.json"
-        wanted = json.loads(json.dumps(identity))
-        if about.is_file():
-            check_same(self.directory, json.loads(about.read_text(encoding="utf-8")), wanted)
-        elif self.directory.exists() and any(self.directory.iterdir()):
-            raise ValueError(f"{self.directory} is not empty and not a training run: nothing was written")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.directory / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ValueError(f"{self.directory}: another process is training this run") from None
-        if not about.is_file():
-            new = about.with_suffix(".new")
-            new.write_text(json.dumps(wanted, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(new, about)
+        self._lock: IO[str] | None = None
+        failure: Exception | None = None
+        if leads():
+            try:
+                self._claim(json.loads(json.dumps(identity)))
+            except (ValueError, OSError) as error:
+                failure = error
+        said = first_said(str(failure or ""))  # the other processes wait for it
+        if failure:
+            raise failure
+        if said:
+            raise ValueError(said)
         keep = ocp.training.preservation_policies.LatestN
         self._checkpoints = ocp.training.Checkpointer(
             self.directory / "checkpoints", preservation_policy=keep(2), cleanup_tmp_directories=True
@@ -71,7 +69,8 @@ class Run:
         self._best.close()
         if self._board is not None:
             self._board.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def save(self, state: TrainState, data: grain.DatasetIterator) -> None:
         """Write a checkpoint, unless there is one of this step."""
@@ -86,14 +85,19 @@ class Run:
         step = 0
         if latest is not None:
             step = latest.step
-            found = self._checkpoints.load_checkpointables(step, {"state": _abstract(state), "data": data})
-            state = found["state"]
-        self._forget_after(step)
-        self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+            state = self._checkpoints.load_checkpointables(step, {"state": _abstract(state)})["state"]
+            # Every process reads all rows, so that one's place is that of all, however many there are now.
+            (place,) = (self.directory / "checkpoints" / str(step) / "data").glob("process_0-of-*.json")
+            data.set_state(json.loads(place.read_text(encoding="utf-8")))
+        if leads():
+            self._forget_after(step)
+            self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
         return state
 
     def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append a line of metrics, and show it in TensorBoard under `kind`/."""
+        if not leads():
+            return
         rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}
         line = json.dumps({"step": step, "kind": kind, **rounded})
         with self._metrics.open("a", encoding="utf-8") as file:
@@ -119,6 +123,25 @@ class Run:
         if latest is None:
             return None
         return latest.step, self._best.load_checkpointables(latest.step, {"state": _abstract(trained)})["state"]
+
+    def _claim(self, wanted: Any) -> None:
+        """Lock the directory and say whose it is, or find that it is another's."""
+        about = self.directory / "run.json"
+        if about.is_file():
+            check_same(self.directory, json.loads(about.read_text(encoding="utf-8")), wanted)
+        elif self.directory.exists() and any(self.directory.iterdir()):
+            raise ValueError(f"{self.directory} is not empty and not a training run: nothing was written")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.directory / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ValueError(f"{self.directory}: another process is training this run") from None
+        if not about.is_file():
+            new = about.with_suffix(".new")
+            new.write_text(json.dumps(wanted, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(new, about)
 
     def _forget_after(self, step: int) -> None:
         """Drop metrics of steps that are going to be repeated, and a line that a crash cut short."""

@@ -203,7 +203,8 @@ def make_train_step(
             )
             return jax.tree.map(jnp.add, sums, (value, tally, grads)), None
 
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), rows)
+        # Every accumulate-th row: of those that a device of a mesh has, some for each micro-batch.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), rows)
         window = state.window
         nothing = (jnp.zeros(()), empty_window(recipe.num_steps).tally, jax.tree.map(jnp.zeros_like, state.trained))
         (value, tally, grads), _ = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))

@@ -22,6 +22,7 @@ from jax import lax
 from eagle_jax.models.attention import MASKED
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.training.batch import Batch
+from eagle_jax.training.rows import take
 from eagle_jax.types import Params
 
 
@@ -67,26 +68,21 @@ def unroll(
     Returns:
       I arrays [B, R, E].
     """
-    rows = jnp.arange(slots.shape[0])[:, None]
-
-    def at(x: jax.Array, index: jax.Array) -> jax.Array:
-        # A negative index would count from the end.
-        return x.at[rows, jnp.where(index < 0, x.shape[1], index)].get(mode="fill", fill_value=0)
 
     def embed(tokens: jax.Array) -> jax.Array:
         return head.embed(params, target_params, tokens).astype(features.dtype)
 
     fused = head.fuse(params, features)
-    following = at(batch.tokens, jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]) + 1, batch.tokens.shape))
+    following = take(batch.tokens, jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]) + 1, batch.tokens.shape))
     # Queries, output and MLP of this pass are not used, and the compiler drops them.
     _, keys, values = head.step(params, fused, embed(following), batch.positions, lambda q, k, v: q)
     base = _Base(keys, values, batch.segments)
-    state, positions, segments = at(fused, slots), at(batch.positions, slots), at(batch.segments, slots)
+    state, positions, segments = take(fused, slots), take(batch.positions, slots), take(batch.segments, slots)
     own: tuple[tuple[jax.Array, jax.Array], ...] = ()  # keys and values of the steps behind step 0
     states = []
     for step in range(num_steps):
         mix = functools.partial(_mix, step=step, own=own, slots=slots, segments=segments, base=base, block=block)
-        embedded = embed(at(batch.tokens, slots + 1 + step))
+        embedded = embed(take(batch.tokens, slots + 1 + step))
         state, keys, values = head.step(params, state, embedded, positions + step, mix)
         if step:
             own = (*own, (keys, values))

@@ -51,7 +51,7 @@ class Topology(NamedTuple):
     name: str
     devices: Sequence[jax.Device]
     chip: Chip | None  # None: a CPU
-    links: int  # of a chip that collectives use: one for each axis of the layout that has more than one chip
+    links: int  # of a chip that collectives can use
 
 
 def get_topology(name: str) -> Topology:
@@ -70,8 +70,17 @@ def get_topology(name: str) -> Topology:
     if kind == "cpu":
         return Topology(name, _cpus(math.prod(sizes)), None, 1)
     chip = CHIPS[kind]
-    links = sum(size > 1 for size in sizes)
-    return Topology(name, _tpus(name, sizes, chip), chip, links)
+    return Topology(name, _tpus(name, sizes, chip), chip, links_of(sizes))
+
+
+def links_of(sizes: tuple[int, ...]) -> int:
+    """Links of every chip of a layout: one along each axis, two along one that is closed to a ring.
+
+    Cubes of 4x4x4 and layouts made of them are closed along all axes, flat layouts along an axis of 16 (How to Scale
+    Your Model, part 2). In the middle of an open axis there are two as well, but its ends set the pace.
+    """
+    cubes = len(sizes) == 3 and all(size % 4 == 0 for size in sizes)
+    return sum(2 if cubes or (len(sizes) == 2 and size == 16) else 1 for size in sizes if size > 1)
 
 
 def _cpus(count: int) -> Sequence[jax.Device]:

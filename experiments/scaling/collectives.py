@@ -20,6 +20,7 @@ SCOPES = ("noise", "draft", "target", "verify", "commit", "observe", "prefill")
 _OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _NAME = re.compile(r'op_name="([^"]*)"')
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")  # [8,4]<=[32], or {{0,1},{2,3}}
 _LAYER = re.compile(r"Transformer\)*/layers_(\d+)/")  # jvp(Transformer)/... where it is differentiated
 
 
@@ -32,6 +33,7 @@ class Collective(NamedTuple):
     layer: int | None  # of the target
     looped: bool
     branched: bool
+    group: int | None  # devices that take part together; None: all
 
 
 def read_collectives(hlo: str) -> list[Collective]:
@@ -48,6 +50,7 @@ def _read(line: str) -> Collective | None:
     name = (_NAME.search(line) or ("", ""))[1]
     words = name.split("/")
     layer = _LAYER.search(name)
+    groups = _GROUPS.search(line)
     return Collective(
         kind=kind,
         # What starts a gather or permute returns its operand too, and the result is never the smaller one.
@@ -56,6 +59,7 @@ def _read(line: str) -> Collective | None:
         layer=int(layer[1]) if layer else None,
         looped="while" in words,
         branched="cond" in words,
+        group=int(groups[1] or groups[2].count(",") + 1) if groups else None,
     )
 
 
@@ -90,10 +94,16 @@ def table(collectives: Sequence[Collective]) -> list[dict[str, object]]:
 
 
 def bytes_sent(collectives: Sequence[Collective], devices: int) -> float:
-    """What each of `devices` sends in rings; what is in branches is left out.
+    """What each of `devices` sends at least; what is in branches is left out.
 
-    A sum goes around twice, all others once.
+    With n devices in a group, (n - 1)/n of an array that is gathered, twice that of one that is summed for all, and all
+    of what is passed on.
     """
-    rounds = {"all-reduce": 2.0, "collective-permute": devices / max(devices - 1, 1)}
-    sizes = [rounds.get(one.kind, 1.0) * one.bytes for one in collectives if not one.branched]
-    return sum(sizes) * (devices - 1) / devices
+    return sum(_sent(one, one.group or devices) for one in collectives if not one.branched)
+
+
+def _sent(one: Collective, devices: int) -> float:
+    shares = {"all-reduce": 2.0, "reduce-scatter": float(devices)}  # the result of the latter is one part of n
+    if one.kind == "collective-permute":
+        return float(one.bytes)
+    return shares.get(one.kind, 1.0) * one.bytes * (devices - 1) / devices

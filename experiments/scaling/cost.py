@@ -1,6 +1,9 @@
 """What a compiled program takes: bytes of each device's memory, its work, and a bound on its time.
 
-    seconds >= max(FLOPs / peak, bytes read / HBM bandwidth) + bytes sent / bandwidth of the links
+    seconds >= max(FLOPs / peak, bytes read / HBM bandwidth, bytes sent / bandwidth of the links)
+
+What is sent can overlap with what is read and computed, as far as the compiler manages; a program that waits for every
+sum takes at least max(FLOPs / peak, bytes read / HBM bandwidth) + bytes sent / bandwidth of the links.
 
 The bytes are those that have to be read: weights once for every pass over them, and a full cache. The compiler's own
 count is no bound, since what it fetches ahead into fast memory it counts up to three times. Its FLOPs count the body of
@@ -68,9 +71,9 @@ def compile_and_count(
     Returns:
       `compile_seconds`; `fits`, with `refusal` where it does not; bytes of a device: `argument_bytes`, `output_bytes`
       (those not written in place of an argument), `temporary_bytes`, `code_bytes`, `peak_bytes`, the sum of these;
-      `flops`, `bytes_accessed`, `optimal_seconds` by the compiler; `roofline_seconds` and
-      `network_seconds`, the bound and the part of it that is sending, None for CPUs; `collectives`,
-      `collectives_per_layer`, `sent_bytes`.
+      `flops`, `bytes_accessed`, `optimal_seconds` by the compiler; `roofline_seconds`, the bound, `serial_seconds`, the
+      same where nothing is sent beside other work, and `network_seconds`, the sending alone; `collectives`,
+      `collectives_per_layer`, `sent_bytes`. For CPUs `fits` and the last three times are None.
     """
     started = time.perf_counter()
     try:
@@ -88,7 +91,7 @@ def compile_and_count(
         "code_bytes": stats.generated_code_size_in_bytes,
     }
     row["peak_bytes"] = sum(row[name] for name in ("argument_bytes", "output_bytes", "temporary_bytes", "code_bytes"))
-    row["fits"] = True  # for a TPU the compiler would have refused
+    row["fits"] = True if topology.chip else None  # for a TPU the compiler would have refused
     return row | _work(compiled, topology, devices, least_bytes)
 
 
@@ -96,17 +99,28 @@ def _work(compiled: jax.stages.Compiled, topology: Topology, devices: int, least
     found = compiled.cost_analysis() or {}
     collectives = read_collectives(compiled.as_text() or "")
     flops, sent = found.get("flops", 0.0), bytes_sent(collectives, devices)
-    chip = topology.chip
-    network = sent / (chip.link * max(topology.links, 1)) if chip else None
     return {
         "flops": flops,
         "bytes_accessed": found.get("bytes accessed", 0.0),
         "optimal_seconds": found.get("optimal_seconds"),
-        "roofline_seconds": max(flops / chip.flops, least_bytes / chip.bandwidth) + network if chip else None,
-        "network_seconds": network,
+        **_bounds(flops, least_bytes, sent, topology),
         "sent_bytes": sent,
         "collectives_per_layer": layer_sums(collectives),
         "collectives": table(collectives),
+    }
+
+
+def _bounds(flops: float, least_bytes: int, sent: float, topology: Topology) -> dict[str, float | None]:
+    """Seconds that a program takes at least, with and without overlap, and those that it sends; None for CPUs."""
+    chip = topology.chip
+    if chip is None:
+        return dict.fromkeys(("roofline_seconds", "serial_seconds", "network_seconds"))
+    network = sent / (chip.link * max(topology.links, 1))
+    alone = max(flops / chip.flops, least_bytes / chip.bandwidth)
+    return {
+        "roofline_seconds": max(alone, network),
+        "serial_seconds": alone + network,
+        "network_seconds": network,
     }
 
 

@@ -52,9 +52,12 @@ def _state(shapes: Shapes, optimizer: optax.GradientTransformation, recipe: Reci
     state = jax.eval_shape(lambda trained: initial_state(trained, optimizer, recipe.num_steps), trained)
     beside = {"weights": jax.tree.map(lambda x: x.sharding, shapes.head_params.weights)}
     whole = sharding.whole(mesh)
-    moments = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, place: place, state.optimizer, beside, transform_non_params=lambda _: whole
-    )
+    shape: Any = jax.tree.structure(trained)
+
+    def moment(node: Any) -> bool:
+        return bool(shape == jax.tree.structure(node))
+
+    moments = jax.tree.map(lambda node: beside if moment(node) else whole, state.optimizer, is_leaf=moment)
     places = jax.tree.map(lambda _: whole, state)
     return at(state, dataclasses.replace(places, trained=beside, optimizer=moments))
 

@@ -1,6 +1,8 @@
 """Draft vocabularies chosen when a head is loaded, and heads by name."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,20 @@ from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, with_draft_vocabul
 from eagle_jax.checkpoint.heads import load_head, save_head
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadParams, make_head
+from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
+from eagle_jax.sharding import head_shardings, make_mesh, place, target_shardings
 from eagle_jax.testing import ByteTokenizer, tiny_transformer
 from eagle_jax.types import Params
-from tests.checkpoint.heads import CONFIG, DRAFT_VOCAB, PARAMS, TARGET, edit_config, random_head
+from tests.checkpoint.heads import (
+    CONFIG,
+    DRAFT_VOCAB,
+    PARAMS,
+    TARGET,
+    assert_tree_equal,
+    edit_config,
+    random_head,
+    saved,
+)
 
 RANKS = np.random.default_rng(5).permutation(64)
 
@@ -90,6 +102,50 @@ def test_weights_land_where_they_belong(tmp_path: Path) -> None:
     _, params = load_pretrained_head(str(frozen(tmp_path / "head")), target, "bfloat16", place=place)
     assert {leaf.device for leaf in jax.tree.leaves((params.weights, params.lm_head))} == {device}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params.weights)} == {"bfloat16"}
+
+
+class TestOnAMesh:
+    MESH = make_mesh(4, 2)
+
+    def load(self, folder: Path, **options: Any) -> tuple[HeadConfig, HeadParams]:
+        """For a target that lies on the mesh."""
+        target = model(params=place(PARAMS, target_shardings(self.MESH, CONFIG)))
+        return load_pretrained_head(str(folder), dataclasses.replace(target, mesh=self.MESH), **options)
+
+    @pytest.mark.parametrize("split", [False, True])
+    @pytest.mark.parametrize("make", [frozen, saved])
+    def test_places(self, make: Callable[[Path], Path], split: bool, tmp_path: Path) -> None:
+        """Whole on every device or split as the target is, with rows of the target and with an LM head of its own."""
+        folder = make(tmp_path / "head")
+        config, params = self.load(folder, split=split)
+        wanted = head_shardings(self.MESH, make_head(config, TARGET), params, split=split)
+        assert jax.tree.map(lambda leaf: leaf.sharding, params) == wanted
+        assert params.lm_head.sharding.is_fully_replicated is not split
+        assert_tree_equal((config, params), load_pretrained_head(str(folder), model()))
+
+    def test_no_device_has_all_of_it_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder, put, places = frozen(tmp_path / "head"), jax.device_put, []
+
+        def watched(value: Any, place: Any = None) -> Any:
+            places.append(place)
+            return put(value, place)
+
+        self.load(folder)
+        monkeypatch.setattr(jax, "device_put", watched)
+        self.load(folder, split=True)
+        assert places
+        assert None not in places
+
+    def test_another_mesh_than_the_targets(self, tmp_path: Path) -> None:
+        _, params = load_pretrained_head(str(saved(tmp_path)), model(), mesh=self.MESH)
+        assert {leaf.sharding.mesh for leaf in jax.tree.leaves(params)} == {self.MESH}
+
+    def test_bad_places(self, tmp_path: Path) -> None:
+        folder = str(saved(tmp_path))
+        with pytest.raises(ValueError, match="either by `place` or on a mesh, got both"):
+            load_pretrained_head(folder, model(), mesh=self.MESH, place=lambda _, value: value)
+        with pytest.raises(ValueError, match=r"a head is split over a mesh, got split=True for head .* and no mesh"):
+            load_pretrained_head(folder, model(), split=True)
 
 
 def test_head_with_an_lm_head_of_its_own(tmp_path: Path) -> None:

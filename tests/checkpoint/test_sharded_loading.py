@@ -138,6 +138,7 @@ class TestByName:
         self.write(tmp_path)
         mesh = make_mesh(4, 2)
         found = load_target(str(tmp_path), "bfloat16", mesh=mesh)
+        assert found.mesh is mesh
         assert jax.tree.map(lambda leaf: leaf.sharding, found.params) == target_shardings(mesh, found.config)
         assert_same_bits(found.params, load_target(str(tmp_path), "bfloat16").params)
 

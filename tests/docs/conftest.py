@@ -43,6 +43,7 @@ SHRUNK: dict[str, list[str]] = {
     "fit": ["--targets=llama2-7b", "--kinds=v5p"],
     "replay": ["--num_prompts=1", "--batch=1", "--max_new_tokens=8", "--temperatures=0,1"],
     "regenerate": ["--num_prompts=3", "--batch=2", "--max_new_tokens=8", "--max_prompt_tokens=64", "--quiet"],
+    "draw": ["--max_new_tokens=8"],
     "evaluate": ["--quiet"],
     "sweep": ["--quiet"],
     "train": [

@@ -16,7 +16,8 @@ from eagle_jax.drafters.ouroboros import Chain, OuroborosState, draft_chain, mak
 from eagle_jax.generate import Generator
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer
-from eagle_jax.types import DraftTree, Params, TargetOutput
+from eagle_jax.types import DraftTree, TargetOutput
+from tests.drafts import with_noise
 from tests.golden import QUICK
 from tests.reference import ngram_pool as slow
 from tests.reference import ouroboros as twin
@@ -31,12 +32,6 @@ PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [7] * 33]
 
 
 @functools.cache
-def noisy_target() -> Params:
-    """The target's weights with some noise: a draft model that is often right."""
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(PARAMS))))
-    return jax.tree.map(lambda w: w + 0.1 * w.std() * jax.random.normal(next(keys), w.shape), PARAMS)
-
-
 def ouroboros(num_drafted: int = 5, **knobs: int) -> Drafter:
     return make_ouroboros(TARGET, num_drafted, **{"phrases": 2, "phrase_length": 3, "pool_size": 64, **knobs})
 
@@ -49,7 +44,7 @@ def started(drafter: Drafter, temperature: float) -> DecodeState:
         text[row, : len(prompt)] = prompt
     lengths = jnp.asarray([len(prompt) for prompt in PROMPTS])
     sampling = make_sampling(len(PROMPTS), temperature=temperature, max_new_tokens=60)
-    return prefill(TARGET, drafter, PARAMS, noisy_target(), jnp.asarray(text), lengths, sampling, chunk=16)
+    return prefill(TARGET, drafter, PARAMS, with_noise(PARAMS), jnp.asarray(text), lengths, sampling, chunk=16)
 
 
 class TestChain:
@@ -106,12 +101,12 @@ class TestChain:
         for rounds in (3, 7, 12):
             # `decode` takes its state away, and `started` keeps it.
             start = jax.tree.map(jnp.copy, started(drafter, temperature))
-            written = decode(TARGET, drafter, PARAMS, noisy_target(), start, sampling, rounds)
+            written = decode(TARGET, drafter, PARAMS, with_noise(PARAMS), start, sampling, rounds)
             beyond = int(written.accepted[:, 6:].sum())
             length = written.cache.length
-            read = prefill(TARGET, chain, PARAMS, noisy_target(), written.text, length, sampling, chunk=16)
+            read = prefill(TARGET, chain, PARAMS, with_noise(PARAMS), written.text, length, sampling, chunk=16)
             noise = jnp.asarray(np.random.default_rng(0).gumbel(size=(len(PROMPTS), 9, 40)), jnp.float32)
-            arguments = noisy_target(), PARAMS
+            arguments = with_noise(PARAMS), PARAMS
             found, _ = jax.jit(drafter.propose)(*arguments, written.drafter, written.text, length, temperature * noise)
             wanted, _ = jax.jit(chain.propose, compiler_options=QUICK)(
                 *arguments, read.drafter, written.text, length, temperature * noise

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from eagle_jax.evaluation.acceptance import n_alpha
+from eagle_jax.evaluation.rows import TIMINGS
 
 METHODS = {  # method, nodes, depth, top_k, chance of the first token, loss a temperature
     "eagle3, 60 nodes": ("eagle3", 60, 7, 10, 0.72, 0.10),
@@ -36,6 +37,8 @@ def make_row(label: str, task: str, temperature: float, **changed: Any) -> dict[
         "seed": 0,
         "dtype": "float32",
         "device": "cpu",
+        "rule": "match",
+        "share_noise": True,
         "tree": {"nodes": nodes, "depth": depth, "top_k": top_k},
         "prompts": 10,
         "turns": turns,
@@ -60,6 +63,15 @@ def make_row(label: str, task: str, temperature: float, **changed: Any) -> dict[
         "commit": "abc",
         **changed,
     }
+
+
+UNPLAYED = TIMINGS | {"plain_tokens", "identical_prompts", "first_difference_margin"}
+"""Fields that a row that was played back has not."""
+
+
+def played(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as a sweep with --replay writes it."""
+    return {name: value for name, value in row.items() if name not in UNPLAYED} | {"speedup": None}
 
 
 def make_rows() -> list[dict[str, Any]]:

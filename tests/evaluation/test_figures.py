@@ -108,6 +108,15 @@ def test_tau_against_depth() -> None:
     assert len(first) == 2
 
 
+def test_what_differs_in_noise_is_no_line() -> None:
+    """Trees of one size and depth with and without the target's noise."""
+    shared = make_row("eagle3, 16 nodes", "gsm8k", 1.0)
+    own = {**shared, "label": "plain top-k", "share_noise": False, "tau": 1.5}
+    found = lines(figures.tau_against_depth([shared, own]))
+    name = "eagle3, 16 nodes, top-k 4"
+    assert found == {name: ([5], [pytest.approx(shared["tau"])]), f"{name}, own noise": ([5], [1.5])}
+
+
 def test_round_split_adds_up() -> None:
     costs = {
         "small": {"round": 10.0, "draft": 3.0, "target": 5.0, "observe": 2.5, "rest": -0.5},

@@ -13,6 +13,7 @@ from eagle_jax.generate import Generation, Generator
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import Params
+from tests.drafts import with_noise
 
 CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=24)
 PROMPTS = [[5, 1, 5, 1], [*range(3, 20)], [7] * 9]
@@ -25,9 +26,7 @@ def build(name: str) -> tuple[Drafter, Params]:
     if name == "prompt_lookup":
         return make_prompt_lookup(4), ()
     if name == "chain":
-        noise = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(PARAMS))))
-        noisy = jax.tree.map(lambda w: w + 0.2 * w.std() * jax.random.normal(next(noise), w.shape), PARAMS)
-        return make_chain(TARGET, 3), noisy
+        return make_chain(TARGET, 3), with_noise(PARAMS, 0.2)
     kind = "eagle" if name == "eagle2" else "eagle3"
     features = CONFIG.width * (3 if kind == "eagle3" else 1)
     head = make_head(HeadConfig(kind=kind, layer=CONFIG, feature_width=features), TARGET)
@@ -69,7 +68,7 @@ def test_an_answer_of_another_law_is_refused() -> None:
     answers = real("chain", 0.0, share_noise=True).tokens
     changed = [list(answer) for answer in answers]
     changed[1][3] = (changed[1][3] + 1) % CONFIG.vocab_size
-    with pytest.raises(ValueError, match=r"row 1: this law writes another answer, from token 3 on"):
+    with pytest.raises(ValueError, match=r"row 1: read in one pass, the target writes another answer from token 3 on"):
         played("chain", changed, 0.0)
     with pytest.raises(ValueError, match="one answer a prompt"):
         played("chain", changed[:2], 0.0)

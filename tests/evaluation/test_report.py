@@ -37,6 +37,7 @@ def test_record_without_comparison() -> None:
         "rounds": 2,
         "tau": 2.0,
         "tokens_per_second": 4.0,
+        "tokens_per_second_with_prefill": 5 / 1.5,
         "prefill_seconds": 0.5,
         "decode_seconds": 1.0,
         "gave_up": 0,
@@ -65,6 +66,17 @@ def test_record_with_comparison() -> None:
         "plain decoding: 1.5 tokens/s; speed-up 2.00, tokens identical in 1 of 2 answers",
         "at the first difference the best score leads by 1.5e-06",
     ]
+
+
+def test_batches_say_what_the_prompts_took() -> None:
+    """All tokens, over the seconds of prompts and rounds."""
+    answers = [answer([5, 6, 7, 8, 9], [5, 6, 7, 8, 9]), answer([5, 6, 7], None)]
+    tree = report.tree_size(make_prompt_lookup(4))
+    record = report.summarise({**ABOUT, "batch": 2}, tree, answers[:1], None)
+    assert (record["plain_tokens_per_second_with_prefill"], record["speedup_with_prefill"]) == (2.0, (5 / 1.5) / 2)
+    assert report.closing_lines(record)[2] == "prompts included: 3.3 tokens/s; plain decoding 2.0, speed-up 1.67"
+    record = report.summarise({**ABOUT, "batch": 2}, tree, answers[1:], None)
+    assert report.closing_lines(record)[1:] == ["prompts included: 2.0 tokens/s"]
 
 
 def test_identical_answers_say_so() -> None:

@@ -34,6 +34,9 @@ class Scripted:
     def __init__(self, label: str, letter: str, heard: list[tuple[str, list[int], dict[str, Any]]]) -> None:
         self.label, self.letter, self.heard = label, letter, heard
 
+    def warm_up(self, prompts: Sequence[list[int]], **options: Any) -> None:
+        assert "sequence" not in options
+
     def generate(self, prompts: Sequence[list[int]], **options: Any) -> Generation:
         self.heard.append((self.label, prompts[0], options))
         return generation([ord(self.letter)] * 2)
@@ -55,10 +58,9 @@ def generation(tokens: list[int], rounds: int = 1, seconds: float = 1.0, prefill
 def scripted(letters: Mapping[str, str]) -> tuple[SideBySide, list[tuple[str, list[int], dict[str, Any]]]]:
     """Methods that each say a letter of their own."""
     contestants = {label: LOOKUP for label in letters if label != PLAIN}
-    bench = SideBySide(model(), TARGET, contestants, max_new_tokens=4)
+    bench = SideBySide(model(), TARGET, contestants, max_new_tokens=4, warm_ups=0)
     heard: list[tuple[str, list[int], dict[str, Any]]] = []
-    bench.capacity = 512  # nothing to compile
-    bench.generators = {label: Scripted(label, letter, heard) for label, letter in letters.items()}  # type: ignore[misc]
+    bench.programs[512] = {label: Scripted(label, letter, heard) for label, letter in letters.items()}  # type: ignore[misc]
     return bench, heard
 
 
@@ -117,7 +119,7 @@ class Counted:
         self.capacity, self.calls = capacity, 0
 
     def warm_up(self, prompts: Sequence[list[int]], **options: Any) -> None:
-        assert self.calls == 0
+        """Compiles nothing."""
 
     def generate(self, prompts: Sequence[list[int]], *, max_new_tokens: int, **options: Any) -> Generation:
         assert len(prompts[0]) + max_new_tokens + LOOKUP.drafter.max_depth + 1 <= self.capacity
@@ -129,7 +131,7 @@ def test_programs_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such bytes are read back as replacement characters of three bytes: longer than anyone could know before."""
     monkeypatch.setattr(side_by_side, "Generator", Counted)
     bench = SideBySide(model(), TARGET, {"lookup": LOOKUP}, max_new_tokens=200, warm_ups=3)
-    bench.prepare([QUESTION, Question(82, "", ("x" * 50,))], turns=2)
+    bench.prepare([QUESTION, Question(82, "", ("x" * 50,))], turns=2, temperature=1.0)
     assert bench.capacity == 512  # 60 tokens were said, 400 will be
     small = bench.generators
     assert [one.calls for one in small.values()] == [3, 3]  # type: ignore[attr-defined]
@@ -138,7 +140,9 @@ def test_programs_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.capacity == 2048
     assert bench.generators is not small
     assert [one.calls for one in small.values()] == [3 + 1, 3 + 1]  # type: ignore[attr-defined]
-    bench.prepare([QUESTION], turns=2)
+    bench.prepare([QUESTION], turns=2, temperature=1.0)
     assert bench.capacity == 512
     assert bench.generators is small  # warm as they are
     assert [one.calls for one in small.values()] == [3 + 1, 3 + 1]  # type: ignore[attr-defined]
+    bench.prepare([QUESTION], turns=2, temperature=0.0)  # without noise another part of the program runs
+    assert [one.calls for one in small.values()] == [3 + 1 + 3, 3 + 1 + 3]  # type: ignore[attr-defined]

@@ -30,7 +30,9 @@ def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.
     output, record = tmp_path / "rows.jsonl", tmp_path / "record.json"
     assert call(tiny_model, questions, "--drafts=prompt_lookup:4/2/1", "--batches=1,2", f"--output={output}") == 0
     shown = capsys.readouterr().out.strip().split("\n")
-    assert shown[2].startswith("| batch | draft | tree | tau |")
+    assert shown[2].startswith(
+        "| batch | draft | tree | tau | tokens/s | plain tokens/s | speed-up | tokens/s, with prefill |"
+    )
     assert shown[4].startswith("| 1 | prompt_lookup | 4/2/1 |")
     assert len(shown) == 2 + 2 + 2
     alone = ["--method=prompt_lookup", "--nodes=4", "--nogive_up", f"--prompts_file={questions}", *SHORT[::2]]
@@ -44,7 +46,26 @@ def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.
         assert (row["prompts"], row["identical_prompts"]) == (5, 5)
         assert row["tree"] == {"nodes": 4, "depth": 2, "top_k": 1}
         assert (row["tokens"], row["tau"]) == (one["tokens"], pytest.approx(one["tau"]))
-        assert row["speedup"] == row["tokens_per_second"] / row["plain_tokens_per_second"]
+        for ending in ("", "_with_prefill"):
+            own, plain = (row[f"{side}tokens_per_second{ending}"] for side in ("", "plain_"))
+            assert row[f"speedup{ending}"] == own / plain
+
+
+def test_every_batch_answers_the_same_prompts(
+    tiny_model: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as are given, else two of the largest batches, eight at least."""
+    questions.write_text("\n".join(json.dumps({"prompt": f"count to {n}"}) for n in range(12)))
+    seen: list[tuple[int, int]] = []
+
+    def measure(model: object, contestants: object, prompts: list[list[int]], batch: int) -> dict[str, object]:
+        seen.append((batch, len(prompts)))
+        return {}
+
+    monkeypatch.setattr(batches, "measure", measure)
+    for more in (["--batches=1,5"], ["--batches=2,1"], ["--batches=1,2", "--num_prompts=3"]):
+        assert call(tiny_model, questions, "--drafts=prompt_lookup", *more) == 0
+    assert seen == [(1, 10), (5, 10), (2, 8), (1, 8), (1, 3), (2, 3)]
 
 
 def test_tree_shrinks_as_the_batch_grows(

@@ -35,6 +35,7 @@ def test_field() -> None:
     found = entries(field.get_config())
     assert list(dict.fromkeys(entry.method for entry in found)) == list(methods.METHODS)  # a new one takes part
     assert (found[-1].label, found[-1].settings.nodes) == ("eagle3_default", None)
+    assert [entry.settings.pool_from_prompt for entry in found if entry.method == "lookahead"] == [None, True]
     chain, eagle = entries(field.get_config("chain=runs/draft,eagle3=runs/head"))
     assert (chain.settings.draft, chain.settings.depth, eagle.settings.head) == ("runs/draft", 4, "runs/head")
     with pytest.raises(ValueError, match="got 'medusa'"):

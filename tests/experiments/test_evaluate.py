@@ -267,7 +267,7 @@ def test_configs_that_cannot_be_used(
     assert old in CONFIG
     config.write_text(CONFIG.replace(old, new).replace("TARGET", str(tiny_model)))
     assert message in refused(capsys, config, data, output).replace(str(data), "DATA")
-    assert not output.exists()
+    assert list(tmp_path.glob("rows*")) == []  # not even a journal, which would belong to this config
 
 
 def test_a_broken_question_file(config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +285,7 @@ def test_a_broken_question_file(config: Path, data: Path, tmp_path: Path, capsys
     [
         ("no/such.jsonl", "must name a file in a folder that exists"),
         (".", "must name a file in a folder that exists"),
-        ("mine.jsonl", "is there without mine.jsonl.journal, so it cannot be gone on with; nothing was written"),
+        ("mine.jsonl", "is there without mine.jsonl.journal, so it cannot be continued; nothing was written"),
     ],
 )
 def test_outputs_that_cannot_be_used(

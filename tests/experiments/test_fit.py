@@ -13,7 +13,7 @@ from experiments import compile as compiling
 from experiments import fit, launch
 from experiments.scaling.chips import CHIPS, GIB, get_topology
 from experiments.scaling.cost import memory_of
-from experiments.scaling.programs import make_shapes
+from experiments.scaling.programs import Setting, make_shapes
 from tests.experiments.test_compile import TINY, needs_libtpu, setting
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +28,11 @@ def call(*more: str) -> int:
     return launch.call(fit.main, fit.FLAGS, ["--targets=tiny", "--context=128", *more])
 
 
+def published() -> Setting:
+    """What `fit` counts for the tiny target with 128 slots: one row, the published tree."""
+    return dataclasses.replace(setting(split_head=False), batch=1, nodes=60, depth=7, top_k=10)
+
+
 def test_long_from_short() -> None:
     """Three layers counted from one and two, on a mesh of no devices, are those on devices."""
     given = setting(split_head=True)
@@ -36,8 +41,7 @@ def test_long_from_short() -> None:
 
 def test_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One chip where it has room; of a kind with none the row says so."""
-    published = dataclasses.replace(setting(split_head=False), batch=1, nodes=60, depth=7, top_k=10)
-    needed = fit.held(published, 4)
+    needed = fit.held(published(), 4)
     small = CHIPS["v5e"]._replace(hbm=sum(needed.values()) + GIB)
     monkeypatch.setitem(CHIPS, "v5e", small)
     monkeypatch.setitem(CHIPS, "v6e", small._replace(hbm=float(GIB)))
@@ -47,6 +51,15 @@ def test_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert [(row["topology"], row["devices"]) for row in rows] == [("v5e:2x2", 4), (None, None), ("v5p:2x2x1", 4)]
     assert rows[0]["memory"] == needed
     assert "| tiny | 2x2: 0.00 + 0.00 + 0.00 | - | 2x2x1: " in capsys.readouterr().out
+
+
+def test_no_more_slots_than_positions(tmp_path: Path) -> None:
+    """A target of 256 positions has a cache of 256 slots, whatever --context asks for."""
+    output = tmp_path / "rows.jsonl"
+    assert call("--kinds=v5p", "--context=4096", f"--output={output}") == 0
+    (row,) = [json.loads(line) for line in output.read_text().splitlines()]
+    assert row["context"] == TINY.max_positions == 256
+    assert row["memory"] == fit.held(dataclasses.replace(published(), context=256), 4)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,13 @@ from tests.experiments.conftest import CONTEXT, write_model
 ROOT = Path(__file__).parents[2]
 KEYS = {
     *("target", "method", "temperature", "seed", "rule", "share_noise", "dtype", "device", "prompts", "tokens"),
-    *("rounds", "tau", "tokens_per_second", "prefill_seconds", "decode_seconds", "tree", "answers"),
-    *("give_up", "gave_up", "mesh"),
+    *("rounds", "tau", "tokens_per_second", "tokens_per_second_with_prefill", "prefill_seconds", "decode_seconds"),
+    *("tree", "answers", "give_up", "gave_up", "mesh", "batch"),
 }
-COMPARED = {"plain_tokens_per_second", "speedup", "identical_prompts", "first_difference_margin"}
+COMPARED = {
+    *("plain_tokens_per_second", "plain_tokens_per_second_with_prefill", "speedup", "speedup_with_prefill"),
+    *("identical_prompts", "first_difference_margin"),
+}
 
 
 def run(*arguments: str) -> int:
@@ -125,6 +128,36 @@ def test_prompts_file(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert again["answers"] == record["answers"]
 
 
+def test_a_batch_writes_what_its_prompts_get_alone(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five prompts in two rows; they are shown in their order, when all are there."""
+    path = tmp_path / "question.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"{word} {word}"}) for word in ("one", "two", "three", "x", "y")))
+    arguments = [f"--target={tiny_model}", f"--prompts_file={path}", "--max_new_tokens=10", "--temperature=0.8"]
+    arguments += ["--depth=3", "--compare"]
+    alone = record_of(tmp_path, *arguments)
+    capsys.readouterr()
+    found = record_of(tmp_path, *arguments, "--batch=2")
+    assert (alone["batch"], found["batch"]) == (1, 2)
+    for field in ("answers", "tokens", "rounds", "tau", "tree"):
+        assert found[field] == alone[field], field
+    assert found["identical_prompts"] == 5
+    assert set(found) == KEYS | COMPARED
+    captured = capsys.readouterr()
+    shown = [f"[{n}/5] {one['prompt']}\n\n{one['text']}\n\n" for n, one in enumerate(found["answers"], start=1)]
+    assert captured.out.startswith("".join(shown))
+    assert "prompts included: " in captured.out.splitlines()[-1]
+    assert "Writing 5 answers, 2 at a time ..." in captured.err
+
+
+def test_a_batch_does_not_give_up_by_default(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    arguments = [f"--target={tiny_model}", "--prompt=Hello", "--max_new_tokens=4", "--batch=2"]
+    assert launch.call(generate.main, generate.FLAGS, [*arguments, f"--json_output={path}"]) == 0
+    assert json.loads(path.read_text())["give_up"] is False
+
+
 def test_one_token_needs_no_round(tiny_model: Path, tmp_path: Path) -> None:
     record = record_of(tmp_path, f"--target={tiny_model}", "--prompt=Hello", "--depth=3", "--max_new_tokens=1")
     assert (record["tokens"], record["rounds"], record["tau"]) == (1, 0, None)
@@ -165,6 +198,10 @@ def test_a_difference_is_reported_with_its_margin(
         (["--prompt=Hi", "--prompts_file=x"], "give either --prompt or --prompts_file, got 'Hi' and 'x'"),
         (["--prompt="], "the prompt is empty: ''"),
         (["--prompt= "], "the prompt is empty: ' '"),
+        (["--prompt=Hi", "--batch=0"], "--batch must be at least 1, got 0"),
+        (["--prompt=Hi", "--batch=2", "--give_up"], "--give_up judges one answer at a time, with --batch=2 rows begin"),
+        (["--prompt=Hi", "--split_head"], "--split_head needs --mesh, the devices to split over"),
+        (["--prompt=Hi", "--split_head", "--mesh=1x2"], "--method=prompt_lookup takes no --split_head, got True"),
         (["--prompt=Hi", "--num_prompts=2"], "--num_prompts=2 needs --prompts_file; --prompt is 1 prompt"),
         (["--prompts_file=no/such.jsonl"], "no/such.jsonl: No such file or directory"),
         (["--prompts_file=tests"], "tests: Is a directory"),

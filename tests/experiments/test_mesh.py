@@ -5,24 +5,66 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jax.sharding import PartitionSpec
 
-from experiments import generate, launch
+from eagle_jax.checkpoint.pretrained import load_pretrained_head
+from eagle_jax.models.draft_head import HeadConfig, HeadParams
+from experiments import generate, launch, methods
+from tests.experiments.test_methods import heads  # noqa: F401
 
 
-def answers(tiny_model: Path, output: Path, *arguments: str) -> dict[str, Any]:
-    flags = [f"--target={tiny_model}", "--method=prompt_lookup", "--depth=2", "--nogive_up", "--max_new_tokens=12"]
-    flags += ["--prompt=abab", f"--json_output={output}", *arguments]
+def run(tiny_model: Path, output: Path, *arguments: str) -> dict[str, Any]:
+    flags = [f"--target={tiny_model}", "--nogive_up", "--max_new_tokens=12", f"--json_output={output}", *arguments]
     assert launch.call(generate.main, generate.FLAGS, flags) == 0
     return json.loads(output.read_text())
 
 
+def answers(tiny_model: Path, output: Path, *arguments: str) -> dict[str, Any]:
+    return run(tiny_model, output, "--method=prompt_lookup", "--depth=2", *arguments)
+
+
 def test_same_answers(tiny_model: Path, tmp_path: Path) -> None:
     """Compared with plain decoding on the same mesh, and with one device."""
-    one = answers(tiny_model, tmp_path / "one.json")
-    two = answers(tiny_model, tmp_path / "two.json", "--mesh=1x2", "--compare")
+    one = answers(tiny_model, tmp_path / "one.json", "--prompt=abab")
+    two = answers(tiny_model, tmp_path / "two.json", "--prompt=abab", "--mesh=1x2", "--compare")
     assert (one["mesh"], two["mesh"]) == (None, "1x2")
     assert two["identical_prompts"] == 1
     assert (one["answers"], one["rounds"]) == (two["answers"], two["rounds"])
+
+
+def test_rows_are_dealt_out(tiny_model: Path, tmp_path: Path) -> None:
+    """Three prompts in two rows, each on a device of its own."""
+    path = tmp_path / "question.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": text}) for text in ("abab", "cc", "one two one")))
+    ask = [f"--prompts_file={path}", "--temperature=1"]
+    one = answers(tiny_model, tmp_path / "one.json", *ask)
+    two = answers(tiny_model, tmp_path / "two.json", *ask, "--mesh=2x2", "--batch=2", "--compare")
+    assert (two["mesh"], two["batch"], two["identical_prompts"]) == ("2x2", 2, 3)
+    assert (one["answers"], one["rounds"]) == (two["answers"], two["rounds"])
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_places_of_the_head(
+    split: bool,
+    tiny_model: Path,
+    heads: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[HeadParams] = []
+
+    def load(*arguments: Any, **options: Any) -> tuple[HeadConfig, HeadParams]:
+        found = load_pretrained_head(*arguments, **options)
+        seen.append(found[1])
+        return found
+
+    monkeypatch.setattr(methods, "load_pretrained_head", load)
+    flags = ["--prompt=abab", "--method=eagle3", "--nodes=4", "--depth=1", "--top_k=2", f"--head={heads / 'eagle3'}"]
+    flags += ["--mesh=1x2", "--compare", *(["--split_head"] if split else [])]
+    record = run(tiny_model, tmp_path / "record.json", *flags)
+    assert record["identical_prompts"] == 1
+    kernel = seen[0].weights["midlayer"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.sharding.spec == (PartitionSpec(None, "model") if split else PartitionSpec())
 
 
 @pytest.mark.parametrize(

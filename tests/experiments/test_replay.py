@@ -38,7 +38,8 @@ def test_cells_are_those_of_decoding(
     table = capsys.readouterr().out.strip().split("\n")
     assert table[0] == "| draft | T | noise | sums | rhymes | all |"
     assert len(table) == 2 + 3  # T = 0, T = 1 with shared noise and without
-    cells = [json.loads(line) for line in output.read_text().splitlines()]
+    shared, *cells = (json.loads(line) for line in output.read_text().splitlines())
+    assert shared["settings"]["max_new_tokens"] == 12
     assert len(cells) == 6
     for cell in cells:
         record = tmp_path / "record.json"
@@ -58,9 +59,26 @@ def test_cells_are_those_of_decoding(
         assert cell["rounds"] == real["rounds"]
         assert cell["tau"] == pytest.approx(real["tau"])
     capsys.readouterr()
+    whole = output.read_text()
+    output.write_text(whole[:-20])  # the last cell is cut short, as by a crash
     assert call(tiny_model, tasks, *more) == 0
     assert capsys.readouterr().out.strip().split("\n") == table
-    assert len(output.read_text().splitlines()) == 6
+    assert output.read_text() == whole
+
+
+def test_other_questions_are_other_cells(
+    tiny_model: Path, tasks: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "cells.jsonl"
+    more = ["--drafts=prompt_lookup:5/3/1", f"--output={output}", "--temperatures=0"]
+    assert call(tiny_model, tasks[:1], *more) == 0
+    tasks[0].write_text(tasks[0].read_text().replace("sums 0", "sums 7"))
+    assert call(tiny_model, tasks[:1], *more) == 0
+    one, other = (json.loads(line) for line in output.read_text().splitlines()[1:])
+    assert one["questions"] != other["questions"]
+    capsys.readouterr()
+    assert call(tiny_model, tasks[:1], *more, "--max_new_tokens=9") == 2
+    assert "is another run: its max_new_tokens is 12, not 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -71,6 +89,7 @@ def test_cells_are_those_of_decoding(
             ["--drafts=eagle3:60"],
             "a draft is METHOD or METHOD:NODES/DEPTH/TOP_K, such as eagle3:60/7/10, got 'eagle3:60'",
         ),
+        (["--drafts=lookahead"], "lookahead learns from tokens that were refused, which only the target's passes can"),
         (["--batch=0"], "--batch must be at least 1, got 0"),
         (["--num_prompts=9"], "num_prompts is 9"),
     ],

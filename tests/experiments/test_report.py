@@ -7,7 +7,7 @@ import pytest
 
 from eagle_jax.evaluation.figures import CHARTS
 from experiments import launch, report
-from tests.evaluation.synthetic import METHODS, make_row, make_rows
+from tests.evaluation.synthetic import METHODS, make_row, make_rows, played
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -50,6 +50,21 @@ def test_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Code: commit abc, None." in text
     for name in figures:
         assert (name in text) == name.endswith("svg")
+
+
+def test_rows_without_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sweep played back: tau and acceptance alone."""
+    monkeypatch.setattr(report, "CHARTS", dict(CHARTS))
+    drawn: list[str] = []
+    monkeypatch.setattr(report, "draw", lambda chart, output, name: drawn.append(f"{name} {len(chart().axes)}"))
+    assert run(write(tmp_path / "rows.jsonl", [played(row) for row in make_rows()]), tmp_path / "report") == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| - / " in text
+    assert "speed and exactness" not in text
+    assert drawn == [
+        f"toy-float32-cpu-{name}"
+        for name in ("tau_by_depth 2", "n_alpha 2", "tau_against_nodes 1", "tau_against_depth 2")
+    ]
 
 
 def write_run(folder: Path, steps: int = 1) -> Path:

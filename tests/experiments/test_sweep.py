@@ -166,7 +166,7 @@ def test_a_process_for_each_point(
         return SimpleNamespace(returncode=3 * (len(commands) == 2))
 
     monkeypatch.setattr(subprocess, "run", fake)
-    assert run(config, data, tmp_path / "sweep", "--processes") == 0
+    assert run(config, data, tmp_path / "sweep", "--processes") == 2
     assert [command[1:4] for command in commands] == [
         ["-m", "experiments.sweep", f"--points={name}"] for name in ("base", "depth=1", "sampled_seed_1")
     ]
@@ -175,7 +175,7 @@ def test_a_process_for_each_point(
         assert sweep.FLAGS(["", *command[3:]]) == [""]  # flags that the script has
         assert (sweep.FLAGS.processes, sweep.FLAGS.quiet, sweep.FLAGS.answers) == (False, True, None)
     captured = capsys.readouterr()
-    assert "point 'depth=1' failed with exit code 3" in captured.err
+    assert "points failed: 'depth=1' with exit code 3" in captured.err
     assert "Not finished" in captured.out
 
 

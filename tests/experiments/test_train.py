@@ -37,7 +37,7 @@ def get_config():
     if "num_steps" in config.get("recipe", {{}}):
         config.recipe.num_steps = 2
     if "draft" in config:
-        config.draft.layers = (0, -1)
+        config.draft.layers, config.draft.vocab_size = (0, -1), 40
     return config
 """
 BASES = {"eagle3": "eagle3_smollm2", "eagle": "eagle_smollm2", "draft": "distill_draft"}
@@ -145,7 +145,10 @@ def test_a_head_on_one_layer(task: Task, whole: Path, tmp_path: Path, capsys: py
 
 def test_on_a_mesh(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows over two devices, the target over two: the numbers of one device; a mesh that cannot be is one line."""
-    assert run(task, tmp_path, "--mesh=2x2") == 0
+    features = f"--features={tmp_path / 'features'}"
+    line = refused(capsys, task, tmp_path, "--mesh=2x2", features)
+    assert line == "error: a batch of 3 rows does not divide over the 2 devices of mesh axis data"
+    assert run(task, tmp_path, "--mesh=2x2", features, "--config.features.batch=4") == 0
     for found, wanted in zip(metrics(tmp_path), metrics(whole), strict=True):
         assert found.pop("kind") == wanted.pop("kind")
         assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)

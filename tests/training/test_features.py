@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
+from eagle_jax.sharding import make_mesh, place, target_shardings
 from eagle_jax.training.data import assemble, pack
-from eagle_jax.training.features import FeatureCache, fingerprint
-from eagle_jax.types import NO_TOKEN
+from eagle_jax.training.features import FeatureCache, fingerprint, first_numbers
+from eagle_jax.types import NO_TOKEN, Params
 from tests.models.passes import whole_pass
 from tests.training import small
 
@@ -20,6 +22,13 @@ def cache_in(folder: Path, dtype: str = "float32") -> FeatureCache:
     config, _, params = small.model()
     del config
     return FeatureCache(folder, EXAMPLES, fingerprint(EXAMPLES, "tiny", params, False), dtype)
+
+
+def on_a_mesh() -> tuple[Mesh, Params]:
+    """Four groups of two devices, and the target split over those of a group."""
+    config, _, params = small.model()
+    mesh = make_mesh(4, 2)
+    return mesh, place(params, target_shardings(mesh, config))
 
 
 def fill(cache: FeatureCache, passes: int | None = None) -> bool:
@@ -71,6 +80,20 @@ def test_cache_gives_what_a_pass_gives(tmp_path: Path) -> None:
     real = row["segments"] > 0
     for name in ("taps", "hidden", "choice"):
         np.testing.assert_allclose(row[name][real], getattr(online, name)[0][real], atol=1e-5, rtol=1e-5)
+
+
+def test_filled_on_a_mesh(tmp_path: Path) -> None:
+    """Rows of a pass over four groups of devices, the target split within each."""
+    _, target, _ = small.model()
+    mesh, params = on_a_mesh()
+    cache, wanted = cache_in(tmp_path / "mesh"), cache_in(tmp_path / "one")
+    assert cache.fill(target, params, length=24, batch=4, mesh=mesh)
+    fill(wanted)
+    for document in range(len(EXAMPLES)):
+        for name, values in wanted.lookup(document).items():
+            np.testing.assert_allclose(cache.lookup(document)[name], values, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="a batch of 3 rows does not divide over the 4 devices of mesh axis data"):
+        cache_in(tmp_path / "odd").fill(target, params, length=24, batch=3, mesh=mesh)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 8e-3)])
@@ -126,6 +149,18 @@ def test_fingerprint_tells_text_mask_target_and_taps_apart() -> None:
         fingerprint(EXAMPLES, "tiny", params, False, tap_layers=(1, 2)),
     }
     assert len(names) == 7
+
+
+def test_fingerprint_of_a_target_on_a_mesh() -> None:
+    """Where the weights lie does not change it."""
+    _, _, params = small.model()
+    assert fingerprint(EXAMPLES, "tiny", on_a_mesh()[1], False) == fingerprint(EXAMPLES, "tiny", params, False)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (100,), (5, 7), (70, 2), (2, 100), (3, 4, 2), (2, 9, 8), (4, 1, 200)])
+def testfirst_numbers(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.testing.assert_array_equal(first_numbers(jnp.asarray(array), 64), array.ravel()[:64])
 
 
 def test_too_large_for_the_type(tmp_path: Path) -> None:

@@ -1,39 +1,77 @@
-"""Training on eight devices: the losses of one, and a run that goes on on another mesh."""
+"""Training on eight devices: the losses of one on every mesh, and a run that goes on on another mesh."""
 
+import functools
 import json
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import Mesh
 
-from eagle_jax.sharding import make_mesh, place, target_shardings
+from eagle_jax.models.draft_head import make_head
+from eagle_jax.sharding import active, make_mesh, place, place_rows, place_weights, target_shardings
+from eagle_jax.testing import tiny_transformer
+from eagle_jax.training import initialise
 from eagle_jax.training import step as steps
+from eagle_jax.training.batch import Recipe, Vocabulary
 from eagle_jax.training.data import make_iterator, pack
+from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.loop import LoopConfig, Outcome, train
 from eagle_jax.training.run import Run
 from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.types import Params
+from experiments.scaling.collectives import read_collectives
 from tests.training import small
 
 STEPS = 20
-EXAMPLES = [small.document(seed, 12 + seed % 5, 4) for seed in range(16)]
-CONFIG, TARGET, PARAMS = small.model()
-HEAD, HEAD_PARAMS, VOCABULARY = small.head("eagle3", draft_size=40)
-RECIPE = make_unroll_recipe(HEAD, UnrollConfig(num_steps=2, chunk=16))
+EXAMPLES = [small.document(seed, 12 + seed % 5, 4) for seed in range(32)]
+# Eight query heads: every mesh splits them. On 1x8 the four key/value heads stay whole.
+CONFIG, TARGET, PARAMS = tiny_transformer(num_heads=8, num_kv_heads=4)
 OPTIMIZER, _ = steps.make_optimizer(steps.OptimizerConfig(steps=STEPS, learning_rate=3e-3))
-STEP = steps.make_train_step(RECIPE, TARGET, OPTIMIZER, accumulate=2, seed=5)
+
+Kind = Literal["eagle", "eagle3"]
 
 
-def run(folder: Path, mesh: Mesh | None, num_steps: int = STEPS) -> Outcome:
+class Subject(NamedTuple):
+    """A head that is trained, and how."""
+
+    weights: Params
+    vocabulary: Vocabulary
+    recipe: Recipe
+    step: Any
+
+
+@functools.cache
+def subject(kind: Kind) -> Subject:
+    """A random head with the recipe of its kind; the step takes two micro-batches."""
+    head = make_head(initialise.head_config(CONFIG, kind), TARGET)
+    ranks = np.random.default_rng(0).permutation(CONFIG.vocab_size).astype(np.int32)
+    recipe = (
+        make_unroll_recipe(head, UnrollConfig(num_steps=2, chunk=16))
+        if kind == "eagle3"
+        else make_feature_recipe(head, FeatureConfig(chunk=16))
+    )
+    return Subject(
+        weights=nn.unbox(head.init(jax.random.key(0))),
+        vocabulary=initialise.make_vocabulary(CONFIG, PARAMS, ranks, 40),
+        recipe=recipe,
+        step=steps.make_train_step(recipe, TARGET, OPTIMIZER, accumulate=2, seed=5),
+    )
+
+
+def run(folder: Path, mesh: Mesh | None, num_steps: int = STEPS, kind: Kind = "eagle3") -> Outcome:
     """Train in `folder`, from wherever it stands, to `num_steps`; the target is split."""
+    weights, vocabulary, recipe, step = subject(kind)
     params = PARAMS if mesh is None else place(PARAMS, target_shardings(mesh, CONFIG))
-    state = steps.initial_state({"weights": jax.tree.map(jnp.array, HEAD_PARAMS.weights)}, OPTIMIZER, RECIPE.num_steps)
-    data = make_iterator(pack(EXAMPLES, 32), 8, seed=7)  # two micro-batches of four rows
+    state = steps.initial_state({"weights": jax.tree.map(jnp.array, weights)}, OPTIMIZER, recipe.num_steps)
+    data = make_iterator(pack(EXAMPLES, 32), 16, seed=7)  # two micro-batches of eight rows
     config = LoopConfig(steps=num_steps, log_every=1, save_every=STEPS)
-    with Run(folder, {"kind": "eagle3"}) as opened:
-        return train(opened, state, data, STEP, steps.Frozen(params, VOCABULARY), config, mesh=mesh, quiet=True)
+    with Run(folder, {"kind": kind}) as opened:
+        return train(opened, state, data, step, steps.Frozen(params, vocabulary), config, mesh=mesh, quiet=True)
 
 
 def losses(folder: Path) -> list[float]:
@@ -47,16 +85,47 @@ def on_one_device(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return losses(folder)
 
 
+def assert_same(found: list[float], wanted: list[float]) -> None:
+    """Of a training that learns."""
+    np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
+    assert len(wanted) == STEPS
+    assert wanted[-1] < wanted[0]
+
+
+@pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_losses_of_one_device(tmp_path: Path, on_one_device: list[float], data: int, model: int) -> None:
+    run(tmp_path, make_mesh(data, model))
+    assert_same(losses(tmp_path), on_one_device)
+
+
+def test_losses_of_the_feature_recipe(tmp_path: Path) -> None:
+    """Its noise is that of one device too."""
+    run(tmp_path / "one", None, kind="eagle")
+    run(tmp_path / "mesh", make_mesh(4, 2), kind="eagle")
+    assert_same(losses(tmp_path / "mesh"), losses(tmp_path / "one"))
+
+
 def test_another_mesh_goes_on(tmp_path: Path, on_one_device: list[float]) -> None:
     """Saved on 4x2, resumed on 1x8: both parts have the losses of one device."""
     run(tmp_path, make_mesh(4, 2), STEPS // 2)
     mesh = make_mesh(1, 8)
     state = run(tmp_path, mesh).state
-    np.testing.assert_allclose(losses(tmp_path), on_one_device, atol=1e-5, rtol=0)
-    assert on_one_device[-1] < on_one_device[0]
+    assert_same(losses(tmp_path), on_one_device)
     assert {leaf.sharding.mesh for leaf in jax.tree.leaves(state)} == {mesh}
 
 
+def test_rows_stay_where_they_are() -> None:
+    """Eight groups of one device send each other sums: gradients, metrics, how long loops are."""
+    weights, vocabulary, recipe, step = subject("eagle3")
+    mesh = make_mesh(8, 1)
+    state = steps.initial_state({"weights": weights}, OPTIMIZER, recipe.num_steps)
+    rows = next(make_iterator(pack(EXAMPLES, 32), 16, seed=7))
+    given = place_weights(mesh, (state, steps.Frozen(PARAMS, vocabulary)))
+    with active(mesh):
+        compiled = step.lower(*given, place_rows(mesh, dict(rows))).compile()
+    assert {one.kind for one in read_collectives(compiled.as_text())} == {"all-reduce"}
+
+
 def test_rows_that_do_not_divide(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a batch of 8 rows does not divide over the 3 devices of mesh axis data"):
+    with pytest.raises(ValueError, match="a batch of 16 rows does not divide over the 3 devices of mesh axis data"):
         run(tmp_path, make_mesh(3, 1))

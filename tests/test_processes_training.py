@@ -1,0 +1,96 @@
+"""Two processes with four devices each go on with a run and finish it: metrics and weights of one process alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import launch, train
+from tests.experiments.conftest import write_model
+from tests.experiments.test_train import CONFIG, conversation, metrics, write_lines
+from tests.test_processes import ROOT, free_port
+
+# How ml_collections reads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def write_task(folder: Path) -> list[str]:
+    """A target, conversations and a config; the flags for them."""
+    target = write_model(folder / "target")
+    (folder / "config.py").write_text(CONFIG.replace("BASE", "eagle3_smollm2").replace("TARGET", repr(str(target))))
+    data = write_lines(folder / "data.jsonl", [conversation(number) for number in range(12)])
+    return [f"--config={folder / 'config.py'}", f"--data={data}", "--config.steps=3", "--quiet"]
+
+
+def run(*flags: str) -> int:
+    return launch.call(train.main, train.FLAGS, flags)
+
+
+def join(process: int, port: int, *flags: str) -> None:
+    """What each of the processes runs: a step, and as if called anew the last one."""
+    assert run(*flags, f"--distributed=127.0.0.1:{port},2,{process}", "--time_limit=0") == 0
+    assert run(*flags) == 0
+
+
+def start(process: int, port: int, flags: list[str]) -> subprocess.Popen[str]:
+    here = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from tests.test_processes_training import join; join({process}, {port}, *{flags})"],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": here},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    alone, shared = ([*task, f"--run={tmp_path / name / 'run'}"] for name in ("alone", "shared"))
+    assert run(*alone, f"--export={tmp_path / 'alone' / 'head'}") == 0
+    assert run(*shared, "--time_limit=0") == 0
+    port, together = free_port(), [*shared, "--mesh=2x4", f"--export={tmp_path / 'shared' / 'head'}"]
+    processes = [start(process, port, together) for process in range(2)]
+    try:
+        ended = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], ended
+    first, second = (
+        [line.split(" (")[0] for line in output.splitlines() if line.startswith(("stopped", "finished", "wrote"))]
+        for output, _ in ended
+    )
+    assert first[:2] == ["stopped at step 2 of 3", "finished: 3 steps"]
+    assert (len(first), second) == (3, [])
+    assert len(metrics(tmp_path / "alone")) == 5  # three steps, held-out text after two and at the end
+    for found, wanted in zip(metrics(tmp_path / "shared"), metrics(tmp_path / "alone"), strict=True):
+        assert found.pop("kind") == wanted.pop("kind")
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    heads = [load_file(tmp_path / name / "head" / "model.safetensors") for name in ("shared", "alone")]
+    assert heads[0].keys() == heads[1].keys()
+    for name, weights in heads[1].items():
+        np.testing.assert_allclose(heads[0][name].astype(np.float32), weights.astype(np.float32), atol=5e-4, rtol=1e-2)
+
+
+def test_processes_that_find_nobody(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    task = [*write_task(tmp_path), f"--run={tmp_path / 'run'}"]
+    assert run(*task, "--distributed=127.0.0.1,2,0") == 2
+    assert run(*task, "--distributed=127.0.0.1:80,2,2") == 2
+    said = capsys.readouterr().err.splitlines()
+    expected = "error: --distributed is auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got "
+    assert said == [f"{expected}'127.0.0.1,2,0'", f"{expected}'127.0.0.1:80,2,2'"]
+
+
+@pytest.mark.parametrize("mesh", [None, "2x2"])
+def test_processes_need_one_mesh(monkeypatch: pytest.MonkeyPatch, mesh: str | None) -> None:
+    monkeypatch.setattr(train.jax, "process_count", lambda: 2)
+    train.FLAGS([""])
+    train.FLAGS.mesh = mesh
+    with pytest.raises(ValueError, match=f"2 processes train on one mesh of all their 8 devices, got --mesh={mesh}"):
+        train.check_processes(launch.parse_mesh(mesh, batch=2))
