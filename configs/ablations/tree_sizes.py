@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     del config.methods
     config.method = {"method": "eagle3", "nodes": 60, "depth": 7, "top_k": 10}
     config.tasks = ("mt_bench", "gsm8k")
-    config.num_prompts = 8
+    config.num_prompts = 10
     config.temperatures = (0.0, 1.0)
     return config
 
