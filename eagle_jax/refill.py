@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,11 +102,15 @@ def write_all(generator: Generator, prompts: Sequence[Sequence[int]], *, batch: 
         else:
             doing = "decode"
             rows = generator.advance(generator.drafter, *rows, ALL_ROUNDS, batch if waiting else 1), rows[1]
-    ordered = [found[prompt] for prompt in range(len(prompts))]
+    return _together([found[prompt] for prompt in range(len(prompts))], seconds)
+
+
+def _together(answers: Sequence[_Answer], seconds: Mapping[str, float]) -> Generation:
+    """One generation of them all."""
     return Generation(
-        tokens=[one.tokens for one in ordered],
-        rounds=[one.rounds for one in ordered],
-        accepted=np.stack([one.accepted for one in ordered]),
+        tokens=[one.tokens for one in answers],
+        rounds=[one.rounds for one in answers],
+        accepted=np.stack([one.accepted for one in answers]),
         prefill_seconds=seconds["prefill"],
         decode_seconds=seconds["decode"],
         complete=True,

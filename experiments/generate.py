@@ -8,8 +8,11 @@ compiling and reading the prompt stand apart.
 
 `--batch=8` writes the same answers to `--prompts_file` eight at a time; a row whose answer has ended takes the next
 prompt. They are shown when all are there.
+
+Several processes write them on a `--mesh` of all their devices: start the same command in each, with `--distributed`.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ from eagle_jax.evaluation import report, runner
 from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions
 from eagle_jax.generate import Generator
 from eagle_jax.models.transformer import make_target
+from eagle_jax.processes import leads
 from eagle_jax.refill import write_all
 from eagle_jax.sampling import make_sampling
 from experiments import launch, methods
@@ -58,12 +62,14 @@ flags.DEFINE_bool("compare", False, "write every answer by plain decoding too", 
 flags.DEFINE_integer("batch", 1, "answers written at a time; more than 1 are not streamed", flag_values=FLAGS)
 text = "DATAxMODEL: 2x4 deals out the rows of --batch to 2 groups of devices and splits the weights over 4 in each"
 flags.DEFINE_string("mesh", None, text, flag_values=FLAGS)
+flags.DEFINE_string("distributed", None, launch.DISTRIBUTED, flag_values=FLAGS)
 flags.DEFINE_bool("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
 flags.DEFINE_string("json_output", None, "file for the numbers and answers, as one JSON object", flag_values=FLAGS)
 
 
 def main() -> None:
     """Generate as the flags say."""
+    launch.join(FLAGS.distributed)
     law = {"temperature": FLAGS.temperature, "top_k": FLAGS.sampling_top_k, "top_p": FLAGS.top_p, "seed": FLAGS.seed}
     make_sampling(1, max_new_tokens=FLAGS.max_new_tokens, **law)  # refuses bad values before anything is loaded
     check_flags()
@@ -77,7 +83,7 @@ def main() -> None:
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config, settings.dtype)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
-    gives_up = FLAGS.batch == 1 and FLAGS.rule == "match" and name != "vanilla"
+    gives_up = FLAGS.batch == 1 and jax.process_count() == 1 and FLAGS.rule == "match" and name != "vanilla"
     where: dict[str, Any] = {"capacity": capacity, "mesh": mesh}
     ways = {
         "rule": FLAGS.rule,
@@ -102,8 +108,8 @@ def main() -> None:
     margin = runner.margin_at_difference(method, prompts, answers, **law)
     tree = report.tree_size(drafter, methods.children(name, settings))
     record = report.summarise(settings_shown, tree, answers, margin)
-    show("\n".join(report.closing_lines(record)) + "\n")
-    if FLAGS.json_output:
+    launch.say("\n".join(report.closing_lines(record)))
+    if FLAGS.json_output and leads():
         pathlib.Path(FLAGS.json_output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -133,11 +139,11 @@ def one_by_one(
         for generator in filter(None, (method, plain)):
             generator.warm_up(prompts[:1], stop_ids=model.stop_ids, **options)
     answers: list[report.Answer] = []
-    coming = runner.ask(model, method, plain, questions, prompts, show=show, **options)
+    coming = runner.ask(model, method, plain, questions, prompts, show=functools.partial(launch.say, end=""), **options)
     for index in range(len(questions)):
-        show(heading(index, questions))
+        launch.say(heading(index, questions), end="")
         answers.append(next(coming))
-        show("\n\n")
+        launch.say("\n")
     return answers
 
 
@@ -157,7 +163,7 @@ def together(
     with launch.status(f"Writing {len(prompts)} answers, {FLAGS.batch} at a time"):
         answers = runner.ask_together(model, method, plain, questions, prompts, batch=FLAGS.batch, **options)
     for index, answer in enumerate(answers):
-        show(f"{heading(index, questions)}{answer.text}\n\n")
+        launch.say(f"{heading(index, questions)}{answer.text}\n")
     return answers
 
 
@@ -165,11 +171,6 @@ def heading(index: int, questions: Sequence[Question]) -> str:
     """The line before an answer, where there are several."""
     asked = " ".join(questions[index].turns[0].split())
     return f"[{index + 1}/{len(questions)}] {asked[:100]}\n\n" if len(questions) > 1 else ""
-
-
-def show(text: str) -> None:
-    """Print a piece of text at once."""
-    print(text, end="", flush=True)
 
 
 def asked_questions() -> list[Question]:

@@ -25,11 +25,15 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from eagle_jax.sharding import make_mesh
+from eagle_jax.processes import leads
+from eagle_jax.sharding import check_batch, make_mesh
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+DISTRIBUTED = "several processes: auto, as the cluster says, or HOST:PORT,COUNT,INDEX of the first, of all, of this one"
+"""Help of the flag that `join` reads."""
 
 OURS = ("eagle_jax", "experiments", "configs", "__main__")
 """Packages whose `ValueError` speaks to the user; one raised deeper inside a library is a bug."""
@@ -130,15 +134,24 @@ def parse_mesh(text: str | None, *, batch: int) -> Mesh | None:
       batch: rows that decode together.
 
     Raises:
-      ValueError: another form, more devices than there are, or rows that cannot be dealt out evenly.
+      ValueError: another form, more devices than there are, rows that cannot be dealt out evenly, or several processes
+        that would work beside each other.
     """
-    if text is None:
-        return None
-    data, model = mesh_sizes(text)
-    mesh = make_mesh(data, model)
-    if batch % data:
-        raise ValueError(f"--mesh={text} deals out rows to {data} devices, but {batch} decode together")
+    mesh = make_mesh(*mesh_sizes(text)) if text is not None else None
+    devices = jax.device_count()
+    if jax.process_count() > 1 and (mesh is None or mesh.size != devices):
+        raise ValueError(
+            f"{jax.process_count()} processes work on one mesh of all their {devices} devices, got --mesh={text}"
+        )
+    if mesh is not None:
+        check_batch(mesh, batch)
     return mesh
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print at once, one time for all processes."""
+    if leads():
+        print(text, end=end, flush=True)
 
 
 def join(text: str | None) -> None:

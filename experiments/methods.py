@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from eagle_jax.checkpoint.head_names import Kind
-from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target, truncate_layers
+from eagle_jax.checkpoint.pick_layers import truncate_layers
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target
 from eagle_jax.drafters import (
     Drafter,
     make_chain,
@@ -30,6 +31,7 @@ from experiments.launch import status
 from experiments.settings import LOOKAHEAD, OUROBOROS, SIZES, TRIPLE, Settings, chain_length, given_sizes, tree_sizes
 
 _SELF = "self:"
+_MAY_BE_ZERO = ("depth", "draft_phrases", "pool_from_prompt")
 
 
 class Method(NamedTuple):
@@ -104,8 +106,7 @@ def settings_for(name: str, values: flags.FlagValues) -> Settings:
             head_window=settings.head_window if METHODS[name].takes_head else None,
             split_head=settings.split_head and METHODS[name].takes_head,
         )
-        taken = _taken(METHODS[name])
-        others: dict[str, Any] = {size: None for size in (*SIZES, "pool_from_prompt") if size not in taken}
+        others: dict[str, Any] = {size: None for size in SIZES if size not in METHODS[name].sizes}
         settings = settings._replace(**others)
     check_settings(name, settings)
     return settings
@@ -144,23 +145,18 @@ def check_settings(name: str, settings: Settings) -> None:
         ("draft_vocab", settings.draft_vocab, method.takes_head),
         ("head_window", settings.head_window, method.takes_head),
         ("split_head", settings.split_head or None, method.takes_head),
-        *((size, getattr(settings, size), size in _taken(method)) for size in (*SIZES, "pool_from_prompt")),
+        *((size, getattr(settings, size), size in method.sizes) for size in SIZES),
     ):
         if given not in ("", None) and not taken:
             raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
     for size in (*SIZES, "head_window"):
-        least, given = 0 if size in ("depth", "draft_phrases") else 1, getattr(settings, size)
+        least, given = 0 if size in _MAY_BE_ZERO else 1, getattr(settings, size)
         if given is not None and given < least:
             raise ValueError(f"--{size} must be at least {least}, got {given}")
     if method.takes_draft and not settings.draft:
         raise ValueError(f"--method={name} needs --draft")
     if settings.draft_vocab is not None and settings.draft_vocab < 0:
         raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
-
-
-def _taken(method: Method) -> tuple[str, ...]:
-    """The sizes that a method may be given, and what else only lookahead takes."""
-    return (*method.sizes, "pool_from_prompt") if method.sizes == LOOKAHEAD else method.sizes
 
 
 def with_tree(name: str, settings: Settings, batch: int = 1) -> Settings:
@@ -228,7 +224,7 @@ def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
 
 def _lookahead(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     del target
-    return make_lookahead(**given_sizes(settings, (*LOOKAHEAD, "pool_from_prompt"))), ()
+    return make_lookahead(**given_sizes(settings, LOOKAHEAD)), ()
 
 
 def _ouroboros(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from eagle_jax.drafters.default_tree import LADDER, default_tree
 
 TRIPLE = ("nodes", "depth", "top_k")
-LOOKAHEAD = ("level", "window", "guesses")
+LOOKAHEAD = ("level", "window", "guesses", "pool_from_prompt")
 OUROBOROS = ("num_drafted", "phrases", "phrase_length", "draft_phrases")
 SIZES = (*TRIPLE, *LOOKAHEAD, *OUROBOROS)
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from eagle_jax.checkpoint.heads import save_head
-from eagle_jax.checkpoint.pretrained import LoadedModel, pick_layers
+from eagle_jax.checkpoint.pick_layers import pick_layers
+from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.checkpoint.save_target import save_target
 from eagle_jax.drafters import Drafter, make_chain, make_eagle2
 from eagle_jax.models.draft_head import Head, HeadParams, features_of, make_head
 from eagle_jax.models.transformer import make_target
+from eagle_jax.processes import leads
 from eagle_jax.sharding import to_host
 from eagle_jax.training import initialise, step
 from eagle_jax.training.batch import Recipe, Vocabulary
@@ -23,7 +25,6 @@ from eagle_jax.training.data import Packing, assemble
 from eagle_jax.training.distill_recipe import FROZEN, make_distill_recipe, whole_student
 from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.features import compute_features
-from eagle_jax.training.processes import leads
 from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.types import Params, Target
 

@@ -31,7 +31,6 @@ from eagle_jax.training.conversations import read_corpus
 from eagle_jax.training.data import Packing, Trimmed, assemble, make_iterator, pack, trim
 from eagle_jax.training.features import FeatureCache, fingerprint
 from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
-from eagle_jax.training.processes import leads
 from eagle_jax.training.run import Run
 from eagle_jax.types import Target
 from experiments import launch
@@ -58,8 +57,7 @@ flags.DEFINE_bool("skip_broken", False, "leave broken lines of --data out instea
 flags.DEFINE_string(
     "mesh", None, "DATAxMODEL: 4x2 deals out rows to 4 groups of 2 devices that share a target", flag_values=FLAGS
 )
-text = "several processes: auto, as the cluster says, or HOST:PORT,COUNT,INDEX of process 0, of them all, of this one"
-flags.DEFINE_string("distributed", None, text, flag_values=FLAGS)
+flags.DEFINE_string("distributed", None, launch.DISTRIBUTED, flag_values=FLAGS)
 flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 
 
@@ -81,7 +79,6 @@ def main() -> None:
     config = FLAGS.config
     launch.join(FLAGS.distributed)
     mesh = launch.parse_mesh(FLAGS.mesh, batch=config.data.batch)
-    check_processes(mesh)
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
     target = make_target(model.config, config.dtype)
@@ -90,7 +87,7 @@ def main() -> None:
     identity = fingerprint(material.text.examples, model.name, model.params, *asked)
     cache = fill_cache(target, model, material, config, identity, started, mesh)
     if cache is not None and not cache.complete:
-        say("stopped while computing features; the same command goes on")
+        launch.say("stopped while computing features; the same command goes on")
         return
 
     subject = make_subject(target, model, material.training, config)
@@ -125,25 +122,6 @@ def main() -> None:
             export(run, outcome, subject)
 
 
-def check_processes(mesh: Mesh | None) -> None:
-    """Refuse processes that would train beside each other.
-
-    Raises:
-      ValueError: several processes, and a mesh of fewer devices than they have.
-    """
-    devices = jax.device_count()
-    if jax.process_count() > 1 and (mesh is None or mesh.size != devices):
-        raise ValueError(
-            f"{jax.process_count()} processes train on one mesh of all their {devices} devices, got --mesh={FLAGS.mesh}"
-        )
-
-
-def say(text: str) -> None:
-    """Print a line, once for all processes."""
-    if leads():
-        print(text, flush=True)
-
-
 def everywhere(config: Any) -> bool:
     """Whether the target's choice is needed behind every position."""
     return "recipe" in config and config.recipe.get("alignment", "target") == "official"
@@ -158,7 +136,7 @@ def read_material(model: LoadedModel, config: Any) -> Material:
     with launch.status(f"Reading {', '.join(FLAGS.data)}"):
         corpus = read_corpus(FLAGS.data, model.tokenizer, encode_plain=encode_plain, skip_broken=FLAGS.skip_broken)
     if corpus.broken:
-        say(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}")
+        launch.say(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}")
     length, slots = config.data.length, config.data.slots
     text = trim(corpus.examples, length, slots)
     if not 0 <= config.data.heldout < len(text.examples):
@@ -251,7 +229,7 @@ def describe(material: Material, subject: Subject, steps: int) -> None:
     packing = material.training
     size = sum(leaf.size for leaf in jax.tree.leaves(subject.first["weights"]))
     tokens, slots = packing.fill
-    say(
+    launch.say(
         f"{subject.name}: {size / 1e6:.2f} million weights; draft vocabulary:"
         f" {coverage(subject, packing):.1%} of the answers\n"
         f"data: {sum(map(len, packing.rows))} conversations, {packing.num_supervised} supervised tokens in"
@@ -265,16 +243,16 @@ def export(run: Run, outcome: Outcome, subject: Subject) -> None:
     """Write the weights with the best real tau, or the last ones where none was measured."""
     done, trained = run.best(outcome.state.trained) or (int(outcome.state.step), outcome.state.trained)
     subject.export(FLAGS.export, trained)
-    say(f"wrote the weights of step {done} to {FLAGS.export}")
+    launch.say(f"wrote the weights of step {done} to {FLAGS.export}")
 
 
 def report(outcome: Outcome, steps: int) -> None:
     """One closing line."""
     done = int(outcome.state.step)
     if outcome.finished:
-        say(f"finished: {done} steps")
+        launch.say(f"finished: {done} steps")
     else:
-        say(f"stopped at step {done} of {steps} ({outcome.reason}); the same command goes on")
+        launch.say(f"stopped at step {done} of {steps} ({outcome.reason}); the same command goes on")
 
 
 if __name__ == "__main__":

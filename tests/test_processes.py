@@ -1,10 +1,6 @@
 """Two processes with four devices each are one mesh: both read the same answers from it, those of one device."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +18,8 @@ from eagle_jax.refill import write_all
 from eagle_jax.sharding import make_mesh
 from tests.compilations import count_compilations
 from tests.experiments.conftest import write_model
+from tests.processes import run_two
 
-ROOT = Path(__file__).parents[1]
 PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [9, 9], [7] * 33, [4, 6, 4], [8]]
 LAW: dict[str, Any] = {
     "temperature": [0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0],
@@ -73,37 +69,8 @@ def join(process: int, port: int, folder: str) -> None:
     print(json.dumps(answers(Path(folder), spread=True)))
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     write_files(tmp_path)
-    port = free_port()
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                f"from tests.test_processes import join; join({process}, {port}, {str(tmp_path)!r})",
-            ],
-            cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        ended = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], ended
-    assert [json.loads(output.splitlines()[-1]) for output, _ in ended] == [answers(tmp_path, spread=False)] * 2
+    ended = run_two(__name__, str(tmp_path))
+    assert [json.loads(lines[-1]) for lines in ended] == [answers(tmp_path, spread=False)] * 2

@@ -1,8 +1,5 @@
 """Two processes with four devices each go on with a run and finish it: metrics and weights of one process alone."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,7 @@ from safetensors.numpy import load_file
 from experiments import launch, train
 from tests.experiments.conftest import write_model
 from tests.experiments.test_train import CONFIG, conversation, metrics, write_lines
-from tests.test_processes import ROOT, free_port
+from tests.processes import run_two
 
 # How ml_collections reads a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -36,35 +33,15 @@ def join(process: int, port: int, *flags: str) -> None:
     assert run(*flags) == 0
 
 
-def start(process: int, port: int, flags: list[str]) -> subprocess.Popen[str]:
-    here = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-    return subprocess.Popen(
-        [sys.executable, "-c", f"from tests.test_processes_training import join; join({process}, {port}, *{flags})"],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": here},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     alone, shared = ([*task, f"--run={tmp_path / name / 'run'}"] for name in ("alone", "shared"))
     assert run(*alone, f"--export={tmp_path / 'alone' / 'head'}") == 0
     assert run(*shared, "--time_limit=0") == 0
-    port, together = free_port(), [*shared, "--mesh=2x4", f"--export={tmp_path / 'shared' / 'head'}"]
-    processes = [start(process, port, together) for process in range(2)]
-    try:
-        ended = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], ended
+    ended = run_two(__name__, *shared, "--mesh=2x4", f"--export={tmp_path / 'shared' / 'head'}")
     first, second = (
-        [line.split(" (")[0] for line in output.splitlines() if line.startswith(("stopped", "finished", "wrote"))]
-        for output, _ in ended
+        [line.split(" (")[0] for line in lines if line.startswith(("stopped", "finished", "wrote"))] for lines in ended
     )
     assert first[:2] == ["stopped at step 2 of 3", "finished: 3 steps"]
     assert (len(first), second) == (3, [])
@@ -89,8 +66,6 @@ def test_processes_that_find_nobody(capsys: pytest.CaptureFixture[str], tmp_path
 
 @pytest.mark.parametrize("mesh", [None, "2x2"])
 def test_processes_need_one_mesh(monkeypatch: pytest.MonkeyPatch, mesh: str | None) -> None:
-    monkeypatch.setattr(train.jax, "process_count", lambda: 2)
-    train.FLAGS([""])
-    train.FLAGS.mesh = mesh
-    with pytest.raises(ValueError, match=f"2 processes train on one mesh of all their 8 devices, got --mesh={mesh}"):
-        train.check_processes(launch.parse_mesh(mesh, batch=2))
+    monkeypatch.setattr(launch.jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=f"2 processes work on one mesh of all their 8 devices, got --mesh={mesh}"):
+        launch.parse_mesh(mesh, batch=2)

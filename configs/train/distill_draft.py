@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The defaults; every field can be set by a flag, as in --config.epochs=2."""
     config = eagle3_smollm2.get_config()
     del config.head, config.start, config.recipe
-    config.epochs = 1.0
+    config.epochs = 3.0
     config.draft = ml_collections.ConfigDict()
     config.draft.layers = (0, 1, -2, -1)  # of the target, as the student's first ones
     config.draft.vocab_size = 8192  # tokens that the loss looks at, 0 is all; the student drafts from all of them

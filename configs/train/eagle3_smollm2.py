@@ -62,16 +62,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
 
-    config.loop = ml_collections.ConfigDict()
-    config.loop.log_every = 10
-    config.loop.save_every = 100
+    config.loop = ml_collections.ConfigDict({"log_every": 10, "save_every": 100})
     config.loop.heldout_every = 100
     config.loop.evaluate_every = 500
 
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.num_prompts = 8
-    config.evaluation.max_new_tokens = 64
-    config.evaluation.nodes = 16
-    config.evaluation.depth = 5
-    config.evaluation.top_k = 4
+    tree = {"nodes": 16, "depth": 5, "top_k": 4}
+    config.evaluation = ml_collections.ConfigDict({"num_prompts": 8, "max_new_tokens": 64, **tree})
     return config

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -228,35 +227,6 @@ def smollm2_path() -> pathlib.Path:
     if digest != SMOLLM2_SHA256:
         raise ValueError(f"{path} has sha256 {digest}, expected {SMOLLM2_SHA256}: reinstall {SMOLLM2_REQUIREMENT}")
     return path
-
-
-def truncate_layers(config: ModelConfig, params: Params, num_layers: int) -> tuple[ModelConfig, Params]:
-    """The first `num_layers` layers of a model with its embedding, final norm and LM head: a draft from the target.
-
-    The arrays are shared, not copied.
-    """
-    if not 1 <= num_layers <= config.num_layers:
-        raise ValueError(f"cannot keep {num_layers} layers of a model with {config.num_layers}: 1 or more, at most all")
-    return pick_layers(config, params, range(num_layers))
-
-
-def pick_layers(config: ModelConfig, params: Params, layers: Sequence[int]) -> tuple[ModelConfig, Params]:
-    """Some layers of a model with its embedding, final norm and LM head; the arrays are shared, not copied.
-
-    Args:
-      config, params: the model.
-      layers: which, in ascending order, counted from the end where negative.
-
-    Raises:
-      ValueError: no layers, one that is not there, or another order.
-    """
-    places = [layer + config.num_layers if layer < 0 else layer for layer in layers]
-    if not places or places != sorted(set(places)) or not 0 <= places[0] <= places[-1] < config.num_layers:
-        raise ValueError(f"layers must be ascending and among the model's {config.num_layers}, got {list(layers)}")
-    kept = {name: value for name, value in params.items() if not name.startswith("layers_")}
-    kept |= {f"layers_{new}": params[f"layers_{old}"] for new, old in enumerate(places)}
-    windows = tuple(config.window(layer) for layer in places) if config.windows else ()
-    return dataclasses.replace(config, num_layers=len(places), windows=windows, tap_layers=()), kept
 
 
 def _from_gguf(name: str, file: GGUFFile, dtype: str, where: _Where, progress: Progress | None) -> LoadedModel:

@@ -92,6 +92,14 @@ def advance(state: LookaheadState, root: jax.Array, choice: jax.Array, live: jax
     )
 
 
+def _check_sizes(level: int, window: int, guesses: int, pool_size: int) -> None:
+    if level < 3 or window < 1 or guesses < 1:
+        raise ValueError(
+            f"lookahead needs level 3 and a window and guesses of 1 at least, got {level}, {window} and {guesses}"
+        )
+    check_pool(pool_size)
+
+
 @functools.cache
 def make_lookahead(
     level: int = 5,
@@ -114,11 +122,7 @@ def make_lookahead(
     Raises:
       ValueError: sizes that no window or pool has.
     """
-    if level < 3 or window < 1 or guesses < 1:
-        raise ValueError(
-            f"lookahead needs level 3 and a window and guesses of 1 at least, got {level}, {window} and {guesses}"
-        )
-    check_pool(pool_size)
+    _check_sizes(level, window, guesses, pool_size)
     fractions = np.random.default_rng(0).random((level - 1, window)).astype(np.float32)
 
     def propose(

@@ -13,7 +13,8 @@ Nothing is trained. A pool remembers which phrases followed a token, and serves 
 Phrases come from the text, prompt included, and from the check: behind the first rejected token, what the target makes
 of the rest of the draft. They last as long as the request; the paper keeps them for the next one, which is beyond the
 state of a drafter. There the pool is fed by the check and by a window of lookahead decoding that the draft model runs,
-not by the text; a draft may be longer than asked for, and its first pass tries phrases too.
+not by the text; a draft may be longer than asked for, and its first pass tries phrases too. A batch drafts here until
+its last row has a whole chain, rows that have ended included.
 """
 
 import dataclasses
@@ -183,6 +184,15 @@ def learn(
     return OuroborosState(cache=cache, pool=pool)
 
 
+def _check_sizes(num_drafted: int, phrases: int, phrase_length: int, draft_phrases: int, pool_size: int) -> None:
+    if num_drafted < 1 or phrases < 1 or phrase_length < 1 or draft_phrases < 0:
+        raise ValueError(
+            "ouroboros needs 1 drafted token, 1 phrase of 1 token and 0 draft phrases at least, "
+            f"got {num_drafted}, {phrases} of {phrase_length} and {draft_phrases}"
+        )
+    check_pool(pool_size)
+
+
 @functools.cache
 def make_ouroboros(
     draft: Target,
@@ -205,17 +215,10 @@ def make_ouroboros(
         phrases * (num_drafted + 1) from the check. The authors' pool has no bound. All other defaults are those that
         they run Spec-Bench with.
 
-    A batch drafts until its last row has a whole chain, rows that have ended included.
-
     Raises:
       ValueError: sizes that no tree or pool has.
     """
-    if num_drafted < 1 or phrases < 1 or phrase_length < 1 or draft_phrases < 0:
-        raise ValueError(
-            "ouroboros needs 1 drafted token, 1 phrase of 1 token and 0 draft phrases at least, "
-            f"got {num_drafted}, {phrases} of {phrase_length} and {draft_phrases}"
-        )
-    check_pool(pool_size)
+    _check_sizes(num_drafted, phrases, phrase_length, draft_phrases, pool_size)
 
     def init(batch: int, capacity: int) -> OuroborosState:
         return OuroborosState(cache=draft.init_cache(batch, capacity), pool=empty_pool(batch, pool_size, phrase_length))

@@ -14,6 +14,7 @@ import numpy as np
 
 from eagle_jax.generate import Generation
 from eagle_jax.sampling import gumbel, make_sampling, noisy_scores
+from eagle_jax.sharding import to_host
 from eagle_jax.types import Params, Sampling, Target
 
 _PAD = 256
@@ -88,5 +89,6 @@ def margin(
     )
     padded = np.zeros((1, -(-len(text) // _PAD) * _PAD), np.int32)
     padded[0, : len(text)] = text
-    best, second = np.asarray(_best_two(target, params, jnp.asarray(padded), jnp.int32(len(text)), sampling))
+    given = padded, np.int32(len(text)), jax.device_get(sampling)  # of no device: the weights may lie on many
+    best, second = to_host(_best_two(target, params, *given))
     return float(best - second)

@@ -205,19 +205,9 @@ def replay(
         recording = record(target, target_params, jnp.asarray(texts), jnp.asarray(ends))
     span = jnp.int32(starts.min()), jnp.int32(ends.max())
     _check(texts, np.asarray(choices(target, recording, sampling, *span)), starts, ends)
-    played, reading = playback(target), _reading(drafter)
-    state = prefill(played, reading, recording, drafter_params, jnp.asarray(texts), jnp.asarray(starts), sampling)
-    state = play(
-        played,
-        reading,
-        recording,
-        drafter_params,
-        state,
-        jnp.asarray(texts),
-        jnp.asarray(ends),
-        sampling,
-        share_noise=share_noise,
-    )
+    models, rows = (playback(target), _reading(drafter), recording, drafter_params), jnp.asarray(texts)
+    state = prefill(*models, rows, jnp.asarray(starts), sampling)
+    state = play(*models, state, rows, jnp.asarray(ends), sampling, share_noise=share_noise)
     return Generation(
         tokens=[list(answer) for answer in answers],
         rounds=np.asarray(state.rounds).tolist(),

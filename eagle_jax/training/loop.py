@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from eagle_jax import sharding
 from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.processes import first_said, leads
 from eagle_jax.training.batch import Tally, summarise
-from eagle_jax.training.processes import first_said, leads
 from eagle_jax.training.run import Run
 from eagle_jax.training.step import Frozen, Rows, TrainState, head_params
 
@@ -95,8 +95,7 @@ def train(
       frozen: what it reads.
       config: how long and how often.
       learning_rate: by step, for the metrics.
-      heldout: rows that are never trained on, measured every `heldout_every` steps with `measure`.
-      measure: the compiled measurement.
+      heldout, measure: rows that are never trained on and the compiled measurement, every `heldout_every` steps.
       evaluate: real tau, every `evaluate_every` steps and at the end.
       time_limit: seconds after which the loop saves and returns.
       mesh: train on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
@@ -104,21 +103,14 @@ def train(
       quiet: no progress bar.
 
     Raises:
-      ValueError: the loss is no longer finite (the last checkpoint is from before), or the rows of a step do not
-        divide over the mesh.
+      ValueError: a loss that is not finite (the last checkpoint is from before), or rows that the mesh cannot divide.
     """
     if mesh is not None:
         state, frozen = sharding.place_weights(mesh, (state, frozen))
     state = run.restore(state, data)
-    heldout = list(heldout)
-    started, done = time.monotonic(), int(state.step)
-    with (
-        sharding.active(mesh),
-        _asked_to_stop() as asked,
-        _bar(config.steps, done, quiet) as bar,
-    ):
-        mark = (time.monotonic(), int(state.tokens))
-        reason = ""
+    started, done, heldout = time.monotonic(), int(state.step), list(heldout)
+    with sharding.active(mesh), _asked_to_stop() as asked, _bar(config.steps, done, quiet) as bar:
+        mark, reason = (time.monotonic(), int(state.tokens)), ""
         while done < config.steps and not reason:
             state = step(state, frozen, _on_device(next(data), mesh))
             done += 1

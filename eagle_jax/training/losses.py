@@ -92,7 +92,7 @@ def _loss(
     train_lm_head: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del train_lm_head
-    found = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk, grads=())
+    found = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk=chunk, grads=())
     return _outputs(found, weights)
 
 
@@ -106,7 +106,7 @@ def _forward(
     train_lm_head: bool,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     grads: tuple[str, ...] = ("reads", "lm_head") if train_lm_head else ("reads",)
-    found = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk, grads)
+    found = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk=chunk, grads=grads)
     saved = (found["reads"], found.get("lm_head", jnp.zeros(())), lm_head, teacher, teacher_lm_head)
     return _outputs(found, weights), (*saved, found["cross_entropy"])
 
@@ -133,25 +133,17 @@ def _outputs(found: dict[str, jax.Array], weights: jax.Array) -> tuple[jax.Array
     return (weights * found["cross_entropy"]).sum(), found["cross_entropy"], found["choice"]
 
 
-def _scan(
-    reads: jax.Array,
-    lm_head: jax.Array,
-    teacher: jax.Array,
-    teacher_lm_head: jax.Array,
-    weights: jax.Array,
-    chunk: int,
-    grads: tuple[str, ...],
-) -> dict[str, jax.Array]:
-    """Cross-entropy, choice and the wanted gradients of the weighted sum, by name; on a mesh by groups of devices."""
+def _scan(*rows: jax.Array, chunk: int, grads: tuple[str, ...]) -> dict[str, jax.Array]:
+    """`_scan_rows` of these arrays, on a mesh by groups of devices: the wanted gradients by name."""
     steps = PartitionSpec(None, DATA)
     places = {"cross_entropy": steps, "choice": steps, "reads": steps, "lm_head": EVERYWHERE}
     scan = by_group(
         functools.partial(_scan_rows, chunk=chunk, grads=grads),
-        reads.shape[1],
+        rows[0].shape[1],
         in_specs=(steps, EVERYWHERE, ROWS, EVERYWHERE, steps),
         out_specs={name: places[name] for name in ("cross_entropy", "choice", *grads)},
     )
-    return scan(reads, lm_head, teacher, teacher_lm_head, weights)
+    return scan(*rows)
 
 
 def _scan_rows(
@@ -165,7 +157,7 @@ def _scan_rows(
     grads: tuple[str, ...],
     axis: str | None,
 ) -> dict[str, jax.Array]:
-    """What `_scan` gives, of the rows at hand.
+    """Cross-entropy, choice and the wanted gradients of the weighted sum, by name.
 
     Rows without any weight are left out: the number of chunks is a run-time number.
     """

@@ -21,8 +21,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
+from eagle_jax.processes import first_said, leads
 from eagle_jax.resume import check_same
-from eagle_jax.training.processes import first_said, leads
 from eagle_jax.training.step import TrainState
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from eagle_jax.checkpoint import pretrained
-from eagle_jax.checkpoint.pretrained import SMOLLM2, load_target, truncate_layers
+from eagle_jax.checkpoint.pick_layers import truncate_layers
+from eagle_jax.checkpoint.pretrained import SMOLLM2, load_target
 from eagle_jax.models.transformer import make_target
 from eagle_jax.testing import tiny_transformer
 from tests.checkpoint.files import stored_tensors, write_gguf, write_hf

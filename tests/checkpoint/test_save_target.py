@@ -11,7 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from eagle_jax import chat
-from eagle_jax.checkpoint.pretrained import load_target, pick_layers
+from eagle_jax.checkpoint.pick_layers import pick_layers
+from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.checkpoint.save_target import config_to_hf, save_target
 from eagle_jax.models.config import ModelConfig, RopeScaling
 from eagle_jax.testing import tiny_transformer

@@ -41,6 +41,7 @@ SHRUNK: dict[str, list[str]] = {
     ],
     "compile": ["--topology=cpu:8", "--num_layers=1", "--context=128", "--target_config=llama2-7b"],
     "fit": ["--targets=llama2-7b", "--kinds=v5p"],
+    "loading": ["--target_config=qwen2.5-0.5b", "--num_layers=1", "--dtypes=bfloat16"],
     "replay": ["--num_prompts=1", "--batch=1", "--max_new_tokens=8", "--temperatures=0,1"],
     "regenerate": ["--num_prompts=3", "--batch=2", "--max_new_tokens=8", "--max_prompt_tokens=64", "--quiet"],
     "draw": ["--max_new_tokens=8"],

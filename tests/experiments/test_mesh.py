@@ -74,8 +74,8 @@ def test_places_of_the_head(
         ("1x4x2", 1, "two numbers of devices"),
         ("1x16", 1, "a mesh of 1x16 takes 16 devices, there are 8"),
         ("0x2", 1, "got 0x2"),
-        ("2x4", 1, "--mesh=2x4 deals out rows to 2 devices, but 1 decode together"),
-        ("4x2", 6, "rows to 4 devices, but 6 decode"),
+        ("2x4", 1, "a batch of 1 rows does not divide over the 2 devices of mesh axis data"),
+        ("4x2", 6, "a batch of 6 rows does not divide over the 4 devices"),
     ],
 )
 def test_mesh_that_cannot_be(text: str, batch: int, message: str) -> None:

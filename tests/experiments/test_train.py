@@ -153,7 +153,7 @@ def test_on_a_mesh(task: Task, whole: Path, tmp_path: Path, capsys: pytest.Captu
         assert found.pop("kind") == wanted.pop("kind")
         assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     line = refused(capsys, task, tmp_path, "--mesh=4x2")
-    assert line == "error: --mesh=4x2 deals out rows to 4 devices, but 2 decode together"
+    assert line == "error: a batch of 2 rows does not divide over the 4 devices of mesh axis data"
 
 
 def test_in_pieces(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

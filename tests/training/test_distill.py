@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eagle_jax.checkpoint.pretrained import pick_layers
+from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training import initialise, step

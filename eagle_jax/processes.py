@@ -1,6 +1,6 @@
-"""What several processes that train one run have to agree on; a single one agrees with itself, and nothing is sent.
+"""What several processes that work on one mesh have to agree on; a single one agrees with itself, and nothing is sent.
 
-All of them do the same steps on one mesh. Process 0 alone writes what all would write: the run's description, metrics,
+All of them do the same steps. Process 0 alone writes what all would write: answers, the description of a run, metrics,
 exported weights. Checkpoints are orbax's, to which every process gives what lies on its devices.
 """
 
