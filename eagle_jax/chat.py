@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -25,6 +26,8 @@ class Tokenizer:
 
     def __init__(self, fast: PreTrainedTokenizerFast, stop_ids: Iterable[int], origin: str) -> None:
         """Wraps a loaded tokenizer; `origin` names the checkpoint in messages."""
+        fast.backend_tokenizer.no_truncation()  # a training script may have left its own in the file
+        fast.backend_tokenizer.no_padding()
         self._fast = fast
         self._origin = origin
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
@@ -40,8 +43,15 @@ class Tokenizer:
         return bool(self._fast.chat_template)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of plain text, with a BOS where this model starts texts with one."""
-        return self._fast.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of plain text, with a BOS where this model starts texts with one.
+
+        Raises:
+          ValueError: no text, or half of a surrogate pair in it, which no UTF-8 has.
+        """
+        try:
+            return self._fast.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            raise ValueError(f"not a text that can be encoded: {text[:80]!r}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out. For text that is still growing use `TextStream`."""
@@ -51,14 +61,17 @@ class Tokenizer:
         """Prompt ids of a conversation, up to where the assistant's answer begins.
 
         Raises:
-          ValueError: no messages, or the model has no chat template.
+          ValueError: no messages, no chat template, or one that refuses such messages.
         """
         if not messages:
             raise ValueError("a conversation needs at least one message, got none")
         if not self.has_chat_template:
             raise ValueError(f"{self._origin} has no chat template: pass plain text through encode() instead of chat()")
         turns = [dict(message) for message in messages]
-        text = self._fast.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self._fast.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(f"the chat template of {self._origin} refuses the conversation: {error}") from error
         # The template has written BOS itself where the model wants one.
         return self.encode(str(text), add_special_tokens=False)
 

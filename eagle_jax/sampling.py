@@ -7,6 +7,7 @@ formula. Knows neither trees nor drafters.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def make_sampling(
     stop_ids: Sequence[int] = (),
     max_new_tokens: int | Sequence[int] = 128,
 ) -> Sampling:
-    """Build a checked `Sampling`; a single value serves every row.
+    """Build a checked `Sampling` of numpy arrays, without touching a device; a single value serves every row.
 
     Args:
       batch: number of rows B.
@@ -50,7 +51,7 @@ def make_sampling(
       ValueError: a value out of range, or a list that has not one entry a row.
     """
 
-    def rows(name: str, value: object, dtype: type, low: float, high: float, *, above: bool = False) -> jax.Array:
+    def rows(name: str, value: object, dtype: type, low: float, high: float, *, above: bool = False) -> Any:
         array = np.asarray(value)
         if array.ndim and array.shape != (batch,):
             raise ValueError(f"{name} has {array.size} values for {batch} rows")
@@ -58,20 +59,21 @@ def make_sampling(
         if bad.any():
             allowed = f"above {low} and at most {high}" if above else f"between {low} and {high}"
             raise ValueError(f"{name} must be {allowed}, got {array[bad].flat[0]}")
-        return jnp.asarray(np.broadcast_to(array, (batch,)).astype(dtype))
+        return np.broadcast_to(array, (batch,)).astype(dtype)
 
     most = 2**32 - 1
     for stop_id in stop_ids:
         if stop_id < 0:
             raise ValueError(f"stop_ids must be token ids of at least 0, got {stop_id}")
     stops = np.asarray(list(stop_ids) or [NO_TOKEN], np.int32)
+    all_stops: Any = np.tile(stops, (batch, 1))
     return Sampling(
         temperature=rows("temperature", temperature, np.float32, 0, 1e4),
         top_k=rows("top_k", top_k, np.int32, 0, 2**31 - 1),
         top_p=rows("top_p", top_p, np.float32, 0, 1, above=True),
         seed=rows("seed", seed, np.uint32, 0, most),
         sequence=rows("sequence", range(batch) if sequence is None else list(sequence), np.uint32, 0, most),
-        stop_ids=jnp.asarray(np.broadcast_to(stops, (batch, len(stops)))),
+        stop_ids=all_stops,
         max_new_tokens=rows("max_new_tokens", max_new_tokens, np.int32, 1, 2**31 - 1),
     )
 

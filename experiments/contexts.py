@@ -56,11 +56,12 @@ def main() -> None:
     questions = [question.turns[0] for question in read_questions(FLAGS.prompts_file, FLAGS.num_prompts)]
     documents = [document.turns[0] for document in read_questions(FLAGS.documents)]
     label, name, settings = methods.read_draft(FLAGS.draft_method, FLAGS)
+    looks = {window: settings._replace(head_window=window or None) for window in windows}
+    for look in looks.values():
+        methods.check_settings(name, look)
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
-    drafts = {
-        window: methods.make_method(name, model, settings._replace(head_window=window or None)) for window in windows
-    }
+    drafts = {window: methods.make_method(name, model, look) for window, look in looks.items()}
     tree = tree_size(drafts[windows[0]][0], methods.children(name, settings))
     rows: list[Row] = []
     for found in measure(model, drafts, questions, documents, contexts):

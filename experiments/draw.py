@@ -200,8 +200,8 @@ def draw_times(model: LoadedModel) -> None:
         print(f"{label}: " + ", ".join(f"{part} {cost:.1f} ms" for part, cost in costs[label].items()), flush=True)
     with launch.status("Timing plain decoding"):
         plain = Generator(target, model.params, make_vanilla())
-        plain.warm_up([prompt])
-        written = plain.generate([prompt], max_new_tokens=FLAGS.max_new_tokens)
+        plain.warm_up([prompt], **law())
+        written = plain.generate([prompt], **law())
     for name, theme in THEMES.items():
         save(round_split(costs, 1e3 * written.decode_seconds / written.rounds[0], theme), output(), f"times-{name}")
 

@@ -21,6 +21,7 @@ from eagle_jax.evaluation.report import markdown_table
 from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.generate import Generation, Generator
 from eagle_jax.models.transformer import make_target
+from eagle_jax.sampling import make_sampling
 from experiments import launch, methods
 
 FLAGS = flags.FlagValues()
@@ -44,7 +45,11 @@ def main() -> None:
         raise ValueError("--prompts_file is needed: questions, one JSON object a line")
     if FLAGS.batch < 1:
         raise ValueError(f"--batch must be at least 1, got {FLAGS.batch}")
+    if not FLAGS.methods:
+        raise ValueError(f"--methods names none; there are {', '.join(methods.METHODS)}")
     laws = [read_law(text) for text in FLAGS.laws]
+    for law in laws:
+        make_sampling(1, **law, seed=FLAGS.seed, max_new_tokens=FLAGS.max_new_tokens)  # refuses bad values
     chosen = {name: methods.settings_for(name, FLAGS) for name in FLAGS.methods}
     questions = read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
     with launch.status(f"Loading {FLAGS.target}") as progress:

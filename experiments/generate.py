@@ -30,6 +30,7 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import leads
 from eagle_jax.refill import write_all
 from eagle_jax.sampling import make_sampling
+from eagle_jax.sharding import DATA
 from experiments import launch, methods
 
 FLAGS = flags.FlagValues()
@@ -74,9 +75,9 @@ def main() -> None:
     make_sampling(1, max_new_tokens=FLAGS.max_new_tokens, **law)  # refuses bad values before anything is loaded
     check_flags()
     name, settings = methods.settings_from_flags(FLAGS)
-    settings = methods.with_tree(name, settings, FLAGS.batch)
     questions = asked_questions()
     mesh = launch.parse_mesh(FLAGS.mesh, batch=FLAGS.batch)
+    settings = methods.with_tree(name, settings, FLAGS.batch // (mesh.shape[DATA] if mesh else 1))
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, settings.dtype, mesh=mesh, progress=progress)
     prompts = [runner.prompt_ids(model, question) for question in questions]

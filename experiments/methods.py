@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from eagle_jax.drafters import (
     make_vanilla,
 )
 from eagle_jax.drafters.default_tree import default_tree
+from eagle_jax.drafters.draft_model import with_vocabulary
 from eagle_jax.drafters.eagle2 import check_sizes
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
@@ -30,6 +32,7 @@ from eagle_jax.types import Params, Target
 from experiments.launch import status
 from experiments.settings import LOOKAHEAD, OUROBOROS, SIZES, TRIPLE, Settings, chain_length, given_sizes, tree_sizes
 
+_LOG = logging.getLogger(__name__)
 _SELF = "self:"
 _MAY_BE_ZERO = ("depth", "draft_phrases", "pool_from_prompt")
 
@@ -213,7 +216,9 @@ def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]
             draft = load_target(name, settings.dtype, progress=progress)
         check_vocabulary(target, draft)
         config, params = draft.config, draft.params
-    return make_target(config, settings.dtype), params
+    if config.max_positions < target.config.max_positions:
+        _LOG.warning("draft %s knows %d positions only: what it drafts beyond is guesswork", name, config.max_positions)
+    return with_vocabulary(make_target(config, settings.dtype), target.config.vocab_size), params
 
 
 def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
@@ -269,9 +274,9 @@ def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
     """Refuse a draft whose token ids mean something else.
 
     Raises:
-      ValueError: the sizes differ, or the text of some id (about 500 ids are compared).
+      ValueError: the tokenizers' sizes differ, or the text of some id (about 500 ids are compared).
     """
-    sizes = draft.config.vocab_size, target.config.vocab_size
+    sizes = draft.tokenizer.vocab_size, target.tokenizer.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(f"draft {draft.name} has a vocabulary of {sizes[0]}, target {target.name} one of {sizes[1]}")
     for token in range(0, target.tokenizer.vocab_size, max(1, target.tokenizer.vocab_size // 500)):

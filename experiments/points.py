@@ -62,14 +62,14 @@ def read_points(path: str) -> list[Point]:
     return points
 
 
-def load_module(path: str) -> ModuleType:
+def load_module(path: str, field: str = "--config") -> ModuleType:
     """Run a Python file.
 
     Raises:
-      ValueError: there is no such file.
+      ValueError: there is no such file; `field` says who named it.
     """
     if not pathlib.Path(path).is_file():
-        raise ValueError(f"--config={path} names no file")
+        raise ValueError(f"{field}={path} names no file")
     spec = importlib.util.spec_from_file_location("ablation", path)
     assert spec is not None
     assert spec.loader is not None
@@ -86,7 +86,9 @@ def make_point(base: ConfigDict, name: str, label: str, changes: Mapping[str, An
     """
     config = base.to_dict()
     train = config.pop("train", None)
-    whole = {**config, **({"train": load_module(train["config"]).get_config().to_dict()} if train else {})}
+    whole = {**config}
+    if train:
+        whole["train"] = load_module(train["config"], "the config's train.config").get_config().to_dict()
     values = {f"train.{field}": value for field, value in train["fields"].items()} if train else {}
     values |= changes
     for key, value in values.items():

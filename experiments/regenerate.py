@@ -5,6 +5,7 @@
 A line of --prompts is `{"id": ..., "messages": [...]}`; an answer at its end is left out and written anew. Every prompt
 is answered --answers times at each temperature (once at 0), each answer with its own noise: what is written does not
 depend on the batch, the drafting method or on interruptions. The same command goes on where an earlier one stopped.
+With --mesh one process has several devices answer.
 """
 
 import time
@@ -15,12 +16,14 @@ from absl import flags
 from tqdm import tqdm
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.files import local
 from eagle_jax.generate import Generator, cache_slots
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
 from eagle_jax.training.answers import AnswerFile, Request, in_order, record_of, requests_for
 from eagle_jax.training.prompts import Prompt, read_prompts
 from experiments import launch, methods
+from experiments.entries import weights_digest
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -39,6 +42,9 @@ flags.DEFINE_integer("batch", 16, "answers written at a time", flag_values=FLAGS
 flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
 flags.DEFINE_float("time_limit", None, "seconds after which to stop", flag_values=FLAGS)
 flags.DEFINE_bool("skip_broken", False, "leave broken lines of --prompts out instead of stopping", flag_values=FLAGS)
+flags.DEFINE_string(
+    "mesh", None, "DATAxMODEL: 4x2 deals out answers to 4 groups of 2 devices that share a target", flag_values=FLAGS
+)
 flags.DEFINE_bool("quiet", False, "no progress bar", flag_values=FLAGS)
 
 WINDOW = 8
@@ -50,16 +56,17 @@ def main() -> None:
     started = time.monotonic()
     temperatures = check_flags()
     name, settings = methods.settings_from_flags(FLAGS)
+    mesh = launch.parse_mesh(FLAGS.mesh, batch=FLAGS.batch)
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, settings.dtype, progress=progress)
+        model = load_target(FLAGS.target, settings.dtype, mesh=mesh, progress=progress)
     requests = requests_for(prompts_of(model), temperatures, FLAGS.answers)
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config, settings.dtype)
     longest = longest_prompt(model) + FLAGS.max_new_tokens
     slots = cache_slots(longest, drafter.max_depth, target.max_positions)
-    writer = Generator(target, model.params, drafter, drafter_params, capacity=slots)
-    decides = ("target", "dtype", "seed", "max_new_tokens")
-    with AnswerFile(FLAGS.output, {flag: getattr(FLAGS, flag) for flag in decides}) as file:
+    writer = Generator(target, model.params, drafter, drafter_params, capacity=slots, mesh=mesh)
+    decides = {flag: getattr(FLAGS, flag) for flag in ("target", "dtype", "seed", "max_new_tokens")}
+    with AnswerFile(FLAGS.output, {**decides, "weights": weights_digest(model.params)}) as file:
         missing = file.missing(in_order(requests, FLAGS.batch * WINDOW))
         print(f"{len(requests)} answers asked for, {len(requests) - len(missing)} there already", flush=True)
         left = len(missing) - write_all(writer, model, missing, file, started)
@@ -71,6 +78,7 @@ def check_flags() -> list[float]:
     for flag in ("prompts", "output", "temperatures"):
         if not getattr(FLAGS, flag):
             raise ValueError(f"give --{flag}")
+    local(FLAGS.output)
     for flag in ("answers", "num_prompts", "max_prompt_tokens", "batch"):
         given = getattr(FLAGS, flag)
         if given is not None and given < 1:

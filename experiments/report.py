@@ -144,8 +144,11 @@ def training_sections(runs: Mapping[str, Sequence[Line]], output: pathlib.Path) 
 def introduction(rows: Sequence[Row]) -> str:
     """What the numbers mean and what code they were measured with."""
     commits = ", ".join(str(commit) for commit in tables.distinct(rows, "commit"))
+    how = "Played back on answers that plain decoding wrote: no times. "
+    if any(row["speedup"] is not None for row in rows):
+        how = "Batch 1; plain decoding and all methods in one process, in alternation, on the same prompts. "
     return (
-        "Batch 1; plain decoding and all methods in one process, in alternation, on the same prompts; compiling apart. "
+        f"{how}"
         "**tau**: tokens a round, bonus included (plain decoding: 1). **Speed-up**: median over the prompts of plain "
         "decoding's time a token over the method's. **Efficiency**: speed-up / tau. **Identical**: prompts answered "
         "with plain decoding's very tokens; the margin is the largest lead, in logits, of the best score where one was "

@@ -1,4 +1,7 @@
-"""What a run of `experiments.train` trains: a draft head (`config.head`) or a small draft model (`config.draft`)."""
+"""What a run of `experiments.train` trains: a draft head (`config.head`) or a small draft model (`config.draft`).
+
+And how well it decodes while it is trained.
+"""
 
 import dataclasses
 import hashlib
@@ -14,10 +17,13 @@ from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.checkpoint.save_target import save_target
 from eagle_jax.drafters import Drafter, make_chain, make_eagle2
+from eagle_jax.evaluation.runner import slots
+from eagle_jax.generate import Generator
 from eagle_jax.models.draft_head import Head, HeadParams, features_of, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import leads
-from eagle_jax.sharding import to_host
+from eagle_jax.sampling import make_sampling
+from eagle_jax.sharding import check_batch, to_host
 from eagle_jax.training import initialise, step
 from eagle_jax.training.batch import Recipe, Vocabulary
 from eagle_jax.training.conversations import Example
@@ -25,6 +31,7 @@ from eagle_jax.training.data import Packing, assemble
 from eagle_jax.training.distill_recipe import FROZEN, make_distill_recipe, whole_student
 from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.features import compute_features
+from eagle_jax.training.loop import Evaluate
 from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.types import Params, Target
 
@@ -64,6 +71,30 @@ def coverage(subject: Subject, training: Packing) -> float:
     return float(np.isin(tokens, np.asarray(ids)).mean())
 
 
+def make_evaluate(
+    target: Target, model: LoadedModel, subject: Subject, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> Evaluate:
+    """Real tau of the decoder on prompts, greedy and at temperature 1; they are one batch.
+
+    Raises:
+      ValueError: prompts that do not divide over the model's mesh, or that leave no room for new tokens.
+    """
+    make_sampling(len(prompts), max_new_tokens=max_new_tokens)
+    capacity = slots(target, prompts, subject.drafter, max_new_tokens)
+    if model.mesh is not None:
+        check_batch(model.mesh, len(prompts))
+
+    def evaluate(params: HeadParams) -> dict[str, float]:
+        drafter_params = subject.drafter_params(params)
+        writer = Generator(target, model.params, subject.drafter, drafter_params, capacity=capacity, mesh=model.mesh)
+        law = {"stop_ids": model.stop_ids, "max_new_tokens": max_new_tokens}
+        greedy = writer.generate(prompts, temperature=0.0, **law)
+        sampled = writer.generate(prompts, temperature=1.0, **law)
+        return {"tau": greedy.tau, "tau_at_temperature_1": sampled.tau}
+
+    return evaluate
+
+
 def answers_of(training: Packing) -> list[Example]:
     """The documents that are trained on."""
     return [training.examples[document] for row in training.rows for document in row]
@@ -77,7 +108,8 @@ def _head(target: Target, model: LoadedModel, training: Packing, config: Any) ->
     vocabulary = initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype)
     first: Trained = {"weights": _first_weights(head, target, model, training, config)}
     if config.recipe.get("train_lm_head", False):
-        first["lm_head"] = vocabulary.lm_head.astype(jnp.float32)
+        # A copy: training donates its state, and the loss goes on reading the target's rows.
+        first["lm_head"] = jnp.array(vocabulary.lm_head, jnp.float32)
     eagle3 = config.head.kind == "eagle3"
     tree = config.evaluation
     return Subject(

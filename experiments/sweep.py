@@ -9,9 +9,11 @@ the training config.
 
 The same command goes on where an earlier one stopped. DIRECTORY gets points/, a file of rows for each point, rows.jsonl
 with all of them (for experiments.report) and summary.md. With --replay tau and n-alpha alone are found, which takes a
-fraction of the time. With --processes every point is measured in a process of its own.
+fraction of the time. With --processes every point has a process of its own, as it has wherever several train heads: one
+that measures would keep the accelerator from the next that trains.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -22,13 +24,16 @@ from typing import Any
 
 from absl import flags
 
+from eagle_jax.checkpoint import pretrained
 from eagle_jax.evaluation import tables
 from eagle_jax.evaluation.journal import Record, write_rows
 from eagle_jax.evaluation.tasks import read_tasks
+from eagle_jax.files import local, write_whole
 from eagle_jax.resume import check_same
-from experiments import launch
+from experiments import children, launch
 from experiments.cells import digests
 from experiments.evaluate import evaluate
+from experiments.methods import METHODS
 from experiments.playback import playback, why_not
 from experiments.points import Point, read_points
 
@@ -55,24 +60,44 @@ def main() -> None:
     asked = choose(points, FLAGS.points)
     if any(point.train for point in asked) and not FLAGS.answers:
         raise ValueError(f"{FLAGS.config} trains heads: give --answers, conversations to train on")
-    output = pathlib.Path(FLAGS.output)
+    output = local(FLAGS.output)
     (output / "points").mkdir(parents=True, exist_ok=True)
     check_sweep(output / "sweep.json", {point.name: about(point) for point in points})
-    failed = []
-    for number, point in enumerate(asked, start=1):
-        print(f"[{number}/{len(asked)}] {point.label}", file=sys.stderr, flush=True)
-        if not FLAGS.processes:
-            measure(point, output)
-        elif code := in_a_process(point):
-            failed.append(f"{point.label!r} with exit code {code}")
-    rows, missing = collect(points, output)
-    summary = "\n\n".join(summarise(rows, missing))
+    failed = run(asked, output)
+    rows, unmeasured = collect(points, output)
+    summary = "\n\n".join(summarise(rows, unmeasured))
     if rows:
         write_rows(output / "rows.jsonl", rows)
-    (output / "summary.md").write_text(summary + "\n", encoding="utf-8")
+    write_whole(output / "summary.md", summary + "\n")
     print(summary, flush=True)
     if failed:
-        raise ValueError(f"points failed: {', '.join(failed)}")
+        reasons = "; ".join(f"{label!r}: {error}" for label, error in failed.items())
+        raise failed[asked[0].label] if len(asked) == 1 else ValueError(f"points failed: {reasons}")
+
+
+def run(points: Sequence[Point], output: pathlib.Path) -> dict[str, Exception]:
+    """Measure those points that were not; what went wrong, by label: a point that fails leaves the others alone."""
+    apart = FLAGS.processes or (len(points) > 1 and any(point.train for point in points))
+    failed: dict[str, Exception] = {}
+    for number, point in enumerate(points, start=1):
+        print(f"[{number}/{len(points)}] {point.label}", file=sys.stderr, flush=True)
+        reason = left_out(point)
+        if reason:
+            print(f"left out: {reason}", file=sys.stderr, flush=True)
+        elif not files_of(point, output)[1].exists():
+            try:
+                if apart:
+                    in_a_process(point)
+                else:
+                    measure(point, output)
+            except (ValueError, OSError) as error:
+                failed[point.label] = error
+    return failed
+
+
+def left_out(point: Point) -> str | None:
+    """Why the point can never be measured as the flags ask for, None where it can."""
+    return why_not(point.evaluation()) if FLAGS.replay else None
 
 
 def about(point: Point) -> Record:
@@ -82,13 +107,37 @@ def about(point: Point) -> Record:
       ValueError: questions that cannot be used.
     """
     questions = digests(read_tasks(FLAGS.data, point.config["tasks"], point.config["num_prompts"]))
-    answers = [hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() for path in FLAGS.answers or ()]
     settings: Record = {"config": point.config, "questions": questions}
     if point.train:
-        settings |= {"train": point.recipe, "answers": answers}
+        settings |= {"train": point.recipe, "answers": [digest(pathlib.Path(path)) for path in FLAGS.answers or ()]}
+    elif folder := head_of(point):
+        settings["head"] = {path.name: digest(path) for path in sorted(folder.glob("*.safetensors"))}
     if FLAGS.replay:
         settings["replay"] = True
     return json.loads(json.dumps(settings))
+
+
+def head_of(point: Point) -> pathlib.Path | None:
+    """Where the head lies that a point drafts with; None where it has none, or one of the Hugging Face hub."""
+    method = point.config["method"]
+    if not METHODS[method["method"]].takes_head:
+        return None
+    name = method.get("head") or ("eagle3" if method["method"] == "eagle3" else "eagle")
+    shipped = pretrained.SHIPPED_HEADS / f"{point.config['target']}-{name}"
+    folder = shipped if name in ("eagle", "eagle3") else pathlib.Path(name).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def digest(path: pathlib.Path) -> str:
+    """The hash of a file, computed once as long as nobody writes to it."""
+    return _digest(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _digest(path: pathlib.Path, changed: int) -> str:
+    del changed
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def choose(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
@@ -116,24 +165,24 @@ def check_sweep(path: pathlib.Path, settings: Record) -> None:
     write_rows(path, [{**found, **settings}])
 
 
-def in_a_process(point: Point) -> int:
-    """Measure one point as its own process, whose exit code it gives; one that fails leaves the others alone."""
+def in_a_process(point: Point) -> None:
+    """Measure one point in a process of its own.
+
+    Raises:
+      ValueError: it failed; its own last line says why.
+    """
     flags_given = {name: getattr(FLAGS, name) for name in ("config", "data", "output", "features")}
     command = [sys.executable, "-m", "experiments.sweep", f"--points={point.name}", f"--quiet={FLAGS.quiet}"]
     command += [f"--replay={FLAGS.replay}"]
     command += [f"--{name}={value}" for name, value in flags_given.items() if value is not None]
     command += [f"--answers={','.join(FLAGS.answers)}"] if FLAGS.answers else []
-    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    if code := children.run(command, stdout=subprocess.DEVNULL):
+        raise ValueError(f"its process ended with exit code {code}")
 
 
 def measure(point: Point, output: pathlib.Path) -> None:
-    """Train if need be, then evaluate; nothing where that was done before."""
+    """Train if need be, then evaluate; training comes before this process touches the accelerator."""
     rows, finished = files_of(point, output)
-    if finished.exists():
-        return
-    if FLAGS.replay and (reason := why_not(point.evaluation())):
-        print(f"left out: {reason}", file=sys.stderr, flush=True)
-        return
     trained = {}
     if point.train:
         head = train(point.train, output / "heads" / point.name)
@@ -167,31 +216,35 @@ def train(wanted: Mapping[str, Any], folder: pathlib.Path) -> pathlib.Path | Non
     command += [f"--data={','.join(FLAGS.answers)}", f"--run={folder / 'run'}", f"--export={head}"]
     command += [f"--time_limit={wanted['time_limit']}", f"--quiet={FLAGS.quiet}"]
     command += [f"--features={FLAGS.features}"] if FLAGS.features else []
-    done = subprocess.run(command, stdout=sys.stderr, check=False)
-    if done.returncode:
-        raise ValueError(f"training failed with exit code {done.returncode}: {' '.join(command)}")
+    if code := children.run(command, stdout=sys.stderr):
+        raise ValueError(f"training failed with exit code {code}: {' '.join(command)}")
     return head if head.is_dir() else None
 
 
-def collect(points: Sequence[Point], output: pathlib.Path) -> tuple[list[Record], list[str]]:
-    """Rows of the finished points, and the labels of the others."""
+def collect(points: Sequence[Point], output: pathlib.Path) -> tuple[list[Record], list[Point]]:
+    """Rows of the finished points, and the other points."""
     rows: list[Record] = []
-    missing = []
+    unmeasured = []
     for point in points:
         path, finished = files_of(point, output)
         if finished.exists():
             rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         else:
-            missing.append(point.label)
-    return rows, missing
+            unmeasured.append(point)
+    return rows, unmeasured
 
 
-def summarise(rows: Sequence[Record], missing: Sequence[str]) -> list[str]:
+def summarise(rows: Sequence[Record], unmeasured: Sequence[Point]) -> list[str]:
     """Tables, a section a temperature, and what is missing."""
     sections = []
     for (target, temperature), own in tables.groups(rows, "target", "temperature"):
         sections += [f"## {target}, T = {temperature:g}: speed-up / tau", tables.method_table(own)]
         sections += [f"## {target}, T = {temperature:g}: acceptance", tables.acceptance_table(own)]
+    reasons = {point.label: left_out(point) for point in unmeasured}
+    never = [f"{label} ({reason})" for label, reason in reasons.items() if reason]
+    if never:
+        sections.append(f"Left out: {'; '.join(never)}.")
+    missing = [label for label, reason in reasons.items() if not reason]
     if missing:
         sections.append(f"Not finished, the same command goes on: {'; '.join(missing)}.")
     return sections

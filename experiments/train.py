@@ -10,11 +10,12 @@ Several processes train one run on a --mesh of all their devices: start the same
 """
 
 import dataclasses
+import hashlib
+import json
 import time
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
@@ -23,18 +24,19 @@ from tqdm import tqdm
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.evaluation.runner import prompt_ids
 from eagle_jax.evaluation.tasks import read_questions
-from eagle_jax.generate import Generator
-from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.files import local
 from eagle_jax.models.transformer import make_target
+from eagle_jax.processes import first_said, leads
 from eagle_jax.training import step
-from eagle_jax.training.conversations import read_corpus
-from eagle_jax.training.data import Packing, Trimmed, assemble, make_iterator, pack, trim
-from eagle_jax.training.features import FeatureCache, fingerprint
+from eagle_jax.training.data import make_iterator
+from eagle_jax.training.feature_cache import FeatureCache
+from eagle_jax.training.features import fingerprint
 from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
-from eagle_jax.training.run import Run
+from eagle_jax.training.run import Run, check_run
 from eagle_jax.types import Target
 from experiments import launch
-from experiments.subjects import Subject, coverage, make_subject
+from experiments.material import Material, heldout_rows, read_material
+from experiments.subjects import Subject, coverage, make_evaluate, make_subject
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(
@@ -62,64 +64,117 @@ flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-    """Text ready for training."""
+class Plan:
+    """A run as it was asked for, checked as far as that costs little."""
 
-    text: Trimmed
-    training: Packing
-    heldout: Packing | None
+    config: Any
+    model: LoadedModel
+    target: Target
+    material: Material
+    subject: Subject
+    optimizer: step.OptimizerConfig
+    loop: LoopConfig
+    evaluate: Evaluate | None
+    cache: FeatureCache | None
+    identity: dict[str, Any]  # of the run: everything that decides its numbers
 
 
 def main() -> None:
     """Train as the flags say."""
     started = time.monotonic()
+    check_flags()
+    launch.join(FLAGS.distributed)
+    mesh = launch.parse_mesh(FLAGS.mesh, batch=FLAGS.config.data.batch)
+    plan = make_plan(FLAGS.config, mesh)
+    check_run(FLAGS.run, plan.identity, FLAGS.export)
+    if plan.cache is not None and not plan.cache.complete and not fill_cache(plan, plan.cache, started):
+        launch.say("stopped while computing features; the same command goes on")
+        return
+    describe(plan)
+    with Run(FLAGS.run, plan.identity) as run:
+        outcome = work(run, plan, started)
+        report(outcome, plan.loop.steps)
+        if FLAGS.export and outcome.finished:
+            export(run, outcome, plan.subject)
+
+
+def check_flags() -> None:
+    """Refuse bad values before anything is loaded."""
     for name in ("config", "data", "run"):
         if not getattr(FLAGS, name):
             raise ValueError(f"give --{name}")
-    config = FLAGS.config
-    launch.join(FLAGS.distributed)
-    mesh = launch.parse_mesh(FLAGS.mesh, batch=config.data.batch)
+    for place in filter(None, (FLAGS.run, FLAGS.features, FLAGS.export)):
+        local(place)
+    if FLAGS.config.dtype == "float16":
+        raise ValueError("training in float16 needs a scaled loss, which is not done here: give bfloat16 or float32")
+
+
+def make_plan(config: Any, mesh: Mesh | None) -> Plan:
+    """Load the target, read the text, and build everything that the config names.
+
+    Raises:
+      ValueError: whatever of it cannot be.
+    """
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
     target = make_target(model.config, config.dtype)
-    material = read_material(model, config)
-    asked = (everywhere(config), model.config.tap_layers)
-    identity = fingerprint(material.text.examples, model.name, model.params, *asked)
-    cache = fill_cache(target, model, material, config, identity, started, mesh)
-    if cache is not None and not cache.complete:
-        launch.say("stopped while computing features; the same command goes on")
-        return
-
+    material = read_material(model, config, FLAGS.data, skip_broken=FLAGS.skip_broken)
     subject = make_subject(target, model, material.training, config)
-    rows = config.data.batch * config.data.accumulate
-    steps = config.steps or round(config.epochs * len(material.training.rows) / rows)
-    optimizer, schedule = step.make_optimizer(step.OptimizerConfig(steps=steps, **config.optimizer))
-    describe(material, subject, steps)
+    steps = config.steps or round(config.epochs * len(material.training.rows) / rows_of(config))
+    prompts = evaluation_prompts(model, config)
+    asked = (everywhere(config), model.config.tap_layers)
+    text = fingerprint(material.text.examples, model.name, model.config, model.params, *asked)
+    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    return Plan(
+        config=config,
+        model=model,
+        target=target,
+        material=material,
+        subject=subject,
+        optimizer=step.OptimizerConfig(steps=steps, **config.optimizer),
+        loop=LoopConfig(steps=steps, **config.loop),
+        evaluate=make_evaluate(target, model, subject, prompts, config.evaluation.max_new_tokens) if prompts else None,
+        cache=open_cache(material, config, text, mesh),
+        identity={
+            "config": config.to_dict(),
+            "text_and_target": text,
+            "features": config.features.dtype if FLAGS.features else None,
+            "evaluation_prompts": digest if prompts else None,
+            **subject.identity,
+        },
+    )
 
-    about = {"config": config.to_dict(), "text_and_target": identity, **subject.identity}
-    with Run(FLAGS.run, about) as run:
-        data = make_iterator(material.training, rows, seed=config.seed, lookup=cache.lookup if cache else None)
-        options = {"dtype": config.dtype, "everywhere": everywhere(config)}
-        outcome = train(
-            run,
-            step.initial_state(subject.first, optimizer, subject.recipe.num_steps),
-            data,
-            step.make_train_step(
-                subject.recipe, target, optimizer, accumulate=config.data.accumulate, seed=config.seed, **options
-            ),
-            step.Frozen(model.params, subject.vocabulary),
-            LoopConfig(steps=steps, **config.loop),
-            learning_rate=schedule,
-            heldout=heldout_rows(material, cache, config.data.batch),
-            measure=step.make_measure(subject.recipe, target, **options),
-            evaluate=make_evaluate(target, model, subject, config) if FLAGS.prompts_file else None,
-            time_limit=None if FLAGS.time_limit is None else FLAGS.time_limit - (time.monotonic() - started),
-            mesh=mesh,
-            quiet=FLAGS.quiet,
-        )
-        report(outcome, steps)
-        if FLAGS.export and outcome.finished:
-            export(run, outcome, subject)
+
+def work(run: Run, plan: Plan, started: float) -> Outcome:
+    """The training itself."""
+    config, subject, cache = plan.config, plan.subject, plan.cache
+    optimizer, schedule = step.make_optimizer(plan.optimizer)
+    options = {"dtype": config.dtype, "everywhere": everywhere(config)}
+    return train(
+        run,
+        step.initial_state(subject.first, optimizer, subject.recipe.num_steps),
+        make_iterator(
+            plan.material.training, rows_of(config), seed=config.seed, lookup=cache.lookup if cache else None
+        ),
+        step.make_train_step(
+            subject.recipe, plan.target, optimizer, accumulate=config.data.accumulate, seed=config.seed, **options
+        ),
+        step.Frozen(plan.model.params, subject.vocabulary),
+        plan.loop,
+        learning_rate=schedule,
+        heldout=heldout_rows(plan.material, cache, config.data.batch),
+        measure=step.make_measure(subject.recipe, plan.target, **options),
+        evaluate=plan.evaluate,
+        time_limit=FLAGS.time_limit,
+        started=started,
+        mesh=plan.model.mesh,
+        quiet=FLAGS.quiet,
+    )
+
+
+def rows_of(config: Any) -> int:
+    """Packed rows that a step reads."""
+    return config.data.batch * config.data.accumulate
 
 
 def everywhere(config: Any) -> bool:
@@ -127,106 +182,59 @@ def everywhere(config: Any) -> bool:
     return "recipe" in config and config.recipe.get("alignment", "target") == "official"
 
 
-def read_material(model: LoadedModel, config: Any) -> Material:
-    """Conversations to packed rows, some of them held out."""
-
-    def encode_plain(text: str) -> list[int]:
-        return model.tokenizer.encode(text, add_special_tokens=False)
-
-    with launch.status(f"Reading {', '.join(FLAGS.data)}"):
-        corpus = read_corpus(FLAGS.data, model.tokenizer, encode_plain=encode_plain, skip_broken=FLAGS.skip_broken)
-    if corpus.broken:
-        launch.say(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}")
-    length, slots = config.data.length, config.data.slots
-    text = trim(corpus.examples, length, slots)
-    if not 0 <= config.data.heldout < len(text.examples):
-        raise ValueError(f"cannot hold out {config.data.heldout} of {len(text.examples)} conversations")
-    order = np.random.default_rng(config.seed).permutation(len(text.examples))
-    heldout, training = order[: config.data.heldout], order[config.data.heldout :]
-    if not 0 < config.data.share <= 1:
-        raise ValueError(f"data.share must be above 0 and at most 1, got {config.data.share}")
-    training = training[: max(1, round(config.data.share * len(training)))]
-    return Material(
-        text,
-        pack(text.examples, length, slots, documents=training, seed=config.seed),
-        pack(text.examples, length, slots, documents=heldout) if len(heldout) else None,
-    )
+def evaluation_prompts(model: LoadedModel, config: Any) -> list[list[int]]:
+    """Token ids of --prompts_file; none without the flag."""
+    if not FLAGS.prompts_file:
+        return []
+    return [
+        prompt_ids(model, question) for question in read_questions(FLAGS.prompts_file, config.evaluation.num_prompts)
+    ]
 
 
-def fill_cache(
-    target: Target,
-    model: LoadedModel,
-    material: Material,
-    config: Any,
-    identity: str,
-    started: float,
-    mesh: Mesh | None,
-) -> FeatureCache | None:
-    """The features on disk, complete unless time ran out; None where they are computed in every step.
+def open_cache(material: Material, config: Any, identity: str, mesh: Mesh | None) -> FeatureCache | None:
+    """The features on disk, as far as they are there; None where they are computed in every step.
 
     Raises:
-      ValueError: several processes, and features that are not there yet.
+      ValueError: features that are not there and cannot be computed: several processes, or sizes that do not fit.
     """
     if not FLAGS.features:
         return None
     cache = FeatureCache(FLAGS.features, material.text.examples, identity, config.features.dtype)
-    if cache.complete:
-        return cache
-    if jax.process_count() > 1:
-        raise ValueError(f"{FLAGS.features} is filled by one process: run without --distributed first, or without it")
-    with tqdm(desc="features", unit="pass", disable=FLAGS.quiet, dynamic_ncols=True) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.refresh()
-
-        cache.fill(
-            target,
-            model.params,
-            length=config.features.length,
-            batch=config.features.batch,
-            everywhere=everywhere(config),
-            mesh=mesh,
-            stop=lambda: FLAGS.time_limit is not None and time.monotonic() - started > FLAGS.time_limit,
-            progress=progress,
-        )
+    if not cache.complete:
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"{FLAGS.features} is filled by one process: run without --distributed first, or without it"
+            )
+        cache.check(length=config.features.length, batch=config.features.batch, mesh=mesh)
     return cache
 
 
-def heldout_rows(material: Material, cache: FeatureCache | None, batch: int) -> list[dict[str, np.ndarray]]:
-    """Rows that are never trained on, in batches."""
-    packing = material.heldout
-    if packing is None:
-        return []
-    documents = [*packing.rows, *[[]] * (-len(packing.rows) % batch)]
-    rows = [assemble(packing, some, cache.lookup if cache else None) for some in documents]
-    if cache:  # an empty row has no fields of features yet
-        rows = [{name: row.get(name, np.zeros_like(rows[0][name])) for name in rows[0]} for row in rows]
-    return [
-        {name: np.stack([row[name] for row in rows[start : start + batch]]) for name in rows[0]}
-        for start in range(0, len(rows), batch)
-    ]
+def fill_cache(plan: Plan, cache: FeatureCache, started: float) -> bool:
+    """Compute the features that are missing; whether all are there now, before time ran out."""
+    with tqdm(desc="features", unit="pass", disable=FLAGS.quiet, dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            if not done:
+                with tqdm.external_write_mode():
+                    launch.say(f"features take {cache.num_bytes / 2**30:.1f} GiB in {cache.directory}")
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        return cache.fill(
+            plan.target,
+            plan.model.params,
+            length=plan.config.features.length,
+            batch=plan.config.features.batch,
+            everywhere=everywhere(plan.config),
+            mesh=plan.model.mesh,
+            stop=lambda: FLAGS.time_limit is not None and time.monotonic() - started > FLAGS.time_limit,
+            progress=progress,
+        )
 
 
-def make_evaluate(target: Target, model: LoadedModel, subject: Subject, config: Any) -> Evaluate:
-    """Real tau of the decoder on --prompts_file, greedy and at temperature 1; the prompts are one batch."""
-    options = config.evaluation
-    prompts = [prompt_ids(model, question) for question in read_questions(FLAGS.prompts_file, options.num_prompts)]
-    mesh = launch.parse_mesh(FLAGS.mesh, batch=len(prompts))
-
-    def evaluate(params: HeadParams) -> dict[str, float]:
-        writer = Generator(target, model.params, subject.drafter, subject.drafter_params(params), mesh=mesh)
-        law = {"stop_ids": model.stop_ids, "max_new_tokens": options.max_new_tokens}
-        greedy = writer.generate(prompts, temperature=0.0, **law)
-        sampled = writer.generate(prompts, temperature=1.0, **law)
-        return {"tau": greedy.tau, "tau_at_temperature_1": sampled.tau}
-
-    return evaluate
-
-
-def describe(material: Material, subject: Subject, steps: int) -> None:
+def describe(plan: Plan) -> None:
     """Say what is about to be trained on what."""
-    packing = material.training
+    packing, subject = plan.material.training, plan.subject
     size = sum(leaf.size for leaf in jax.tree.leaves(subject.first["weights"]))
     tokens, slots = packing.fill
     launch.say(
@@ -234,15 +242,20 @@ def describe(material: Material, subject: Subject, steps: int) -> None:
         f" {coverage(subject, packing):.1%} of the answers\n"
         f"data: {sum(map(len, packing.rows))} conversations, {packing.num_supervised} supervised tokens in"
         f" {len(packing.rows)} rows ({tokens:.0%} of tokens, {slots:.0%} of slots used),"
-        f" {material.text.num_cut} cut, {material.text.num_dropped} dropped\n"
-        f"steps: {steps}"
+        f" {plan.material.text.num_cut} cut, {plan.material.text.num_dropped} dropped\n"
+        f"steps: {plan.loop.steps}"
     )
 
 
 def export(run: Run, outcome: Outcome, subject: Subject) -> None:
-    """Write the weights with the best real tau, or the last ones where none was measured."""
+    """Write the weights with the best real tau, or the last ones where none was measured; nothing a second time."""
     done, trained = run.best(outcome.state.trained) or (int(outcome.state.step), outcome.state.trained)
+    # One process looks for all: the files need not be there for the others.
+    if first_said("there" if leads() and run.exported(FLAGS.export) == done else ""):
+        launch.say(f"the weights of step {done} are in {FLAGS.export} already")
+        return
     subject.export(FLAGS.export, trained)
+    run.keep_export(FLAGS.export, done)
     launch.say(f"wrote the weights of step {done} to {FLAGS.export}")
 
 

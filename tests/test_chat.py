@@ -183,3 +183,27 @@ def test_smollm2_splits_digits_one_by_one(smollm2: Tokenizer) -> None:
 @pytest.mark.smollm2
 def test_smollm2_answer_text(smollm2: Tokenizer) -> None:
     assert smollm2.decode([504, 3575, 282, 4649, 314, 7042, 30, 2]) == "The capital of France is Paris."
+
+
+def test_truncation_and_padding_of_the_file_are_left_out(tmp_path: Path) -> None:
+    """A training script may have saved its own with the tokenizer."""
+    backend = byte_backend()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=6)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", chat_template=TEMPLATE)
+    fast.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert (saved["truncation"] is None, saved["padding"] is None) == (False, False)
+    tokenizer = chat.tokenizer_from_directory(tmp_path)
+    assert tokenizer.encode("ab") == list(byte_backend().encode("ab").ids)
+    assert len(tokenizer.chat([{"role": "user", "content": "a" * 40}])) > 40
+
+
+def test_what_cannot_be_encoded_is_a_value_error() -> None:
+    refusing = wrap("{{ raise_exception('no system message, please') }}")
+    with pytest.raises(
+        ValueError, match="the chat template of toy refuses the conversation: no system message, please"
+    ):
+        refusing.chat([{"role": "system", "content": "x"}])
+    with pytest.raises(ValueError, match="not a text that can be encoded: 'half \\\\ud83d'"):
+        wrap().encode("half \ud83d")

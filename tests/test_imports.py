@@ -11,7 +11,7 @@ FOLDERS = ("eagle_jax", "experiments", "configs")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 LAYERS = [
-    ["eagle_jax.needed", "eagle_jax.types", "eagle_jax.resume", "eagle_jax.processes"],
+    ["eagle_jax.needed", "eagle_jax.types", "eagle_jax.files", "eagle_jax.resume", "eagle_jax.processes"],
     ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],
     ["eagle_jax.verify", "eagle_jax.models"],
     ["eagle_jax.sharding"],

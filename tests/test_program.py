@@ -64,7 +64,7 @@ class TestOneProgram:
         assert compiled == []
 
 
-def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     """Every equation, those of inner jaxprs too."""
     for equation in jaxpr.eqns:
         yield equation
@@ -73,11 +73,11 @@ def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
                 if isinstance(inner, core.ClosedJaxpr):
                     inner = inner.jaxpr
                 if isinstance(inner, core.Jaxpr):
-                    yield from _equations(inner)
+                    yield from equations(inner)
 
 
 def _leaves_the_device(jaxpr: core.ClosedJaxpr) -> set[str]:
-    names = {equation.primitive.name for equation in _equations(jaxpr.jaxpr)}
+    names = {equation.primitive.name for equation in equations(jaxpr.jaxpr)}
     return {name for name in names if re.search("callback|debug|infeed|outfeed|print", name)}
 
 
@@ -100,7 +100,7 @@ class TestProgram:
         arguments = _arguments(target, params, drafter, params, 2, 32)
         run = functools.partial(decode, target, drafter, rule=rule, share_noise=rule == "match")
         jaxpr = jax.make_jaxpr(run)(*arguments)
-        assert {"while", "scan"} <= {equation.primitive.name for equation in _equations(jaxpr.jaxpr)}
+        assert {"while", "scan"} <= {equation.primitive.name for equation in equations(jaxpr.jaxpr)}
         assert _leaves_the_device(jaxpr) == set()
 
     def test_the_search_finds_what_it_looks_for(self) -> None:

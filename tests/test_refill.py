@@ -109,3 +109,12 @@ def test_stop_ids_end_a_row_early() -> None:
 def test_bad_input(prompts: list[list[int]], batch: int, mesh: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_all(writer("vanilla", mesh), prompts, batch=batch)
+
+
+def test_bad_tokens_are_found_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a prompt that comes late."""
+    generator, begun = writer("vanilla"), []
+    monkeypatch.setattr(Generator, "start", lambda *_: begun.append(1))
+    with pytest.raises(ValueError, match="token id 64 is outside the vocabulary of 64"):
+        write_all(generator, [*PROMPTS, [3, 64]], batch=2, max_new_tokens=4)
+    assert not begun

@@ -49,8 +49,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.features = ml_collections.ConfigDict()
     config.features.dtype = "float16"
-    config.features.length = 512  # tokens a row of a pass: no conversation may be longer
-    config.features.batch = 4  # rows a pass
+    config.features.length = 768  # tokens a row of a pass: no conversation may be longer, so at least data.length
+    config.features.batch = 3  # rows a pass
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "muon"  # or adamw

@@ -26,6 +26,7 @@ from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, Engine, config_from_f
 from eagle_jax.checkpoint.head_names import D2T, EMBEDDING, LM_HEAD, T2D, flat_names, head_tensors, kind_of
 from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, open_safetensors, read_json, weight_files
 from eagle_jax.checkpoint.names import TensorSpec, insert, lookup, table
+from eagle_jax.files import local
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams
 
@@ -241,9 +242,9 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A directory to fill, which appears under its name when it is complete.
 
     Raises:
-      ValueError: there is something of that name already.
+      ValueError: there is something of that name already, or the name is an address.
     """
-    path = pathlib.Path(path)
+    path = local(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} is there already and not empty; nothing is overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,8 +252,8 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     try:
         yield folder
         folder.chmod(0o755)  # temporary folders, and files of safetensors, are their owner's alone
-        for file in folder.iterdir():
-            file.chmod(0o644)
+        for inner in folder.rglob("*"):
+            inner.chmod(0o755 if inner.is_dir() else 0o644)
         folder.replace(path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ when the guesses are accepted.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,20 @@ import jax.numpy as jnp
 from eagle_jax.cache import commit, count_after
 from eagle_jax.drafters.base import Observation
 from eagle_jax.types import KVCache, Params, Target
+
+
+@functools.cache
+def with_vocabulary(draft: Target, vocab_size: int) -> Target:
+    """The draft model with scores for `vocab_size` tokens: models of one tokenizer may have padded it differently."""
+    if draft.vocab_size == vocab_size:
+        return draft
+
+    def unembed(params: Params, hidden: jax.Array) -> jax.Array:
+        scores = draft.unembed(params, hidden)[..., :vocab_size]
+        missing = vocab_size - scores.shape[-1]
+        return jnp.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)
+
+    return draft._replace(unembed=unembed, vocab_size=vocab_size)
 
 
 class Step(NamedTuple):

@@ -65,6 +65,9 @@ def observe(
     batch, size = observation.path.shape
     steps = jnp.arange(size)[None, :]
     output = observation.output
+    if output.hidden.dtype != state.newest.dtype:
+        kept, said = state.newest.dtype, output.hidden.dtype
+        raise ValueError(f"the drafter keeps {kept}, the target says {said}: give the drafter's factory that dtype")
     features = features_of(head.config, output.hidden, output.taps)
     features = jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
     slots = observation.length[:, None] + steps

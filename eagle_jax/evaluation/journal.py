@@ -8,7 +8,6 @@ The first line says what was asked for, every other line is one measurement:
 A line counts once its end is on disk; what a crash left of one is cut off when the journal is opened again.
 """
 
-import fcntl
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from eagle_jax.files import lock, write_whole
 from eagle_jax.resume import check_same
 
 Record = dict[str, Any]
@@ -38,7 +38,7 @@ class Journal:
         self.path = pathlib.Path(path)
         self._file = self.path.open("a+b")
         try:
-            self._lock()
+            lock(self._file, f"{self.path}: another process is writing it")
             self._file.seek(0)
             text = self._file.read()
             whole = text.rfind(b"\n") + 1
@@ -73,12 +73,6 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{self.path}: another process is writing it") from None
-
     def _parse(self, text: bytes) -> list[Record]:
         records = []
         for number, line in enumerate(text.splitlines(), start=1):
@@ -94,10 +88,4 @@ class Journal:
 
 def write_rows(path: str | os.PathLike[str], rows: list[Record]) -> None:
     """Put a file of JSON lines in place of the one there was, whole or not at all."""
-    path = pathlib.Path(path)
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    write_whole(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

@@ -7,11 +7,13 @@ left out. Near-ties are judged by the margin of the best noisy score over the se
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.generate import Generation
 from eagle_jax.sampling import gumbel, make_sampling, noisy_scores
 from eagle_jax.sharding import to_host
@@ -53,13 +55,9 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
-def _best_two(target: Target, params: Params, text: jax.Array, length: jax.Array, sampling: Sampling) -> jax.Array:
-    """The two highest noisy scores f32[2] for the token behind text[0, :length]."""
-    size = text.shape[1]
-    positions = jnp.arange(size)[None, :]
-    causal = jnp.tril(jnp.ones((1, size, size), bool))
-    hidden = target.forward(params, text, positions, target.init_cache(1, 1), causal).hidden
-    logits = target.unembed(params, jnp.take(hidden, length - 1, axis=1))
+def _best_two(target: Target, said: Recording, length: jax.Array, sampling: Sampling) -> jax.Array:
+    """The two highest noisy scores f32[2] for the token at `length`, behind the text that was read."""
+    logits = target.unembed(said.weights, jnp.take(said.hidden, length - 1, axis=1))
     noise = gumbel(sampling, jnp.full((1, 1), length), target.vocab_size)[:, 0]
     return jax.lax.top_k(noisy_scores(logits, noise, sampling)[0], 2)[0]
 
@@ -77,7 +75,8 @@ def margin(
 ) -> float:
     """How much the best choice for the token behind `text` leads the second best, in units of logits.
 
-    Computed by one pass over the text with the keyed noise of decoding. Infinite where top-k or top-p left one token.
+    Computed by reading the text once more, with the keyed noise of decoding. Tokens that top-k or top-p leave out do
+    not count: where rounding decides which these are, the lead may be of any size, infinite where they left one.
 
     Args:
       target, params: the model.
@@ -87,8 +86,9 @@ def margin(
     sampling = make_sampling(
         1, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sequence=[sequence], max_new_tokens=1
     )
-    padded = np.zeros((1, -(-len(text) // _PAD) * _PAD), np.int32)
+    padded: Any = np.zeros((1, -(-len(text) // _PAD) * _PAD), np.int32)
     padded[0, : len(text)] = text
-    given = padded, np.int32(len(text)), jax.device_get(sampling)  # of no device: the weights may lie on many
-    best, second = to_host(_best_two(target, params, *given))
+    length: Any = np.array([len(text)], np.int32)  # of no device: the weights may lie on many
+    said = record(target, params, padded, length)
+    best, second = to_host(_best_two(target, said, length[0], sampling))
     return float(best - second)

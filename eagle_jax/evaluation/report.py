@@ -98,12 +98,14 @@ def closing_lines(record: dict[str, Any]) -> list[str]:
         lines.append(f"drafting did not pay and was given up in {record['gave_up']} of {record['prompts']} answers")
     if "speedup" in record:
         same, count = record["identical_prompts"], record["prompts"]
+        by_design = record.get("rule") == "residual"  # follows the target's law with draws of its own
         tokens = "tokens identical" if same == count else f"tokens identical in {same} of {count} answers"
+        tokens = "another text by design (--rule=residual)" if by_design else tokens
         lines.append(
             f"plain decoding: {_shown(record['plain_tokens_per_second'], 1)} tokens/s; "
             f"speed-up {_shown(record['speedup'])}, {tokens}"
         )
-        if same < count:
+        if same < count and not by_design:
             margin = record["first_difference_margin"]
             lines.append(
                 f"at the first difference the best score leads by {'inf' if margin is None else f'{margin:.2g}'}"

@@ -73,7 +73,7 @@ def ask(
     for index, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
         options = {**sampling, "sequence": [index], "stop_ids": model.stop_ids}
         # Every other time plain decoding goes first, so that a machine that slows down slows both.
-        early = plain.generate([prompt], **options) if plain and index % 2 else None
+        early = whole(plain, prompt, options) if plain and index % 2 else None
         stream, pieces, shown = TextStream(model.tokenizer.decode), [], 0
         for written in method.stream([prompt], **options):
             pieces.append(stream.push(written.tokens[0][shown:]))
@@ -81,7 +81,7 @@ def ask(
             show(pieces[-1])
         pieces.append(stream.finish())
         show(pieces[-1])
-        late = plain.generate([prompt], **options) if plain and not index % 2 else None
+        late = whole(plain, prompt, options) if plain and not index % 2 else None
         yield Answer(
             question_id=question.question_id,
             prompt=question.turns[0],
@@ -89,6 +89,12 @@ def ask(
             written=written,
             plain=early or late,
         )
+
+
+def whole(writer: Generator, prompt: list[int], options: dict[str, Any]) -> Generation:
+    """A complete answer, in as many calls as one that is shown on the way."""
+    *_, last = writer.stream([prompt], **options)
+    return last
 
 
 def ask_together(
@@ -138,7 +144,12 @@ def _apart(whole: Generation) -> list[Generation]:
 def margin_at_difference(
     method: Generator, prompts: Sequence[list[int]], answers: Sequence[Answer], **law: Any
 ) -> float | None:
-    """Margin of the target's best score where an answer first differs from plain decoding; None where none does."""
+    """Margin of the target's best score where an answer first differs from plain decoding.
+
+    None where none does, and under the rule `residual`, which writes another text by design.
+    """
+    if method.rule == "residual":
+        return None
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if answer.plain is None or answer.identical:
             continue

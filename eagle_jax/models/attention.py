@@ -14,6 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+BLOCKS = {"gpu": 2048}
+"""Prefix slots handled at a time, by platform: few where the host waits for the length of a loop, else `BLOCK`."""
+BLOCK = 256
+
 MASKED = -1e30
 """Score of a key that a query may not see; finite, so that a row without a prefix gives no NaN."""
 
@@ -44,7 +48,7 @@ def attend(
     *,
     key_positions: jax.Array | None = None,
     window: int | None = None,
-    block: int = 256,
+    block: int | None = None,
 ) -> jax.Array:
     """Mix the values that each query sees.
 
@@ -56,7 +60,7 @@ def attend(
       positions: i32[B, T] of the queries.
       key_positions: i32[B, M] of the new tokens; `positions` where left out.
       window: a query at i sees only keys j with i - j < window.
-      block: prefix slots handled at a time; the whole capacity at once where it is no larger.
+      block: prefix slots handled at a time, by platform where left out; all of the capacity where it is no larger.
 
     Returns:
       [B, T, H, D], in the dtype of `values`.
@@ -85,7 +89,7 @@ def attend(
         return _go_on(running, _scores(grouped, some_keys, visible), some_values)
 
     capacity = prefix.keys.shape[1]
-    size = min(block, capacity)
+    size = min(block or BLOCKS.get(jax.default_backend(), BLOCK), capacity)
     if size == capacity:  # one block: no loop, whose length the host of a GPU would have to wait for
         running = add_block(jnp.int32(0), running)
     else:

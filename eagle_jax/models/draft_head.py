@@ -24,7 +24,7 @@ from flax import linen as nn
 from flax import struct
 
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.layers import MLP, Attention, Mix, Mixed, Projection, RMSNorm
+from eagle_jax.models.layers import MLP, Attention, Mix, Mixed, Projection, RMSNorm, in_full_precision
 from eagle_jax.models.rope import angles
 from eagle_jax.types import Params, Target
 
@@ -230,4 +230,12 @@ def make_head(config: HeadConfig, target: Target) -> Head:
         rows = params.lm_head.astype(read.dtype)
         return jnp.einsum("...e,ue->...u", read, rows, preferred_element_type=jnp.float32)
 
-    return Head(config, init, fuse, embed, step, readout, logits)
+    return Head(
+        config=config,
+        init=init,
+        fuse=in_full_precision(fuse),
+        embed=embed,
+        step=in_full_precision(step),
+        readout=readout,
+        logits=in_full_precision(logits),
+    )

@@ -4,8 +4,10 @@ The names (`embed`, `heads`, `kv_heads`, `head_dim`, `mlp`, `vocab`) are mapped 
 Submodules carry the names of the Hugging Face checkpoints, so that a weight's path here is its name there.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,29 @@ from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.rope import rotate
 
 Init = jax.nn.initializers.Initializer
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(queries [B, T, H, D], keys and values [B, T, K, D]) -> what each query gathers, [B, T, H, D]."""
 
 Mixed = tuple[jax.Array, jax.Array, jax.Array]
 """Output [B, T, E], new keys and new values [B, T, K, D]."""
+
+
+def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`function` with products of float32 matrices in float32.
+
+    By default TPUs round their factors to bfloat16 and newer GPUs to TF32, and not alike for one token and for many:
+    the text would depend on how it was drafted. Half precision stays as it is.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments, **named)
+
+    return run
 
 
 def _named(init: Init, names: Sequence[str]) -> Init:

@@ -13,7 +13,7 @@ from flax import linen as nn
 from eagle_jax import cache as caches
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.layers import MLP, Attention, Mix, Mixed, RMSNorm
+from eagle_jax.models.layers import MLP, Attention, Mix, Mixed, RMSNorm, in_full_precision
 from eagle_jax.models.rope import angles
 from eagle_jax.types import KVCache, Params, Target, TargetOutput
 
@@ -38,7 +38,7 @@ class Transformer(nn.Module):
     """Embedding, L layers, final norm and LM head (the embedding itself where the two are tied)."""
 
     config: ModelConfig
-    prefix_block: int = 256
+    prefix_block: int | None = None
 
     def setup(self) -> None:
         """Declares every weight once; the paths are the Hugging Face names."""
@@ -64,6 +64,8 @@ class Transformer(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, cache: KVCache, block_mask: jax.Array) -> TargetOutput:
         """One pass, as `Target.forward` describes it."""
         x = self.embed(tokens)
+        if x.dtype != cache.keys[0].dtype:
+            raise ValueError(f"weights are {x.dtype}, the cache is {cache.keys[0].dtype}: give make_target their dtype")
         turn = angles(self.config, positions)
         inputs, keys, values = [], [], []
         for index, layer in enumerate(self.layers):
@@ -88,13 +90,13 @@ class Transformer(nn.Module):
 
 
 @functools.cache
-def make_target(config: ModelConfig, dtype: str = "float32", prefix_block: int = 256) -> Target:
+def make_target(config: ModelConfig, dtype: str = "float32", prefix_block: int | None = None) -> Target:
     """The target as pure functions; equal arguments give the same object, so nothing is compiled twice.
 
     Args:
       config: shape of the model.
-      dtype: of the cache; activations follow the weights, so give both the same.
-      prefix_block: cache slots attended at a time.
+      dtype: of the cache: that of the weights, which activations have too; a pass with others is a ValueError.
+      prefix_block: cache slots attended at a time; left out, as `attention.BLOCKS` has it for this platform.
     """
     module = Transformer(config, prefix_block)
 
@@ -114,7 +116,14 @@ def make_target(config: ModelConfig, dtype: str = "float32", prefix_block: int =
             config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim, jnp.dtype(dtype)
         )
 
-    return Target(forward, embed, unembed, init_cache, config.vocab_size, config.max_positions)
+    return Target(
+        forward=in_full_precision(forward),
+        embed=embed,
+        unembed=in_full_precision(unembed),
+        init_cache=init_cache,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+    )
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:

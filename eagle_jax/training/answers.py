@@ -8,14 +8,13 @@ requests. They are written in an order that does not depend on what is there alr
 grows into the one that uninterrupted work would have written. Knows no model.
 """
 
-import fcntl
 import json
 import os
-import pathlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from eagle_jax.files import local, lock, write_whole
 from eagle_jax.resume import check_same
 from eagle_jax.training.conversations import parse
 from eagle_jax.training.prompts import Prompt
@@ -76,6 +75,7 @@ def record_of(request: Request, tokens: Sequence[int], text: str, stop_ids: Sequ
         "finished": finished,
         **({"end_id": tokens[-1]} if finished else {}),
         "messages": [*request.prompt.messages, {"role": "assistant", "content": text}],
+        "prompt_ids": list(request.prompt.tokens),
         "answer_ids": list(tokens[:-1] if finished else tokens),
     }
 
@@ -90,17 +90,15 @@ class AnswerFile:
       law: JSON-able description of what decides the text of an answer besides its request.
 
     Raises:
-      ValueError: another process writes to the file, it was written by another law, or it is no file of answers.
+      ValueError: another process writes to the file, it was written by another law, it is no file of answers, or it is
+        an address.
     """
 
     def __init__(self, path: str | os.PathLike[str], law: Mapping[str, Any]) -> None:
-        self.path = pathlib.Path(path)
+        self.path = local(path)
         self._file = self.path.open("ab")
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"{self.path}: another process is writing answers to it") from None
+            lock(self._file, f"{self.path}: another process is writing answers to it")
             self._claim(json.loads(json.dumps(law)))
             self._answered = self._read()
         except BaseException:
@@ -140,9 +138,7 @@ class AnswerFile:
                 raise ValueError(f"{self.path} is there already, without {about.name}: nothing was written")
             check_same(self.path, json.loads(about.read_text(encoding="utf-8")), law)
             return
-        new = about.with_suffix(".new")
-        new.write_text(json.dumps(law) + "\n", encoding="utf-8")
-        os.replace(new, about)
+        write_whole(about, json.dumps(law) + "\n")
 
     def _read(self) -> dict[Key, Any]:
         """What the file answers, each with the messages of its prompt."""

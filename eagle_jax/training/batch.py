@@ -68,9 +68,11 @@ class Recipe(NamedTuple):
     num_steps: int
     divisors: Callable[[Batch], jax.Array]
     """batch -> f32[I], what the loss of each step is divided by; those of several batches add up."""
-    loss: Callable[[HeadParams, Params, Vocabulary, Batch, Features, jax.Array, jax.Array], tuple[jax.Array, Tally]]
+    loss: Callable[
+        [HeadParams, Params, Vocabulary, Batch, Features, jax.Array, jax.Array | None], tuple[jax.Array, Tally]
+    ]
     """(params, target_params, vocabulary, batch, features, divisors f32[I], key) -> loss f32[], tally. The losses of
-    several batches with the divisors of all of them add up."""
+    several batches with the divisors of all of them add up. A key of None, as in measuring, draws no noise."""
 
 
 def summarise(tally: Tally) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """JSONL of conversations to token ids and the mask of what the target wrote.
 
 A line: `{"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}], ...}`. Where the target's own
-answer is there as token ids, those count and nothing is tokenised anew:
+answer is there as token ids, those count:
 
     answer_ids   token ids of the last message, without its end token
+    prompt_ids   token ids of all before it, as the target read them; made anew by the chat template where left out
     finished     whether the answer ended by itself; then the end token is appended and learnt
     end_id       the token that ended it; the tokenizer's first stop id where left out
 
@@ -121,17 +122,22 @@ def parse_answered(line: bytes | str, vocab_size: int) -> dict[str, Any]:
     record = parse(line)
     if check_messages(record.get("messages"))[-1] != "assistant":
         raise ValueError("the last message must be the assistant's, got the user's")
-    ids = record.get("answer_ids")
-    if ids is None:
+    if record.get("answer_ids") is None:
         return record
-    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-        raise ValueError(f"answer_ids must be a list of token ids below {vocab_size}")
+    for name in ("answer_ids", "prompt_ids"):
+        ids = record.get(name)
+        if ids is not None and not _are_ids(ids, vocab_size):
+            raise ValueError(f"{name} must be a list of token ids below {vocab_size}")
     if not isinstance(record.get("finished"), bool):
         raise ValueError(f"answer_ids needs finished, true or false, got {record.get('finished')!r}")
     end = record.get("end_id")
     if end is not None and not (type(end) is int and 0 <= end < vocab_size):
         raise ValueError(f"end_id must be a token id below {vocab_size}, got {end!r}")
     return record
+
+
+def _are_ids(ids: Any, vocab_size: int) -> bool:
+    return isinstance(ids, list) and all(type(token) is int and 0 <= token < vocab_size for token in ids)
 
 
 def check_messages(messages: Any) -> list[str]:
@@ -163,7 +169,9 @@ def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: En
     if not tokenizer.stop_ids:
         raise ValueError("the tokenizer has no stop id, so no answer would ever end")
     messages, ids = record["messages"], record.get("answer_ids")
-    prompt = tokenizer.chat(messages[:-1])
+    prompt = None if ids is None else record.get("prompt_ids")
+    if prompt is None:
+        prompt = tokenizer.chat(messages[:-1])
     if ids is not None:
         end = record.get("end_id")
         answer = [*ids, *([tokenizer.stop_ids[0] if end is None else end] if record["finished"] else [])]

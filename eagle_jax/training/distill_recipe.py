@@ -41,7 +41,7 @@ def make_distill_recipe(student: Target, *, chunk: int = 128) -> Recipe:
         batch: Batch,
         features: Features,
         divisors: jax.Array,
-        key: jax.Array,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, Tally]:
         del key  # nothing is drawn
         size, length = batch.tokens.shape

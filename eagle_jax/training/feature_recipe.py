@@ -49,11 +49,13 @@ def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
         batch: Batch,
         features: Features,
         divisors: jax.Array,
-        key: jax.Array,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, Tally]:
         hidden = features.hidden
-        noise = jax.random.uniform(key, hidden.shape, hidden.dtype, -config.noise, config.noise)
-        (state,) = unroll(head, params, target_params, batch, hidden + noise, batch.slots, 1, block=config.block)
+        fed = hidden
+        if key is not None:
+            fed += jax.random.uniform(key, hidden.shape, hidden.dtype, -config.noise, config.noise)
+        (state,) = unroll(head, params, target_params, batch, fed, batch.slots, 1, block=config.block)
         valid = which.chain_rows(batch.slots, 1)
         share = valid / jnp.maximum(divisors, 1)[:, None, None]
         wanted = which.take(hidden, batch.slots + 1)

@@ -82,6 +82,7 @@ def train(
     measure: Callable[[dict[str, Any], Frozen, Rows], Tally] | None = None,
     evaluate: Evaluate | None = None,
     time_limit: float | None = None,
+    started: float | None = None,
     mesh: Mesh | None = None,
     quiet: bool = False,
 ) -> Outcome:
@@ -98,17 +99,18 @@ def train(
       heldout, measure: rows that are never trained on and the compiled measurement, every `heldout_every` steps.
       evaluate: real tau, every `evaluate_every` steps and at the end.
       time_limit: seconds after which the loop saves and returns.
+      started: what `time.monotonic` said when they began; left out, they begin here.
       mesh: train on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
         others go to every device; a run may go on on another mesh. Several processes need one that has all devices.
       quiet: no progress bar.
 
     Raises:
-      ValueError: a loss that is not finite (the last checkpoint is from before), or rows that the mesh cannot divide.
+      ValueError: a loss or gradient that is not finite (checkpoints are from before), or rows the mesh cannot divide.
     """
     if mesh is not None:
         state, frozen = sharding.place_weights(mesh, (state, frozen))
     state = run.restore(state, data)
-    started, done, heldout = time.monotonic(), int(state.step), list(heldout)
+    started, done, heldout = time.monotonic() if started is None else started, int(state.step), list(heldout)
     with sharding.active(mesh), _asked_to_stop() as asked, _bar(config.steps, done, quiet) as bar:
         mark, reason = (time.monotonic(), int(state.tokens)), ""
         while done < config.steps and not reason:
@@ -116,10 +118,7 @@ def train(
             done += 1
             bar.update()
             if done % config.log_every == 0 or done == config.steps:
-                numbers, mark = _window_numbers(state, done, mark, learning_rate)
-                run.log(done, "train", numbers)
-                bar.set_postfix(loss=f"{numbers['loss']:.3f}", tau=f"{numbers['simulated_tau']:.3f}")
-                state = dataclasses.replace(state, window=jax.tree.map(jnp.zeros_like, state.window))
+                state, mark = _log(run, state, mark, learning_rate, bar)
             if measure is not None and heldout and _due(done, config.heldout_every, config.steps):
                 run.log(done, "heldout", _measure(state, frozen, (_on_device(rows, mesh) for rows in heldout), measure))
             if evaluate is not None and _due(done, config.evaluate_every, config.steps):
@@ -127,6 +126,7 @@ def train(
             if jax.process_count() == 1 or done % config.log_every == 0:
                 reason = first_said(asked[0] if asked else _time_up(started, time_limit))
             if done % config.save_every == 0 or done == config.steps or reason:
+                _check_finite(state)
                 run.save(state, data)
     return Outcome(state, done >= config.steps, "" if done >= config.steps else reason)
 
@@ -147,25 +147,41 @@ def _on_device(rows: Mapping[str, Any], mesh: Mesh | None) -> Rows:
     return {name: jnp.asarray(values) for name, values in rows.items()}
 
 
-def _window_numbers(
-    state: TrainState, done: int, mark: Mark, learning_rate: Callable[[int], Any] | None
-) -> tuple[dict[str, float], Mark]:
-    """Means since the last log, which was at `mark`, the learning rate of the last step; and the mark of this log.
+def _log(
+    run: Run, state: TrainState, mark: Mark, learning_rate: Callable[[int], Any] | None, bar: tqdm
+) -> tuple[TrainState, Mark]:
+    """Log means since the last log, which was at `mark`; the state with an empty window, and the mark of this log.
 
     Raises:
-      ValueError: the loss is not finite.
+      ValueError: the loss or the gradient is not finite.
     """
-    window = jax.device_get(state.window)
+    _check_finite(state)
+    done, window = int(state.step), jax.device_get(state.window)
     steps = max(int(window.steps), 1)
-    loss = float(window.loss) / steps
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at step {done}: a smaller learning_rate, or float32 features")
-    numbers = {"loss": loss, "grad_norm": float(window.grad_norm) / steps, **summarise(window.tally)}
+    numbers = {
+        "loss": float(window.loss) / steps,
+        "grad_norm": float(window.grad_norm) / steps,
+        **summarise(window.tally),
+    }
     if learning_rate is not None:
         numbers["learning_rate"] = float(learning_rate(done - 1))
     now = (time.monotonic(), int(state.tokens))
     rate = (now[1] - mark[1]) / max(now[0] - mark[0], 1e-9)
-    return {**numbers, "tokens": now[1], "tokens_per_second": rate}, now
+    run.log(done, "train", {**numbers, "tokens": now[1], "tokens_per_second": rate})
+    bar.set_postfix(loss=f"{numbers['loss']:.3f}", tau=f"{numbers['simulated_tau']:.3f}")
+    return dataclasses.replace(state, window=jax.tree.map(jnp.zeros_like, state.window)), now
+
+
+def _check_finite(state: TrainState) -> None:
+    """Refuse a state behind numbers that are none, before it is logged, measured or saved.
+
+    Raises:
+      ValueError: a loss or a gradient since the last log is not finite.
+    """
+    for name, total in (("loss", state.window.loss), ("norm of the gradient", state.window.grad_norm)):
+        if not math.isfinite(float(total)):
+            advice = "a smaller learning_rate, or float32 features"
+            raise ValueError(f"the {name} is {float(total)} at step {int(state.step)}: {advice}")
 
 
 def _measure(
@@ -180,6 +196,7 @@ def _measure(
 
 def _evaluate(run: Run, state: TrainState, frozen: Frozen, evaluate: Evaluate) -> None:
     """Log what the real decoder says, and keep the weights if they are the best so far."""
+    _check_finite(state)
     found = dict(evaluate(head_params(state.trained, frozen.vocabulary)))
     run.log(int(state.step), "real", found)
     if "tau" in found:

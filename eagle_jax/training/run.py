@@ -5,15 +5,15 @@ checkpoints/STEP/   train state and iterator state, written atomically by orbax;
 best/STEP/          the weights with the best real tau so far
 metrics.jsonl       one object a line; lines behind the checkpoint that a run goes on from are taken back
 tensorboard/        the same numbers
+exports.json        where finished weights were written to, and of which step
 
 Several processes that train one run see the same directory. Process 0 locks and describes it and writes the metrics.
 """
 
-import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import grain
@@ -21,9 +21,35 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
+from eagle_jax.files import local, lock, write_whole
 from eagle_jax.processes import first_said, leads
 from eagle_jax.resume import check_same
 from eagle_jax.training.step import TrainState
+
+ABOUT, EXPORTS = "run.json", "exports.json"
+
+Directory = str | os.PathLike[str]
+"""Where something lies; ~ stands for the home directory."""
+
+
+def check_run(directory: Directory, identity: Mapping[str, Any], export: Directory | None = None) -> None:
+    """Refuse a request before any work goes into it; writes nothing.
+
+    Args:
+      directory, identity: as for `Run`.
+      export: where the finished weights shall go.
+
+    Raises:
+      ValueError: the directory holds something else or another run, or `export` what this run did not write.
+    """
+    place = local(directory)
+
+    def check() -> None:
+        _check_owner(place, json.loads(json.dumps(identity)))
+        if export is not None and _is_filled(local(export)) and _key(export) not in _exports(place):
+            raise ValueError(f"{export} is there already and not empty; nothing is overwritten")
+
+    _together(check)
 
 
 class Run:
@@ -37,20 +63,10 @@ class Run:
       ValueError: the directory holds something else, another run, or a run that another process works on.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
-        self.directory = pathlib.Path(directory).expanduser().absolute()
+    def __init__(self, directory: Directory, identity: Mapping[str, Any]) -> None:
+        self.directory = local(directory).absolute()
         self._lock: IO[str] | None = None
-        failure: Exception | None = None
-        if leads():
-            try:
-                self._claim(json.loads(json.dumps(identity)))
-            except (ValueError, OSError) as error:
-                failure = error
-        said = first_said(str(failure or ""))  # the other processes wait for it
-        if failure:
-            raise failure
-        if said:
-            raise ValueError(said)
+        _together(lambda: self._claim(json.loads(json.dumps(identity))))
         keep = ocp.training.preservation_policies.LatestN
         self._checkpoints = ocp.training.Checkpointer(
             self.directory / "checkpoints", preservation_policy=keep(2), cleanup_tmp_directories=True
@@ -124,24 +140,29 @@ class Run:
             return None
         return latest.step, self._best.load_checkpointables(latest.step, {"state": _abstract(trained)})["state"]
 
+    def exported(self, directory: Directory) -> int | None:
+        """The step whose weights this run wrote to `directory`, where they still are; None where it wrote none."""
+        return _exports(self.directory).get(_key(directory)) if _is_filled(local(directory)) else None
+
+    def keep_export(self, directory: Directory, step: int) -> None:
+        """Remember that `directory` has the weights of `step`."""
+        if leads():
+            known = {**_exports(self.directory), _key(directory): step}
+            write_whole(self.directory / EXPORTS, json.dumps(known, indent=1) + "\n")
+
     def _claim(self, wanted: Any) -> None:
         """Lock the directory and say whose it is, or find that it is another's."""
-        about = self.directory / "run.json"
-        if about.is_file():
-            check_same(self.directory, json.loads(about.read_text(encoding="utf-8")), wanted)
-        elif self.directory.exists() and any(self.directory.iterdir()):
-            raise ValueError(f"{self.directory} is not empty and not a training run: nothing was written")
+        _check_owner(self.directory, wanted)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = (self.directory / "lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock(self._lock, f"{self.directory}: another process is training this run")
+        except (ValueError, OSError):
             self._lock.close()
-            raise ValueError(f"{self.directory}: another process is training this run") from None
+            raise
+        about = self.directory / ABOUT
         if not about.is_file():
-            new = about.with_suffix(".new")
-            new.write_text(json.dumps(wanted, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(new, about)
+            write_whole(about, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
 
     def _forget_after(self, step: int) -> None:
         """Drop metrics of steps that are going to be repeated, and a line that a crash cut short."""
@@ -154,9 +175,45 @@ class Run:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the crash
-        new = self._metrics.with_suffix(".new")
-        new.write_text("".join(kept), encoding="utf-8")
-        os.replace(new, self._metrics)
+        write_whole(self._metrics, "".join(kept))
+
+
+def _together(work: Callable[[], None]) -> None:
+    """Let process 0 do something; what it cannot do, all refuse."""
+    failure: Exception | None = None
+    if leads():
+        try:
+            work()
+        except (ValueError, OSError) as error:
+            failure = error
+    said = first_said(str(failure or ""))  # the other processes wait for it
+    if failure:
+        raise failure
+    if said:
+        raise ValueError(said)
+
+
+def _check_owner(directory: pathlib.Path, wanted: Any) -> None:
+    """Refuse the directory of something else or of another run."""
+    about = directory / ABOUT
+    if about.is_file():
+        check_same(directory, json.loads(about.read_text(encoding="utf-8")), wanted)
+    elif _is_filled(directory):
+        raise ValueError(f"{directory} is not empty and not a training run: nothing was written")
+
+
+def _exports(directory: pathlib.Path) -> dict[str, int]:
+    """Steps of the weights that a run has written, by `_key` of where they are."""
+    path = directory / EXPORTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _key(directory: Directory) -> str:
+    return str(local(directory).absolute())
+
+
+def _is_filled(directory: pathlib.Path) -> bool:
+    return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
 
 
 def _abstract(tree: Any) -> Any:

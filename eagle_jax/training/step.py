@@ -146,11 +146,11 @@ def head_params(trained: dict[str, Any], vocabulary: Vocabulary) -> HeadParams:
 
 def make_loss(
     recipe: Recipe, target: Target, dtype: str, everywhere: bool = False
-) -> Callable[[dict[str, Any], Frozen, Rows, jax.Array, jax.Array], tuple[jax.Array, Tally]]:
+) -> Callable[[dict[str, Any], Frozen, Rows, jax.Array, jax.Array | None], tuple[jax.Array, Tally]]:
     """The loss of rows as a function of (trained, frozen, rows, divisors, key); features are computed where missing."""
 
     def loss(
-        trained: dict[str, Any], frozen: Frozen, rows: Rows, divisors: jax.Array, key: jax.Array
+        trained: dict[str, Any], frozen: Frozen, rows: Rows, divisors: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, Tally]:
         batch = text_of(rows)
         if "taps" in rows:
@@ -228,12 +228,11 @@ def make_train_step(
 def make_measure(
     recipe: Recipe, target: Target, *, dtype: str = "float32", everywhere: bool = False
 ) -> Callable[[dict[str, Any], Frozen, Rows], Tally]:
-    """The compiled measurement: (trained, frozen, rows) -> tally, nothing trained."""
+    """The compiled measurement: (trained, frozen, rows) -> tally; nothing is trained, and no noise is added."""
     loss = make_loss(recipe, target, dtype, everywhere)
 
     @jax.jit
     def measure(trained: dict[str, Any], frozen: Frozen, rows: Rows) -> Tally:
-        key = jax.random.key(0, impl="threefry2x32")
-        return loss(trained, frozen, rows, recipe.divisors(text_of(rows)), key)[1]
+        return loss(trained, frozen, rows, recipe.divisors(text_of(rows)), None)[1]
 
     return measure

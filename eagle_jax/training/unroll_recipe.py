@@ -87,7 +87,7 @@ def make_unroll_recipe(head: Head, config: UnrollConfig) -> Recipe:
         batch: Batch,
         features: Features,
         divisors: jax.Array,
-        key: jax.Array,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, Tally]:
         del key  # nothing is drawn
         slots, valid = rows_of(batch)

@@ -68,7 +68,9 @@ def test_an_answer_of_another_law_is_refused() -> None:
     answers = real("chain", 0.0, share_noise=True).tokens
     changed = [list(answer) for answer in answers]
     changed[1][3] = (changed[1][3] + 1) % CONFIG.vocab_size
-    with pytest.raises(ValueError, match=r"row 1: read in one pass, the target writes another answer from token 3 on"):
+    with pytest.raises(
+        ValueError, match=r"row 1: read once more, the target writes another .* token 3 on, .* leads by"
+    ):
         played("chain", changed, 0.0)
     with pytest.raises(ValueError, match="one answer a prompt"):
         played("chain", changed[:2], 0.0)

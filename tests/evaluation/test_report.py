@@ -68,6 +68,13 @@ def test_record_with_comparison() -> None:
     ]
 
 
+def test_another_text_by_design() -> None:
+    record = report.summarise(
+        {**ABOUT, "rule": "residual"}, report.tree_size(make_prompt_lookup(4)), [answer([5, 6], [5, 7])], None
+    )
+    assert report.closing_lines(record)[-1].endswith("speed-up 2.00, another text by design (--rule=residual)")
+
+
 def test_batches_say_what_the_prompts_took() -> None:
     """All tokens, over the seconds of prompts and rounds."""
     answers = [answer([5, 6, 7, 8, 9], [5, 6, 7, 8, 9]), answer([5, 6, 7], None)]

@@ -73,6 +73,7 @@ def test_rows(
     ("more", "message"),
     [
         (["--contexts=0"], "--contexts takes numbers of at least 1, got '0'"),
+        (["--draft_method=prompt_lookup", "--windows=0,5"], "--method=prompt_lookup takes no --head_window, got 5"),
         (["--windows=few"], "--windows takes numbers of at least 0, got 'few'"),
         (["--contexts=999"], "--contexts: 999 is more than the 160 of"),
         (["--documents="], "give --prompts_file and --documents, got "),

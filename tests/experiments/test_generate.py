@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.evaluation import runner
+from eagle_jax.generate import Generation
 from experiments import generate, launch
 from tests.experiments.conftest import CONTEXT, write_model
 
@@ -175,14 +176,14 @@ def test_the_context_can_be_filled_to_its_end(tiny_model: Path, tmp_path: Path) 
 def test_a_difference_is_reported_with_its_margin(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Generator.generate
+    whole = runner.whole
 
-    def spoilt(self: Generator, *arguments: Any, **options: Any) -> Generation:
-        result = whole(self, *arguments, **options)
+    def spoilt(*arguments: Any) -> Generation:
+        result = whole(*arguments)
         row = result.tokens[0]
         return dataclasses.replace(result, tokens=[[*row[:5], (row[5] + 1) % 256, *row[6:]]])
 
-    monkeypatch.setattr(Generator, "generate", spoilt)
+    monkeypatch.setattr(runner, "whole", spoilt)
     record = record_of(
         tmp_path, f"--target={tiny_model}", "--prompt=Hello hello", "--depth=3", "--max_new_tokens=24", "--compare"
     )
@@ -334,8 +335,11 @@ def test_damaged_gguf_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 def test_draft_with_another_vocabulary(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [f"--target={tiny_model}", "--prompt=Hello", "--method=chain"]
     larger = write_model(tmp_path / "larger", vocab_size=264)
+    declared = json.loads((larger / "tokenizer.json").read_text())
+    declared["added_tokens"].append({**declared["added_tokens"][0], "id": 257, "content": "<more>"})
+    (larger / "tokenizer.json").write_text(json.dumps(declared))
     line = refused(capsys, *arguments, f"--draft={larger}")
-    assert f"draft {larger} has a vocabulary of 264, target {tiny_model} one of 257" in line
+    assert f"draft {larger} has a vocabulary of 258, target {tiny_model} one of 257" in line
     swapped = shutil.copytree(tiny_model, tmp_path / "swapped")
     tokenizer = json.loads((swapped / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -364,3 +368,17 @@ def test_as_a_process() -> None:
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
     assert len(done.stderr.splitlines()) == 2  # the first says what was being loaded
+
+
+@pytest.mark.parametrize("rows", [260, 264])
+def test_draft_with_padded_vocabulary(
+    rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One tokenizer, embeddings of other sizes, as Qwen2.5 has them: drafts all the same. A short context is named."""
+    target, draft = write_model(tmp_path / "target", vocab_size=262), write_model(tmp_path / "draft", vocab_size=rows)
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 100}))
+    flags = [f"--target={target}", "--prompt=Hello", "--method=chain", f"--draft={draft}", "--max_new_tokens=9"]
+    assert launch.call(generate.main, generate.FLAGS, [*flags, "--compare", "--temperature=1"]) == 0
+    assert "tokens identical" in capsys.readouterr().out
+    assert "knows 100 positions only" in caplog.text

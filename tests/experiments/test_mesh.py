@@ -43,6 +43,13 @@ def test_rows_are_dealt_out(tiny_model: Path, tmp_path: Path) -> None:
     assert (one["answers"], one["rounds"]) == (two["answers"], two["rounds"])
 
 
+def test_default_tree_is_that_of_the_rows_of_one_device(tiny_model: Path, heads: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Four rows on one device, or on four."""
+    flags = ["--method=eagle3", f"--head={heads / 'eagle3'}", "--prompt=abab", "--batch=4"]
+    one, four = (run(tiny_model, tmp_path / f"{n}.json", *flags, *mesh) for n, mesh in ((1, []), (4, ["--mesh=4x1"])))
+    assert (one["tree"]["nodes"], four["tree"]["nodes"]) == (2, 4)
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_places_of_the_head(
     split: bool,

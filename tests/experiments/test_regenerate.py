@@ -12,6 +12,7 @@ from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training.conversations import read_corpus
 from experiments import launch, regenerate
+from tests.checkpoint.heads import edit_tensors
 from tests.experiments.conftest import CONTEXT, EOS
 from tests.reference.decode import decode
 
@@ -140,7 +141,8 @@ def test_training_reads_them(whole: Path, model: LoadedModel) -> None:
     for example, record in zip(examples, records_of(whole).values(), strict=True):
         end = [record["end_id"]] if record["finished"] else []
         assert example.tokens[example.supervised].tolist() == record["answer_ids"] + end
-        assert example.tokens[~example.supervised].tolist() == model.tokenizer.chat(record["messages"][:-1])
+        prompt = model.tokenizer.chat(record["messages"][:-1])
+        assert example.tokens[~example.supervised].tolist() == record["prompt_ids"] == prompt
 
 
 def test_every_answer_has_noise_of_its_own(whole: Path) -> None:
@@ -158,6 +160,18 @@ def test_answers_depend_on_nothing_else(task: Task, whole: Path, tmp_path: Path)
     found = records_of(output)
     assert set(found) == {key for key in ANSWERS if key[0] != "prompts-4"}
     assert found == {key: record for key, record in records_of(whole).items() if key in found}
+
+
+def test_on_a_mesh(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows over two devices, the target over two."""
+    output = tmp_path / "answers.jsonl"
+    assert run(task, output, "--mesh=2x2") == 0
+    assert records_of(output) == records_of(whole)
+    assert json.loads(output.with_name("answers.jsonl.run.json").read_text()) == json.loads(
+        whole.with_name("answers.jsonl.run.json").read_text()
+    )
+    line = refused(capsys, task, tmp_path / "odd.jsonl", "--mesh=2x2", "--batch=3")
+    assert line == "error: a batch of 3 rows does not divide over the 2 devices of mesh axis data"
 
 
 def test_again(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,6 +226,20 @@ def test_another_setting_for_the_same_file(
     assert whole.read_bytes() == before
 
 
+def test_other_weights_under_the_same_name(
+    task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A target that was trained on meanwhile does not add to the answers of the one before."""
+    target = Path(shutil.copytree(task.target, tmp_path / "target"))
+    output = tmp_path / "answers.jsonl"
+    here = f"--target={target}"
+    assert run(task, output, here, "--num_prompts=1") == 0
+    before = output.read_bytes()
+    edit_tensors(target, lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"] + 1}))
+    assert "answers.jsonl is another run: its weights is " in refused(capsys, task, output, here)
+    assert output.read_bytes() == before
+
+
 def test_broken_lines_are_left_out_on_demand(
     task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +277,7 @@ def test_prompts_leave_room_for_the_answer(task: Task, tmp_path: Path, capsys: p
     [
         ("--prompts=", "give --prompts"),
         ("--output=", "give --output"),
+        ("--output=gs://bucket/answers.jsonl", "gs://bucket/answers.jsonl is an address, give a local or mounted path"),
         ("--temperatures=", "give --temperatures"),
         ("--temperatures=0,warm", "--temperatures takes numbers separated by commas, got '0,warm'"),
         ("--temperatures=-1", "temperature must be between 0 and 10000.0, got -1.0"),

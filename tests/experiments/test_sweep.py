@@ -2,16 +2,16 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_target
-from experiments import launch, sweep
-from tests.checkpoint.heads import random_head
+from experiments import children, launch, sweep
+from tests.checkpoint.heads import edit_tensors, random_head
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def config(tiny_model: Path, tmp_path: Path) -> Path:
     return path
 
 
-def run(config: Path, data: Path, output: Path, *more: str) -> int:
+def run(config: Path, data: Path, output: Path | str, *more: str) -> int:
     arguments = [f"--config={config}", f"--data={data}", f"--output={output}", "--quiet", *more]
     return launch.call(sweep.main, sweep.FLAGS, arguments)
 
@@ -121,7 +121,8 @@ def test_played_back(config: Path, data: Path, tmp_path: Path, capsys: pytest.Ca
     assert run(config, data, tmp_path / "left_out", "--replay") == 0
     captured = capsys.readouterr()
     assert "left out: the rule 'residual' writes another text" in captured.err
-    assert "Not finished, the same command goes on: rule=residual, share_noise=False" in captured.out
+    assert "Left out: rule=residual, share_noise=False (the rule 'residual' writes another text)." in captured.out
+    assert "Not finished" not in captured.out
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,8 @@ def test_bad_flags(config: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
     training.write_text(config.read_text().replace("    return config\n", with_training(), 1))
     assert "trains heads: give --answers" in refused(capsys, training, data, output)
     assert not output.exists()
+    away = "gs://bucket/sweep"
+    assert refused(capsys, config, data, away) == f"error: {away} is an address, give a local or mounted path"
 
 
 def test_a_process_for_each_point(
@@ -161,22 +164,27 @@ def test_a_process_for_each_point(
 ) -> None:
     commands: list[list[str]] = []
 
-    def fake(command: list[str], **_: Any) -> Any:
+    def fake(command: list[str], **_: Any) -> int:
         commands.append(command)
-        return SimpleNamespace(returncode=3 * (len(commands) == 2))
+        return 3 * (len(commands) == 2)
 
-    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(children, "run", fake)
     assert run(config, data, tmp_path / "sweep", "--processes") == 2
+    assert_points_of(commands, answers=None)
+    captured = capsys.readouterr()
+    assert "points failed: 'depth=1': its process ended with exit code 3" in captured.err
+    assert "Not finished" in captured.out
+
+
+def assert_points_of(commands: list[list[str]], answers: list[str] | None) -> None:
+    """Each measures one point, in the order of the config, with flags that the script has."""
     assert [command[1:4] for command in commands] == [
         ["-m", "experiments.sweep", f"--points={name}"] for name in ("base", "depth=1", "sampled_seed_1")
     ]
     for command in commands:
         sweep.FLAGS.unparse_flags()
-        assert sweep.FLAGS(["", *command[3:]]) == [""]  # flags that the script has
-        assert (sweep.FLAGS.processes, sweep.FLAGS.quiet, sweep.FLAGS.answers) == (False, True, None)
-    captured = capsys.readouterr()
-    assert "points failed: 'depth=1' with exit code 3" in captured.err
-    assert "Not finished" in captured.out
+        assert sweep.FLAGS(["", *command[3:]]) == [""]
+        assert (sweep.FLAGS.processes, sweep.FLAGS.quiet, sweep.FLAGS.answers) == (False, True, answers)
 
 
 TRAIN = ROOT / "configs" / "train" / "eagle3_smollm2.py"
@@ -205,16 +213,16 @@ def test_training_before_measuring(
     model = load_target(str(tiny_model))
     commands: list[list[str]] = []
 
-    def fake(command: list[str], **_: Any) -> Any:
+    def fake(command: list[str], **_: Any) -> int:
         """Training that finishes at the second visit."""
         commands.append(command)
         if len(commands) == 2:
             given = dict(flag.removeprefix("--").split("=", 1) for flag in command[3:])
             head, params = random_head("eagle3", model.config)
             save_head(given["export"], head, params, model.config, dtype="float32")
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(children, "run", fake)
     flags = [f"--answers={answers}", f"--features={tmp_path / 'features'}"]
     assert run(config, data, output, *flags) == 0
     assert "Not finished, the same command goes on: num_steps=1." in capsys.readouterr().out
@@ -236,9 +244,68 @@ def test_training_before_measuring(
     assert all(row["identical_prompts"] == 1 for row in rows)
 
 
-def test_training_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
-    sweep.FLAGS.unparse_flags()
-    sweep.FLAGS(["", "--answers=a.jsonl"])
-    with pytest.raises(ValueError, match=r"training failed with exit code 2: .* -m experiments\.train --config=x"):
-        sweep.train({"config": "x", "time_limit": 1.0}, tmp_path)
+def test_training_that_fails(
+    config: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(config.read_text().replace("    return config\n", with_training(), 1))
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("{}\n")
+    monkeypatch.setattr(children, "run", lambda *_, **__: 2)
+    line = refused(capsys, config, data, tmp_path / "sweep", f"--answers={answers}", "--points=base")
+    assert line.startswith("error: training failed with exit code 2: ")
+    assert f" -m experiments.train --config={TRAIN} " in line
+    assert "Not finished" in (tmp_path / "sweep" / "summary.md").read_text()
+
+
+def test_heads_are_trained_in_processes_that_hold_no_accelerator(
+    config: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several points that train have a process each; and one that trains and then measures starts with training."""
+    config.write_text(config.read_text().replace("    return config\n", with_training(), 1))
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("{}\n")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(children, "run", lambda command, **_: commands.append(command) or 1)
+    assert run(config, data, tmp_path / "sweep", f"--answers={answers}") == 2
+    assert_points_of(commands, answers=[str(answers)])
+    code = """
+import sys
+from jax._src import xla_bridge
+from experiments import children, launch, sweep
+children.run = lambda command, **_: print(command[2], sorted(xla_bridge._backends)) or 1
+sys.exit(launch.call(sweep.main, sweep.FLAGS, sys.argv[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, *commands[0][3:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "experiments.train []", done.stderr
+
+
+def test_a_point_that_fails_leaves_the_others_alone(
+    config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(config.read_text().replace('"method.depth": 1', '"method.nodes": 9'))
+    line = refused(capsys, config, data, tmp_path / "sweep")
+    assert line.startswith("error: points failed: 'nodes=9': the tree of this method is a chain: --depth=2 has 4 nodes")
+    rows = (tmp_path / "sweep" / "rows.jsonl").read_text().splitlines()
+    assert {json.loads(line)["label"] for line in rows} == {"base", "sampled, seed 1"}
+    assert "Not finished, the same command goes on: nodes=9." in (tmp_path / "sweep" / "summary.md").read_text()
+
+
+def test_another_head_of_the_same_name(
+    config: Path,
+    data: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, output = tmp_path / "head", tmp_path / "sweep"
+    target = load_target(str(tiny_model)).config
+    save_head(folder, *random_head("eagle3", target), target)
+    method = {"method": "eagle3", "head": str(folder), "nodes": 4, "depth": 1, "top_k": 2}
+    ending = f"    config.method = {method}\n    return config\n"
+    config.write_text(config.read_text().replace("    return config\n", ending, 1))
+    monkeypatch.setattr(sweep, "measure", lambda *_: None)
+    assert run(config, data, output) == run(config, data, output) == 0
+    edit_tensors(folder, lambda tensors: tensors.update({"norm.weight": tensors["norm.weight"] + 1}))
+    line = refused(capsys, config, data, output)
+    assert "point 'base' is another run: its head.model.safetensors is " in line

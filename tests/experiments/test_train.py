@@ -1,7 +1,6 @@
 """The training script: conversations in, weights out that load; in pieces as at once; mistakes are one line."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,15 +163,66 @@ def test_in_pieces(task: Task, whole: Path, tmp_path: Path, capsys: pytest.Captu
         assert run(task, tmp_path, *flags) == 0
         said.append(capsys.readouterr().out.splitlines())
     goes_on = "the same command goes on"
-    assert said[0] == [f"stopped while computing features; {goes_on}"]
+    assert said[0] == [
+        f"features take 0.0 GiB in {tmp_path / 'features'}",
+        f"stopped while computing features; {goes_on}",
+    ]
     for step in range(1, STEPS):
-        assert re.fullmatch(rf"stopped at step {step} of {STEPS} \(time limit.*\); {goes_on}", said[step][-1])
+        assert said[step][-1] == f"stopped at step {step} of {STEPS} (time limit of 0 s); {goes_on}"
     assert said[STEPS][-2:] == [f"finished: {STEPS} steps", f"wrote the weights of step {STEPS} to {tmp_path / 'head'}"]
     assert metrics(tmp_path) == metrics(whole)
     here, there = (
         {path.name: path.read_bytes() for path in (folder / "head").iterdir()} for folder in (tmp_path, whole)
     )
     assert here == there
+
+
+def test_the_finished_command_again(
+    task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finds what it has written; what it has not it leaves alone, and looks before it works."""
+    before = contents(whole / "head")
+    assert run(task, whole, f"--features={whole / 'features'}", f"--export={whole / 'head'}") == 0
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert said == [f"finished: {STEPS} steps", f"the weights of step {STEPS} are in {whole / 'head'} already"]
+    assert contents(whole / "head") == before
+    line = refused(capsys, task, tmp_path, f"--features={tmp_path / 'features'}", f"--export={whole / 'head'}")
+    assert line == f"error: {whole / 'head'} is there already and not empty; nothing is overwritten"
+    assert not contents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.evaluation.max_new_tokens=160", "the model's context is 160"),
+        ("--config.evaluation.max_new_tokens=0", "max_new_tokens must be between 1 and 2147483647, got 0"),
+        ("--config.features.length=8", "tokens, features.length is 8"),
+        ("--config.loop.log_every=0", "log_every and save_every must be at least 1, got 2, 0 and 2"),
+        ("--mesh=4x1", "a batch of 2 rows does not divide over the 4 devices of mesh axis data"),
+    ],
+)
+def test_what_is_cheap_is_checked_before_features_are_computed(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, message: str
+) -> None:
+    prompts = write_lines(task.configs / "asked.jsonl", [{"prompt": "Count from 3"}, {"prompt": "Count"}])
+    places = [f"--features={tmp_path / 'features'}", f"--prompts_file={prompts}"]
+    batches = ["--config.data.batch=4", "--config.features.batch=4"] if "--mesh" in flag else []
+    assert message in refused(capsys, task, tmp_path, *places, *batches, flag)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_its_lm_head(task: Task, tmp_path: Path, dtype: str) -> None:
+    """Its rows are trained, the target's stay as they are."""
+    flags = [f"--export={tmp_path / 'head'}", "--config.recipe.train_lm_head=True", f"--config.dtype={dtype}"]
+    assert run(task, tmp_path, *flags, "--config.steps=2", "--config.optimizer.learning_rate=1e-2") == 0
+    assert all(np.isfinite(line["loss"]) for line in metrics(tmp_path) if line["kind"] == "train")
+    model = load_target(str(task.target))
+    _, params = load_pretrained_head(str(tmp_path / "head"), model)
+    assert params.lm_head is not None
+    assert params.lm_head.shape[0] == DRAFT_SIZE
+    rows = model.params["lm_head"][params.target_ids]
+    assert float(jnp.abs(params.lm_head - rows).max()) > 5e-3
 
 
 def test_an_eagle_head(task: Task, tmp_path: Path) -> None:
@@ -222,9 +272,14 @@ def test_another_request_for_the_same_run(task: Task, whole: Path, capsys: pytes
     line = refused(capsys, task, whole, *flags, "--config.optimizer.learning_rate=1e-5")
     assert line.endswith("is another run: its config.optimizer.learning_rate is 0.002, not 1e-05; nothing was written")
     other = write_lines(task.configs / "other.jsonl", [conversation(number) for number in range(30, 42)])
-    assert "is another run: its text_and_target is " in refused(capsys, task, whole, f"--data={other}")
+    elsewhere = f"--features={whole.with_name('elsewhere')}"
+    assert "is another run: its text_and_target is " in refused(capsys, task, whole, f"--data={other}", elsewhere)
     line = refused(capsys, task, whole, *flags, f"--data={other}")
     assert f"{whole / 'features'} holds other features: identity is " in line
+    assert "is another run: its features is 'float32', not None" in refused(capsys, task, whole)
+    prompts = write_lines(task.configs / "prompts.jsonl", 2 * [{"prompt": "Count from 3"}])
+    line = refused(capsys, task, whole, *flags, f"--prompts_file={prompts}")
+    assert "is another run: its evaluation_prompts is None, not " in line
     assert contents(whole) == before
 
 
@@ -266,6 +321,10 @@ def test_no_config(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("--data=", "give --data"),
         ("--run=", "give --run"),
+        ("--run=gs://bucket/run", "gs://bucket/run is an address, give a local or mounted path"),
+        ("--features=gs://bucket/features", "gs://bucket/features is an address, give a local or mounted path"),
+        ("--export=gs://bucket/head", "gs://bucket/head is an address, give a local or mounted path"),
+        ("--config.dtype=float16", "training in float16 needs a scaled loss, which is not done here: give bfloat16 or"),
         ("--config=no/such.py", "no/such.py"),
         ("--data=no/such.jsonl", "no/such.jsonl: No such file or directory"),
         ("--config.target=no/such/model", "target 'no/such/model' is neither"),

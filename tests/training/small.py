@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.sharding import make_mesh, place, target_shardings
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.training import initialise
 from eagle_jax.training.batch import Batch, Features, Vocabulary
@@ -25,6 +27,13 @@ KINDS: tuple[Literal["eagle", "eagle3"], ...] = ("eagle", "eagle3")
 def model(seed: int = 0, **overrides: Any) -> tuple[ModelConfig, Target, Params]:
     """A target of three layers over 64 tokens."""
     return tiny_transformer(seed, **overrides)
+
+
+def on_a_mesh() -> tuple[Mesh, Params]:
+    """Four groups of two devices, and the weights of `model()` split over those of a group."""
+    config, _, params = model()
+    mesh = make_mesh(4, 2)
+    return mesh, place(params, target_shardings(mesh, config))
 
 
 @functools.cache

@@ -52,6 +52,7 @@ def test_records() -> None:
     finished, cut = RECORDS[0], record_of(REQUESTS[0], [5, 6], "text", stop_ids=[2])
     assert (finished["answer_ids"], finished["finished"], finished["end_id"]) == ([5, 6], True, 2)
     assert (cut["answer_ids"], cut["finished"], "end_id" in cut) == ([5, 6], False, False)
+    assert finished["prompt_ids"] == PROMPTS[0].tokens
     assert finished["messages"][-1] == {"role": "assistant", "content": "text\u2028"}
 
 
@@ -94,6 +95,13 @@ def test_another_prompt_under_the_same_id(written: Path) -> None:
     other = PROMPTS[0]._replace(messages=[{"role": "user", "content": "other"}])
     with AnswerFile(written, LAW) as file, pytest.raises(ValueError, match="answers another prompt of id 'a'"):
         file.missing(requests_for([other], [1.0], 1))
+
+
+def test_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://bucket/answers is an address, give a local or mounted path"):
+        AnswerFile("gs://bucket/answers", LAW)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_something_else(path: Path) -> None:

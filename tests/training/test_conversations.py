@@ -39,6 +39,16 @@ def test_slots_speak_of_supervised_tokens() -> None:
     assert bytes(example.tokens[example.slots + 2].tolist()[:2]) == b"b."
 
 
+def test_prompt_ids_count_as_they_are() -> None:
+    """Whatever the chat template writes by now; without answer_ids they say nothing."""
+    record = {"messages": TWO_TURNS, "answer_ids": [100, 46], "finished": False, "prompt_ids": [*b"today: c?"]}
+    text, mask = show(encode(record, TOKENIZER))
+    assert text == "today: c?d."
+    assert mask == ".........xx"
+    text, _ = show(encode({"messages": TWO_TURNS, "prompt_ids": [*b"today: c?"]}, TOKENIZER, TOKENIZER.encode))
+    assert text == "<user/a?><assistant/b.><user/c?><assistant/d.>"
+
+
 def test_answer_ids_count_as_they_are_and_alone() -> None:
     record = {"messages": TWO_TURNS, "answer_ids": [100, 46], "finished": True}
     text, mask = show(encode(record, TOKENIZER))
@@ -84,6 +94,8 @@ BROKEN = {
     record(messages=TWO_TURNS[1:]): "roles must be user and assistant in turn, got assistant, user, assistant",
     record(answer_ids=[7, 258]): "answer_ids must be a list of token ids below 258",
     record(answer_ids=[7, True]): "answer_ids must be a list of token ids below 258",
+    record(prompt_ids=[7, 258]): "prompt_ids must be a list of token ids below 258",
+    record(prompt_ids="Hi"): "prompt_ids must be a list of token ids below 258",
     record(finished=None): "answer_ids needs finished, true or false, got None",
     record(end_id=-1): "end_id must be a token id below 258, got -1",
 }

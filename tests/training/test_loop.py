@@ -1,8 +1,10 @@
 """The loop: it learns, and however it is interrupted, the numbers are those of an uninterrupted run."""
 
+import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from eagle_jax.training import step as steps
 from eagle_jax.training.data import make_iterator, pack
 from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.loop import LoopConfig, Outcome, train
-from eagle_jax.training.run import Run
+from eagle_jax.training.run import Run, check_run
 from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
 from tests.training import small
 
@@ -51,7 +53,7 @@ class Setup:
     def run(self, folder: Path, **options: Any) -> Outcome:
         """Train in `folder`, from wherever it stands."""
         data = make_iterator(pack(EXAMPLES, 32), 2, seed=7)
-        config = LoopConfig(steps=STEPS, log_every=2, save_every=3, **options.pop("config", {}))
+        config = LoopConfig(**{"steps": STEPS, "log_every": 2, "save_every": 3, **options.pop("config", {})})
         state = steps.initial_state(self.trained(), self.optimizer, self.recipe.num_steps)
         with Run(folder, {"kind": self.kind}) as run:
             return train(
@@ -150,6 +152,12 @@ def test_in_pieces(setup: Setup, uninterrupted: tuple[Outcome, list[dict[str, An
     assert_same(outcome, uninterrupted[0])
 
 
+def test_the_clock_may_have_begun_before(tmp_path: Path) -> None:
+    """The message has the limit that was asked for."""
+    stopped = Setup("eagle").run(tmp_path, time_limit=100.0, started=time.monotonic() - 101)
+    assert (int(stopped.state.step), stopped.reason) == (1, "time limit of 100 s")
+
+
 def test_accumulating_changes_nothing(tmp_path: Path) -> None:
     once, twice = Setup("eagle3", train_lm_head=True), Setup("eagle3", accumulate=2, train_lm_head=True)
     one, two = once.run(tmp_path / "once"), twice.run(tmp_path / "twice")
@@ -185,6 +193,27 @@ def test_directory_of_another_run(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_request_is_checked_before_any_work(tmp_path: Path) -> None:
+    """Whose directory it is, and whether the weights may go where they are wanted; nothing is written."""
+    head, identity = tmp_path / "head", {"kind": "eagle"}
+    check_run(tmp_path / "run", identity, head)
+    assert list(tmp_path.iterdir()) == []
+    with Run(tmp_path / "run", identity) as run:
+        assert run.exported(head) is None
+        run.keep_export(head, 7)
+        assert run.exported(head) is None  # nothing is there
+        head.mkdir()
+        (head / "config.json").touch()
+        assert run.exported(head) == 7
+    check_run(tmp_path / "run", identity, head)
+    with pytest.raises(ValueError, match="run is another run: its kind is 'eagle', not 'eagle3'; nothing was written"):
+        check_run(tmp_path / "run", {"kind": "eagle3"})
+    with pytest.raises(ValueError, match="head is there already and not empty; nothing is overwritten"):
+        check_run(tmp_path / "other", identity, head)
+    with pytest.raises(ValueError, match="gs://bucket/run is an address, give a local or mounted path"):
+        check_run("gs://bucket/run", identity)
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with Run(tmp_path, {}), pytest.raises(ValueError, match="another process is training this run"):
         Run(tmp_path, {})
@@ -198,6 +227,26 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="the loss is nan at step 2"):
         setup.run(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["loss", "grad_norm"])
+@pytest.mark.parametrize(("log_every", "found"), [(2, 4), (100, 6)])
+def test_no_checkpoint_of_what_is_not_finite(tmp_path: Path, field: str, log_every: int, found: int) -> None:
+    """Neither where steps are logged more often than saved, nor the other way round."""
+    setup = Setup("eagle")
+    inner = setup.step
+
+    def breaks(state: steps.TrainState, *rest: Any) -> steps.TrainState:
+        broken = int(state.step) == 3
+        state = inner(state, *rest)
+        window = dataclasses.replace(state.window, **({field: jnp.full((), jnp.inf)} if broken else {}))
+        return dataclasses.replace(state, window=window)
+
+    setup.step = breaks
+    name = {"loss": "loss", "grad_norm": "norm of the gradient"}[field]
+    with pytest.raises(ValueError, match=f"the {name} is inf at step {found}: a smaller learning_rate"):
+        setup.run(tmp_path, config={"log_every": log_every})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["3"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.training import rows as which
+from eagle_jax.training import step
 from eagle_jax.training.batch import NO_SLOT, Batch, Features, Recipe, Tally, summarise
 from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.losses import smooth_l1
@@ -177,6 +178,20 @@ def test_noise_is_the_keys() -> None:
     rest = (batch, small.features_of(batch), recipe.divisors(batch))
     losses = [float(recipe.loss(params, target_params, vocabulary, *rest, jax.random.key(k))[0]) for k in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_heads_are_measured_without_noise() -> None:
+    head, params, vocabulary = small.head("eagle", draft_size=DRAFT_SIZE)
+    _, target, target_params = small.model()
+    batch = small.batch_of(EXAMPLES, 64)
+    trained, frozen = {"weights": params.weights}, step.Frozen(target_params, vocabulary)
+    noisy, plain = (
+        step.make_measure(make_feature_recipe(head, FeatureConfig(noise=noise, chunk=16)), target)(
+            trained, frozen, {**vars(batch), **vars(small.features_of(batch))}
+        )
+        for noise in (0.5, 0.0)
+    )
+    assert_close(noisy, plain, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from eagle_jax.models.draft_head import features_of, layers_of, parts_of
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.training import initialise
 from eagle_jax.training.data import assemble, pack
-from eagle_jax.training.features import FeatureCache, fingerprint
+from eagle_jax.training.feature_cache import FeatureCache
+from eagle_jax.training.features import fingerprint
 from tests.training import small
 
 CONFIG = tiny_transformer(num_layers=7)[0]  # taps the inputs of layers 2, 3 and 4
@@ -42,7 +43,7 @@ def test_the_disk_gives_a_head_its_part(tmp_path: Path) -> None:
     """One cache serves all heads: a head's features are a slice of it, which is what a pass gives."""
     examples = [small.document(0, 17, 6), small.document(1, 12, 4)]
     config, target, params = small.model()
-    cache = FeatureCache(tmp_path, examples, fingerprint(examples, "tiny", params, False), "float32")
+    cache = FeatureCache(tmp_path, examples, fingerprint(examples, "tiny", config, params, False), "float32")
     assert cache.fill(target, params, length=24, batch=1)
     packing = pack(examples, 32)
     row = assemble(packing, packing.rows[0], cache.lookup)

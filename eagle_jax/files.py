@@ -1,0 +1,62 @@
+"""Files of runs: in this machine's file system, one process at a time, and whole after every crash."""
+
+import fcntl
+import os
+import pathlib
+from typing import IO, Any
+
+
+def local(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path as it is given, ~ written out.
+
+    Raises:
+      ValueError: the address of something outside the file system.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise ValueError(f"{text} is an address, give a local or mounted path")
+    return pathlib.Path(text).expanduser()
+
+
+def lock(file: IO[Any], refusal: str) -> None:
+    """Keep a file from other processes until it is closed.
+
+    Raises:
+      ValueError: another process has it; `refusal` says so.
+      OSError: a file system without locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(refusal) from None
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Put a file in place of the one there was; a crash leaves the old one or the new one."""
+    path = pathlib.Path(path)
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def allocate(path: str | os.PathLike[str], size: int) -> None:
+    """Make a file of `size` zeros with room on the disk for all of them.
+
+    A file with holes would kill the process that fills it through a memory map once the disk is full.
+
+    Raises:
+      OSError: there is not as much room.
+    """
+    path = pathlib.Path(path)
+    with path.open("wb") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            path.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from None

@@ -1,0 +1,65 @@
+"""Files of runs: local ones, one writer, whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eagle_jax import files
+
+
+def fails(number: int) -> Any:
+    """A function of the operating system that does not work."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert files.local("~/runs/a") == Path("/home/someone/runs/a")
+    assert files.local(Path("runs/a")) == Path("runs/a")
+    with pytest.raises(ValueError, match=r"^gs://bucket/a is an address, give a local or mounted path$"):
+        files.local("gs://bucket/a")
+
+
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as first, path.open("w") as second:
+        files.lock(first, "taken")
+        with pytest.raises(ValueError, match="taken"):
+            files.lock(second, "taken")
+        first.close()
+        files.lock(second, "taken")
+    monkeypatch.setattr(files.fcntl, "flock", fails(errno.ENOLCK))
+    with path.open("w") as file, pytest.raises(OSError, match="No locks available"):
+        files.lock(file, "taken")
+
+
+def test_a_crash_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    files.write_whole(path, "old")
+    with monkeypatch.context() as broken:
+        broken.setattr(files.os, "fsync", fails(errno.EIO))
+        with pytest.raises(OSError, match="Input/output error"):
+            files.write_whole(path, "new")
+    assert path.read_text() == "old"
+    files.write_whole(path, "new \u2028")
+    assert path.read_text(encoding="utf-8") == "new \u2028"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_room_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    files.allocate(path, 1 << 20)
+    assert path.read_bytes() == bytes(1 << 20)
+    assert path.stat().st_blocks * 512 >= 1 << 20
+    monkeypatch.setattr(files.os, "posix_fallocate", fails(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        files.allocate(tmp_path / "b.bin", 1 << 20)
+    assert caught.value.filename == str(tmp_path / "b.bin")
+    assert list(tmp_path.iterdir()) == [path]
