@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
-import numpy as np
 
 from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.decode import Rule
 from eagle_jax.drafters import Drafter, make_eagle2
 from eagle_jax.evaluation.side_by_side import Contestant
+from eagle_jax.training.features import first_numbers
 from eagle_jax.types import Params
 from experiments import methods
 from experiments.settings import Settings
@@ -128,5 +128,5 @@ def weights_digest(params: Params) -> str:
     """A hash that tells weights apart: of their shapes and the first numbers of each."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + np.asarray(leaf.ravel()[:64]).tobytes())
+        digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + first_numbers(leaf, 64).tobytes())
     return digest.hexdigest()

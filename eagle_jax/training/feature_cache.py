@@ -69,23 +69,6 @@ class FeatureCache:
         """What the files take on the disk; 0 as long as there are none."""
         return sum(array.nbytes for array in self._arrays.values())
 
-    def check(self, *, length: int, batch: int, mesh: Mesh | None = None) -> None:
-        """Refuse what `fill` cannot do.
-
-        Args:
-          length, batch, mesh: as for `fill`.
-
-        Raises:
-          ValueError: a document longer than a row, or rows of a pass that do not divide over the mesh.
-        """
-        for document, example in enumerate(self.examples):
-            if len(example.tokens) > length:
-                raise ValueError(
-                    f"conversation {document} has {len(example.tokens)} tokens, features.length is {length}"
-                )
-        if mesh is not None:
-            sharding.check_batch(mesh, batch)
-
     def fill(
         self,
         target: Target,
@@ -110,11 +93,16 @@ class FeatureCache:
           progress: called with (passes done, passes in all), the first time before the first pass.
 
         Raises:
-          ValueError: what `check` refuses, another process that fills the directory, or a feature that the dtype does
-            not hold.
+          ValueError: a document longer than a row, rows of a pass that do not divide over the mesh, another process
+            that fills the directory, or a feature that the dtype does not hold.
           OSError: there is not enough room on the disk.
         """
-        self.check(length=length, batch=batch, mesh=mesh)
+        for document, example in enumerate(self.examples):
+            if len(example.tokens) > length:
+                tokens = len(example.tokens)
+                raise ValueError(f"conversation {document} has {tokens} tokens, features.length is {length}")
+        if mesh is not None:
+            sharding.check_batch(mesh, batch)
         compute = _make_pass(target, params, self.dtype, everywhere, mesh)
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("w") as file:

@@ -311,6 +311,14 @@ def test_broken_lines_that_are_left_out_are_counted(
     assert f"left out 1 broken lines, the first: {data}:1: not JSON" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", ["run", "features", "export"])
+def test_addresses_are_refused_before_anything_is_loaded(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    line = refused(capsys, task, tmp_path, "--config.target=no/such", f"--{flag}=gs://bucket/it")
+    assert line == "error: gs://bucket/it is an address, give a local or mounted path"
+
+
 def test_no_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.call(train.main, train.FLAGS, []) == 2
     assert capsys.readouterr().err == "error: give --config\n"
@@ -321,9 +329,6 @@ def test_no_config(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("--data=", "give --data"),
         ("--run=", "give --run"),
-        ("--run=gs://bucket/run", "gs://bucket/run is an address, give a local or mounted path"),
-        ("--features=gs://bucket/features", "gs://bucket/features is an address, give a local or mounted path"),
-        ("--export=gs://bucket/head", "gs://bucket/head is an address, give a local or mounted path"),
         ("--config.dtype=float16", "training in float16 needs a scaled loss, which is not done here: give bfloat16 or"),
         ("--config=no/such.py", "no/such.py"),
         ("--data=no/such.jsonl", "no/such.jsonl: No such file or directory"),

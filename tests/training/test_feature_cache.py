@@ -113,8 +113,9 @@ def test_two_runs_on_one_new_directory(tmp_path: Path) -> None:
 
     assert first.fill(target, params, length=24, batch=1, stop=meanwhile)
     assert refused[0] == f"{tmp_path}: another process is filling it"
-    before = contents(tmp_path)
-    assert fill(second)
+    before, passes = contents(tmp_path), []
+    assert second.fill(target, params, length=24, batch=1, progress=lambda *done: passes.append(done))
+    assert passes == [(0, 0)]
     assert contents(tmp_path) == before
     for document in range(len(EXAMPLES)):
         np.testing.assert_array_equal(second.lookup(document)["taps"], first.lookup(document)["taps"])
