@@ -1,9 +1,13 @@
 """The rows of a sweep's point without its times: tau and n-alpha, played back on answers that were written once.
 
-Points of a sweep mostly ask for the same answers, so plain decoding writes them for the first one alone.
+Points of a sweep mostly ask for the same answers, so plain decoding writes them for the first one alone, into a folder
+that the others look into: each point may be measured in a process of its own.
 """
 
 import functools
+import hashlib
+import json
+import pathlib
 from typing import Any
 
 import jax
@@ -17,10 +21,11 @@ from eagle_jax.evaluation.recording import Recording
 from eagle_jax.evaluation.replay import check_playable
 from eagle_jax.evaluation.report import tree_size
 from eagle_jax.evaluation.tasks import read_task
+from eagle_jax.files import write_whole
 from eagle_jax.models.transformer import make_target
 from experiments import launch, methods
 from experiments.cells import commit
-from experiments.entries import build, read_entries
+from experiments.entries import build, read_entries, weights_digest
 
 BATCH = 10
 """Answers written and played back together."""
@@ -38,15 +43,16 @@ def why_not(config: ConfigDict) -> str | None:
     return None
 
 
-def playback(config: ConfigDict, data: str) -> list[Record]:
+def playback(config: ConfigDict, data: str, kept: pathlib.Path) -> list[Record]:
     """One row for each method of an evaluation on a task at a temperature with a seed.
 
     Args:
       config: as `experiments.evaluate` takes it, checked, and `why_not` says None.
       data: directory with questions.
+      kept: folder of answers; those that are there are not written once more.
 
     Raises:
-      ValueError: a method that cannot be played back.
+      ValueError: a method that cannot be played back, or kept answers that the target does not write.
     """
     entries = read_entries(config.methods, config.dtype, config.temperatures)
     model = _model(config.target, config.dtype)
@@ -60,7 +66,7 @@ def playback(config: ConfigDict, data: str) -> list[Record]:
             law = {"temperature": temperature, "seed": seed, "max_new_tokens": config.max_new_tokens}
             for task in config.tasks:
                 asked = (config.target, config.dtype, data, task, config.num_prompts)
-                prompts, answers, said = _answers(*asked, *law.values())
+                prompts, answers, said = _answers(kept, *asked, *law.values())
                 for entry in filter(lambda entry: entry.runs_at(temperature), entries):
                     one = contestants[entry.label]
                     with launch.status(f"{task}, T = {temperature:g}: {entry.label}"):
@@ -94,13 +100,26 @@ def _model(name: str, dtype: str) -> LoadedModel:
 
 @functools.cache
 def _answers(
-    name: str, dtype: str, data: str, task: str, num_prompts: int, temperature: float, seed: int, max_new_tokens: int
+    kept: pathlib.Path,
+    name: str,
+    dtype: str,
+    data: str,
+    task: str,
+    num_prompts: int,
+    temperature: float,
+    seed: int,
+    max_new_tokens: int,
 ) -> tuple[list[list[int]], list[list[int]], list[Recording]]:
     """Prompts, plain decoding's answers, and what the target says along them."""
     model = _model(name, dtype)
     target = make_target(model.config, dtype)
     prompts = [runner.prompt_ids(model, question) for question in read_task(data, task, num_prompts).values()]
     law: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens}
+    about = json.dumps([name, weights_digest(model.params), dtype, prompts, law])
+    file = kept / f"{task}-{temperature:g}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
     with launch.status(f"{task}, T = {temperature:g}: plain decoding"):
-        answers = write(model, target, prompts, batch=BATCH, **law)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(write(model, target, prompts, batch=BATCH, **law)))
+        answers = json.loads(file.read_text(encoding="utf-8"))
         return prompts, answers, listen(model, target, prompts, answers, batch=BATCH)

@@ -190,7 +190,7 @@ def measure(point: Point, output: pathlib.Path) -> None:
             return
         trained["head"] = str(head)
     if FLAGS.replay:
-        write_rows(rows, playback(point.evaluation(**trained), FLAGS.data))
+        write_rows(rows, playback(point.evaluation(**trained), FLAGS.data, output / "answers"))
     else:
         evaluate(point.evaluation(**trained), FLAGS.data, str(rows), quiet=FLAGS.quiet)
     finished.touch()

@@ -10,7 +10,7 @@ import pytest
 
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_target
-from experiments import children, launch, sweep
+from experiments import children, launch, playback, sweep
 from tests.checkpoint.heads import edit_tensors, random_head
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +97,29 @@ def test_points_one_after_the_other(
     config.write_text(config.read_text().replace("max_new_tokens = 8", "max_new_tokens = 9"))
     line = refused(capsys, config, data, output)
     assert ": point 'base' is another run: its config.max_new_tokens is 8, not 9; nothing was written" in line
+
+
+def test_answers_are_kept(config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Written for the first point, read by the others in other processes; and they must be the target's."""
+    output = tmp_path / "sweep"
+    assert run(config, data, output, "--replay", "--processes") == 0
+    kept = sorted((output / "answers").iterdir())
+    assert len(kept) == 3  # T = 0 and T = 1, and the latter with another seed
+    times = [path.stat().st_mtime_ns for path in kept]
+    rows = (output / "points" / "base.jsonl").read_text()
+    (output / "points" / "base.finished").unlink()
+    assert run(config, data, output, "--replay") == 0
+    assert (output / "points" / "base.jsonl").read_text() == rows
+    assert [path.stat().st_mtime_ns for path in kept] == times
+
+    answers = json.loads(kept[0].read_text())
+    answers[0][2] += 1
+    kept[0].write_text(json.dumps(answers))
+    (output / "points" / "base.finished").unlink()
+    playback._answers.cache_clear()
+    assert "read once more, the target writes another answer from token 2 on" in refused(
+        capsys, config, data, output, "--replay", "--points=base"
+    )
 
 
 def test_played_back(config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
