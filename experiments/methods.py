@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from eagle_jax.checkpoint import distilled
 from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target
@@ -71,7 +72,8 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
         flags.DEFINE_integer(name, None, f"{of}: {text}; default {usual}", flag_values=values)
     text = "lookahead: n-grams of the prompt join the pool; default: no"
     flags.DEFINE_bool("pool_from_prompt", None, text, flag_values=values)
-    text = "draft model of chain and ouroboros: as --target, or self:K for the first K layers of the target"
+    text = "draft model of chain and ouroboros: distilled for the one that ships, self:K for the first K layers of the "
+    text += "target, or as --target"
     flags.DEFINE_string("draft", "", text, flag_values=values)
     text = "trained draft head of eagle, eagle2, eagle3: a directory or a Hugging Face id; else the one that ships"
     flags.DEFINE_string("head", "", text, flag_values=values)
@@ -157,7 +159,7 @@ def check_settings(name: str, settings: Settings) -> None:
         if given is not None and given < least:
             raise ValueError(f"--{size} must be at least {least}, got {given}")
     if method.takes_draft and not settings.draft:
-        raise ValueError(f"--method={name} needs --draft")
+        raise ValueError(f"--method={name} needs --draft: a model, self:K or, where one ships, {distilled.NAME}")
     if settings.draft_vocab is not None and settings.draft_vocab < 0:
         raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
 
@@ -201,7 +203,8 @@ def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]
     """The model that --draft names.
 
     Raises:
-      ValueError: a number of layers that the target has not, or a vocabulary that is not the target's.
+      ValueError: a number of layers that the target has not, a vocabulary that is not the target's, or no model that
+        ships for it.
     """
     name = settings.draft
     if name.startswith(_SELF):
@@ -209,6 +212,9 @@ def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]
         if not count.isdecimal():
             raise ValueError(f"--draft={_SELF}K takes a number of layers, got {count!r}")
         config, params = truncate_layers(target.config, target.params, int(count))
+    elif name == distilled.NAME:
+        with status(f"Loading draft {name}"):
+            config, params = distilled.load_pretrained_draft(target, settings.dtype)
     elif name == target.name:
         config, params = target.config, target.params
     else:

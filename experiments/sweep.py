@@ -123,8 +123,9 @@ def head_of(point: Point) -> pathlib.Path | None:
     if not METHODS[method["method"]].takes_head:
         return None
     name = method.get("head") or ("eagle3" if method["method"] == "eagle3" else "eagle")
-    shipped = pretrained.SHIPPED_HEADS / f"{point.config['target']}-{name}"
-    folder = shipped if name in ("eagle", "eagle3") else pathlib.Path(name).expanduser()
+    if name in ("eagle", "eagle3"):
+        return pretrained.shipped(f"trained {name} head", name, point.config["target"])
+    folder = pathlib.Path(name).expanduser()
     return folder if folder.is_dir() else None
 
 

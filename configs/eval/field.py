@@ -6,9 +6,9 @@ answers leave methods that learn from the text (lookahead, Ouroboros, prompt loo
     python -m experiments.evaluate --config=configs/eval/field.py --data=DIRECTORY --output=field.jsonl
     python -m experiments.evaluate --config=configs/eval/field.py:prompt_lookup,chain=DIRECTORY ...   # some of them
 
-Needs the heads `eagle` and `eagle3` that ship for the target, unless they are left out or named. Where no draft model
-is named, chain and Ouroboros draft with the target's first 24 layers, which shows how they work rather than how fast
-they can be. Expected on two CPU cores: a minute for each prompt at each temperature with all methods.
+Needs the heads `eagle` and `eagle3` and the draft model `distilled` that ship for the target, unless they are left out
+or others are named; `chain=self:24` drafts with the target's first 24 layers. Expected on two CPU cores: a minute for
+each prompt at each temperature with all methods.
 """
 
 import ml_collections
@@ -23,8 +23,8 @@ METHODS: dict[str, dict[str, object]] = {
     "prompt_lookup": {"depth": 9},
     "lookahead": {},
     "lookahead_prompt": {"method": "lookahead", "pool_from_prompt": True},
-    "chain": {"draft": "self:24", "depth": 4},
-    "ouroboros": {"draft": "self:24"},
+    "chain": {"draft": "distilled", "depth": 4},
+    "ouroboros": {"draft": "distilled"},
     "eagle": {},
     "eagle2": TREE,
     "eagle3": TREE,

@@ -39,8 +39,8 @@ SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_BYTES = 98_362_432
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-SHIPPED_HEADS = pathlib.Path(__file__).parents[1] / "pretrained"
-"""Holds a directory for each trained head: TARGET-eagle, TARGET-eagle3."""
+SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained"
+"""Holds a directory for each trained head or draft model: TARGET-eagle, TARGET-eagle3, TARGET-distilled."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -183,12 +183,7 @@ def _load_head(
 def _head_directory(name: str, target_name: str) -> pathlib.Path:
     """Where a head lies."""
     if name in ("eagle", "eagle3"):
-        shipped = sorted(path.name for path in SHIPPED_HEADS.glob("*/")) if SHIPPED_HEADS.is_dir() else []
-        wanted = f"{target_name}-{name}"
-        if wanted not in shipped:
-            listed = f"heads ship for {', '.join(shipped)}" if shipped else "no heads ship with this version"
-            raise ValueError(f"no trained {name} head ships for {target_name}, give a directory ({listed})")
-        return SHIPPED_HEADS / wanted
+        return shipped(f"trained {name} head", name, target_name)
     path = pathlib.Path(name).expanduser()
     if name and path.is_dir():
         return path
@@ -204,6 +199,20 @@ def _head_directory(name: str, target_name: str) -> pathlib.Path:
             "python -m experiments.convert --head=DIRECTORY --output=OTHER"
         )
     return path
+
+
+def shipped(what: str, name: str, target_name: str) -> pathlib.Path:
+    """Where the eagle, eagle3 or distilled lies that ships for a target.
+
+    Raises:
+      ValueError: none does; `what` says in words what was looked for.
+    """
+    found = {path.name: path for path in sorted(SHIPPED.glob("*/"))}
+    wanted = f"{target_name}-{name}"
+    if wanted not in found:
+        listed = f"there are {', '.join(found)}" if found else "nothing ships with this version"
+        raise ValueError(f"no {what} ships for {target_name}, give a directory ({listed})")
+    return found[wanted]
 
 
 def smollm2_path() -> pathlib.Path:

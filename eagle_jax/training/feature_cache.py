@@ -17,20 +17,17 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
 from eagle_jax import sharding
+from eagle_jax.checkpoint.assemble import DTYPES
 from eagle_jax.files import allocate, local, lock, write_whole
 from eagle_jax.training.batch import Batch, Features
 from eagle_jax.training.conversations import Example
 from eagle_jax.training.data import Row, assemble, pack
 from eagle_jax.training.features import compute_features
 from eagle_jax.types import Params, Target
-
-DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-"""Types that features can be stored in."""
 
 FIELDS = ("taps", "hidden", "choice")
 

@@ -190,8 +190,8 @@ def test_broken_rankings(ranks: np.ndarray | None, message: str, tmp_path: Path)
 
 
 def test_shipped_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "SHIPPED_HEADS", tmp_path / "pretrained")
-    with pytest.raises(ValueError, match=r"no trained eagle3 head ships for tiny, give a directory .no heads ship"):
+    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "pretrained")
+    with pytest.raises(ValueError, match=r"no trained eagle3 head ships for tiny, give a directory .nothing ships"):
         load_pretrained_head("eagle3", model())
     frozen(tmp_path / "pretrained/tiny-eagle3")
     frozen(tmp_path / "pretrained/tiny-eagle", "eagle")
@@ -199,9 +199,7 @@ def test_shipped_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config, params = load_pretrained_head(kind, model())
         assert config.kind == kind
         assert params.target_ids.shape == (12,)
-    with pytest.raises(
-        ValueError, match=r"head ships for other, give a directory .heads ship for tiny-eagle, tiny-eagle3"
-    ):
+    with pytest.raises(ValueError, match=r"head ships for other, give a directory .there are tiny-eagle, tiny-eagle3"):
         load_pretrained_head("eagle3", model(name="other"))
     with pytest.raises(ValueError, match=r"no trained eagle head ships for \.\./pretrained/tiny,"):
         load_pretrained_head("eagle", model(name="../pretrained/tiny"))

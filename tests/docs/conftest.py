@@ -16,8 +16,10 @@ import pytest
 
 import eagle_jax.drafters
 from eagle_jax.checkpoint import pretrained
+from eagle_jax.checkpoint.distilled import save_draft
 from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
 from eagle_jax.checkpoint.heads import save_head
+from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.evaluation.figures import CHARTS
 from eagle_jax.testing import tiny_transformer
@@ -103,6 +105,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         params = with_draft_vocabulary(params, model.config, model.params, range(257), DRAFT_SIZE)
         ranks = {"frozen_lm_head": True, "token_ranks": range(257)}
         save_head(folder / "heads" / f"smollm2-135m-{kind}", config, params, model.config, **ranks)
+    save_draft(folder / "heads" / "smollm2-135m-distilled", *truncate_layers(model.config, model.params, 1))
     metadata = byte_level_metadata("gpt-2")
     config, _, weights = tiny_transformer(vocab_size=len(metadata["tokenizer.ggml.tokens"]))
     write_gguf(folder / "model.gguf", config, stored_tensors(config, weights), metadata=metadata)
@@ -145,7 +148,7 @@ def reader(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     write_lines(tmp_path / "prompts.jsonl", prompts)
     # The name stands for the directory of that name from here on.
     monkeypatch.setattr(pretrained, "SMOLLM2", "the real one")
-    monkeypatch.setattr(pretrained, "SHIPPED_HEADS", shelf / "heads")
+    monkeypatch.setattr(pretrained, "SHIPPED", shelf / "heads")
     monkeypatch.setattr(evaluate, "evaluate", _small_evaluation)
     monkeypatch.setattr(sweep, "evaluate", _small_evaluation)
     monkeypatch.setattr(report, "CHARTS", {"n_alpha": CHARTS["n_alpha"]})

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from eagle_jax.checkpoint import pretrained
+from eagle_jax.checkpoint.distilled import save_draft
 from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_target
@@ -78,13 +79,29 @@ def test_shipped_head_is_taken_where_none_is_named(
     line = refused(capsys, f"--target={tiny_model}", "--method=eagle3")
     assert f"no trained eagle3 head ships for {tiny_model}" in line
     # Under a name that a folder can have.
-    monkeypatch.setattr(pretrained, "SHIPPED_HEADS", tmp_path / "shipped")
+    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "shipped")
     (tmp_path / "shipped").mkdir()
     (tmp_path / "shipped" / "tiny-eagle3").symlink_to(heads / "eagle3")
     monkeypatch.chdir(tiny_model.parent)
     assert tiny_model.name == "tiny"
     found = record(tmp_path, "--target=tiny", "--method=eagle3", "--nodes=4", "--depth=1", "--top_k=2")
     assert found["tree"]["nodes"] == 4
+
+
+def test_the_draft_model_that_ships(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named `distilled`; here it is the whole target, so all of a draft is accepted."""
+    flags = ["--method=chain", "--draft=distilled", "--depth=2"]
+    line = refused(capsys, f"--target={tiny_model}", *flags)
+    assert f"no distilled draft model ships for {tiny_model}" in line
+    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "shipped")
+    model = pretrained.load_target(str(tiny_model))
+    save_draft(tmp_path / "shipped" / "tiny-distilled", model.config, model.params, dtype="float32")
+    monkeypatch.chdir(tiny_model.parent)
+    found = record(tmp_path, "--target=tiny", *flags, "--compare", "--temperature=1", "--max_new_tokens=13")
+    assert found["identical_prompts"] == 1
+    assert found["tau"] == 4
 
 
 def test_ablations_of_noise_and_rule(
