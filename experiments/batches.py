@@ -3,8 +3,9 @@
     python -m experiments.batches --prompts_file=question.jsonl --drafts=eagle3,eagle3:16/5/4 --batches=1,4,16
 
 A batch is kept full: a row whose answer has ended takes the next prompt (`eagle_jax.refill`). Plain decoding and all
-drafts write the same answers in turn, in one process. Where a batch already keeps the device busy a token more in a
-pass is no longer nearly free, so the best tree shrinks as the batch grows; this is where to see how fast. A draft
+drafts write the same answers in one process, in alternation: a few prompts, eight or four batches of them, are answered
+by each before the next few come, and the first one changes. Where a batch already keeps the device busy a token more in
+a pass is no longer nearly free, so the best tree shrinks as the batch grows; this is where to see how fast. A draft
 without sizes takes those of the batch (`eagle_jax.drafters.default_tree`). Every batch answers the same prompts.
 
 Speeds are given twice: rounds alone, and with prefill, which is what a user waits for: while one row reads its prompt
@@ -13,6 +14,7 @@ the others stand still.
 
 import copy
 import functools
+import itertools
 import json
 import pathlib
 import statistics
@@ -20,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
@@ -50,6 +53,8 @@ flags.DEFINE_integer("repeats", 3, "turns of which the median is taken", flag_va
 flags.DEFINE_string("output", None, "JSON lines to write, one a draft and batch; must not exist", flag_values=FLAGS)
 
 Row = dict[str, Any]
+Turn = list[Generation]
+"""All prompts once, in parts."""
 
 
 def main() -> None:
@@ -112,37 +117,46 @@ def measure(
 ) -> dict[str, Row]:
     """The rows of a batch size, by draft."""
     options = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
-    turns: dict[str, list[Generation]] = {label: [] for label in contestants}
     law = make_sampling(len(prompts), max_new_tokens=FLAGS.max_new_tokens)
-    for one in contestants.values():  # compile: one row more than there is room for, few tokens, as many slots
-        one = copy.copy(one)
-        one.capacity = one.slots(prompts, law)
-        write_all(one, prompts[: batch + 1], batch=batch, max_new_tokens=3, **options)
+    contestants = {label: copy.copy(one) for label, one in contestants.items()}
+    for one in contestants.values():
+        one.capacity = one.slots(prompts, law)  # the same for every part
+        write_all(one, prompts[: batch + 1], batch=batch, max_new_tokens=3, **options)  # compiles, a refill included
     labels = list(contestants)
-    for turn in range(FLAGS.repeats):
-        first = turn % len(labels)
+    turns: dict[str, list[Turn]] = {label: [[] for _ in range(FLAGS.repeats)] for label in labels}
+    for number, (turn, part) in enumerate(itertools.product(range(FLAGS.repeats), parts(len(prompts), batch))):
+        first = number % len(labels)
+        asked = [prompts[place] for place in part]
         for label in labels[first:] + labels[:first]:
-            turns[label].append(
-                write_all(contestants[label], prompts, batch=batch, max_new_tokens=FLAGS.max_new_tokens, **options)
+            found = write_all(
+                contestants[label], asked, batch=batch, sequence=part, max_new_tokens=FLAGS.max_new_tokens, **options
             )
+            turns[label][turn].append(found)
     plain = turns.pop(PLAIN)
+    return {label: {"prompts": len(prompts), **numbers(found, plain)} for label, found in turns.items()}
+
+
+def parts(count: int, batch: int) -> list[list[int]]:
+    """The places of `count` prompts, in parts of four batches and eight prompts at the least."""
+    return [part.tolist() for part in np.array_split(np.arange(count), max(1, count // max(8, 4 * batch)))]
+
+
+def numbers(found: Sequence[Turn], plain: Sequence[Turn]) -> Row:
+    """What a draft's turns come to; tokens and rounds are the same in all of them."""
+    texts, wanted = ([answer for part in turns[0] for answer in part.tokens] for turns in (found, plain))
     return {
-        label: {
-            "prompts": len(prompts),
-            "tokens": found[0].num_tokens,
-            "tau": found[0].tau,
-            **speeds(found, plain, with_prefill=False),
-            **{f"{name}_with_prefill": value for name, value in speeds(found, plain, with_prefill=True).items()},
-            "identical_prompts": sum(one == other for one, other in zip(found[0].tokens, plain[0].tokens, strict=True)),
-        }
-        for label, found in turns.items()
+        "tokens": sum(part.num_tokens for part in found[0]),
+        "tau": metrics.tau(found[0]),
+        **speeds(found, plain, with_prefill=False),
+        **{f"{name}_with_prefill": value for name, value in speeds(found, plain, with_prefill=True).items()},
+        "identical_prompts": sum(one == other for one, other in zip(texts, wanted, strict=True)),
     }
 
 
-def speeds(found: Sequence[Generation], plain: Sequence[Generation], *, with_prefill: bool) -> Row:
+def speeds(found: Sequence[Turn], plain: Sequence[Turn], *, with_prefill: bool) -> Row:
     """Medians over the turns."""
     own, other = (
-        statistics.median(metrics.tokens_per_second([turn], with_prefill=with_prefill) for turn in turns)
+        statistics.median(metrics.tokens_per_second(turn, with_prefill=with_prefill) for turn in turns)
         for turns in (found, plain)
     )
     return {"tokens_per_second": own, "plain_tokens_per_second": other, "speedup": own / other}

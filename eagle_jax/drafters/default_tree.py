@@ -3,7 +3,7 @@
 A pass reads the weights once, however many tokens it computes, so tokens cost little until arithmetic takes as long as
 reading. How many that are is the machine's, and the rows of a batch share them: nodes x rows <= `Room.together`.
 
-    rows           1           4           8          16          32         64         65 and more
+    rows           1           2 to 4      8          16          32         64         65 and more
     CPU            4/1/2       2/0/1       2/0/1      2/0/1       2/0/1      2/0/1      2/0/1
     accelerator    60/7/10     60/7/10     32/5/8     16/5/4      8/2/3      4/1/2      2/0/1
 
@@ -40,8 +40,8 @@ class Room(NamedTuple):
     together: int  # for all rows
 
 
-CPU = Room(alone=4, together=8)
-"""Two cores, SmolLM2-135M: 4 tokens cost 1.4 times one, 8 cost 1.2 times two, 16 cost 1.5 times four (LOG.md)."""
+CPU = Room(alone=4, together=4)
+"""Two cores, SmolLM2-135M: two rows gain most from two nodes, four or more from none (docs/scaling.md)."""
 
 ACCELERATOR = Room(alone=60, together=256)
 """By data sheets, bfloat16 arithmetic takes as long as reading the weights at 170 to 560 tokens (TPUs), 300 (H100)."""

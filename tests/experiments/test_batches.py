@@ -101,3 +101,27 @@ def test_bad_input(
 ) -> None:
     assert call(tiny_model, questions, *(one.replace("FOLDER", str(questions)) for one in more)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"), [(5, 2, [5]), (16, 1, [8, 8]), (20, 1, [10, 10]), (33, 4, [17, 16]), (64, 32, [64])]
+)
+def test_parts(count: int, batch: int, sizes: list[int]) -> None:
+    """Every prompt once, in its order; no part is smaller than four batches where there are as many."""
+    found = batches.parts(count, batch)
+    assert [len(part) for part in found] == sizes
+    assert [place for part in found for place in part] == list(range(count))
+
+
+def test_parts_are_the_whole(tiny_model: Path, questions: Path, tmp_path: Path) -> None:
+    """Prompts answered in parts get the texts and rounds that they get at once, at a temperature too."""
+    questions.write_text("\n".join(json.dumps({"prompt": f"count {n} count {n}"}) for n in range(16)))
+    rows = {}
+    for size in (1, 4):
+        output = tmp_path / f"{size}.jsonl"
+        flags = ["--drafts=prompt_lookup", f"--batches={size}", "--num_prompts=16", f"--output={output}"]
+        assert call(tiny_model, questions, *flags) == 0
+        rows[size] = json.loads(output.read_text())
+    assert rows[1]["identical_prompts"] == 16
+    for name in ("tokens", "tau", "identical_prompts"):
+        assert rows[1][name] == rows[4][name], name
