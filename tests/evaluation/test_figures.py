@@ -71,6 +71,14 @@ def test_n_alpha_leaves_out_what_few_rounds_have_seen() -> None:
     assert alphas == pytest.approx([20 / 400, 10 / 20])
 
 
+def test_plain_decoding_has_no_line_beside_others() -> None:
+    drafted = make_row("eagle3, 16 nodes", "gsm8k", 0.0)
+    plain = {**drafted, "label": "plain", "accepted": [100]}
+    for chart in (figures.tau_by_depth, figures.n_alpha_curves):
+        assert list(lines(chart([plain, drafted]))) == ["eagle3, 16 nodes"]
+    assert lines(figures.tau_by_depth([plain])) == {"plain": ([0], [1.0])}
+
+
 def test_tau_against_nodes_goes_through_the_best_tree_of_each_size() -> None:
     eagle3 = [row for row in ROWS if row["method"] == "eagle3" and row["task"] == "gsm8k" and not row["temperature"]]
     worse = {**eagle3[0], "label": "wide", "tau": 1.5, "speedup": 0.5}
