@@ -21,7 +21,7 @@ from eagle_jax.drafters import Drafter, make_eagle2
 from eagle_jax.evaluation.side_by_side import Contestant
 from eagle_jax.training.features import first_numbers
 from eagle_jax.types import Params
-from experiments import methods
+from experiments import drafts, methods
 from experiments.settings import Settings
 
 _DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
@@ -119,7 +119,7 @@ def _make(
     if use_value and reranks:
         return methods.make_method(method, model, settings)
     sizes = {size: value for size in ("nodes", "depth", "top_k") if (value := getattr(settings, size)) is not None}
-    head, params = methods.load_head(_DYNAMIC[method], model, settings)
+    head, params = drafts.load_head(_DYNAMIC[method], model, settings)
     parts = {"use_value": use_value, "reranks": reranks}
     return make_eagle2(head, **sizes, name=method, dtype=settings.dtype, **parts), params
 

@@ -1,9 +1,7 @@
 """From flags to a drafting method and its weights, for every script that decodes."""
 
-import dataclasses
 import functools
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +9,7 @@ from absl import flags
 
 from eagle_jax.checkpoint import distilled
 from eagle_jax.checkpoint.head_names import Kind
-from eagle_jax.checkpoint.pick_layers import truncate_layers
-from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target
+from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import (
     Drafter,
     make_chain,
@@ -25,16 +22,11 @@ from eagle_jax.drafters import (
     make_vanilla,
 )
 from eagle_jax.drafters.default_tree import default_tree
-from eagle_jax.drafters.draft_model import with_vocabulary
 from eagle_jax.drafters.eagle2 import check_sizes
-from eagle_jax.models.draft_head import Head, HeadParams, make_head
-from eagle_jax.models.transformer import make_target
-from eagle_jax.types import Params, Target
-from experiments.launch import status
+from eagle_jax.types import Params
+from experiments import drafts
 from experiments.settings import LOOKAHEAD, OUROBOROS, SIZES, TRIPLE, Settings, chain_length, given_sizes, tree_sizes
 
-_LOG = logging.getLogger(__name__)
-_SELF = "self:"
 _MAY_BE_ZERO = ("depth", "draft_phrases", "pool_from_prompt")
 
 
@@ -199,37 +191,9 @@ def _prompt_lookup(target: LoadedModel, settings: Settings) -> tuple[Drafter, Pa
     return make_prompt_lookup(chain_length(settings, default=10)), ()
 
 
-def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]:
-    """The model that --draft names.
-
-    Raises:
-      ValueError: a number of layers that the target has not, a vocabulary that is not the target's, or no model that
-        ships for it.
-    """
-    name = settings.draft
-    if name.startswith(_SELF):
-        count = name.removeprefix(_SELF)
-        if not count.isdecimal():
-            raise ValueError(f"--draft={_SELF}K takes a number of layers, got {count!r}")
-        config, params = truncate_layers(target.config, target.params, int(count))
-    elif name == distilled.NAME:
-        with status(f"Loading draft {name}"):
-            config, params = distilled.load_pretrained_draft(target, settings.dtype)
-    elif name == target.name:
-        config, params = target.config, target.params
-    else:
-        with status(f"Loading draft {name}") as progress:
-            draft = load_target(name, settings.dtype, progress=progress)
-        check_vocabulary(target, draft)
-        config, params = draft.config, draft.params
-    if config.max_positions < target.config.max_positions:
-        _LOG.warning("draft %s knows %d positions only: what it drafts beyond is guesswork", name, config.max_positions)
-    return with_vocabulary(make_target(config, settings.dtype), target.config.vocab_size), params
-
-
 def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     num_drafted = chain_length(settings, default=5)
-    draft, params = load_draft(target, settings)
+    draft, params = drafts.load_draft(target, settings)
     return make_chain(draft, num_drafted), params
 
 
@@ -239,31 +203,15 @@ def _lookahead(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params
 
 
 def _ouroboros(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
-    draft, params = load_draft(target, settings)
+    draft, params = drafts.load_draft(target, settings)
     return make_ouroboros(draft, **given_sizes(settings, OUROBOROS)), params
-
-
-def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head, HeadParams]:
-    """The head that --head names or, left out, the one of this kind that ships for the target."""
-    with status(f"Loading head {settings.head or kind}"):
-        config, params = load_pretrained_head(
-            settings.head or kind,
-            target,
-            settings.dtype,
-            draft_vocab=settings.draft_vocab,
-            split=settings.split_head,
-        )
-    if settings.head_window is not None:
-        layer = dataclasses.replace(config.layer, windows=(settings.head_window,))
-        config = dataclasses.replace(config, layer=layer)
-    return make_head(config, make_target(target.config, settings.dtype)), params
 
 
 def _eagle(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     sizes = settings.nodes, settings.depth, settings.top_k
     if sizes != (None, None, None):
         raise ValueError(f"the static tree of eagle is the published one, it takes no sizes; got {sizes}")
-    head, params = load_head("eagle", target, settings)
+    head, params = drafts.load_head("eagle", target, settings)
     return make_eagle1(head, dtype=settings.dtype), params
 
 
@@ -272,26 +220,8 @@ def _dynamic(
 ) -> tuple[Drafter, Params]:
     nodes, depth, top_k = tree_sizes(settings, batch=1)
     check_sizes(nodes, depth, top_k)
-    head, params = load_head(kind, target, settings)
+    head, params = drafts.load_head(kind, target, settings)
     return make(head, nodes, depth, top_k, dtype=settings.dtype), params
-
-
-def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
-    """Refuse a draft whose token ids mean something else.
-
-    Raises:
-      ValueError: the tokenizers' sizes differ, or the text of some id (about 500 ids are compared).
-    """
-    sizes = draft.tokenizer.vocab_size, target.tokenizer.vocab_size
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"draft {draft.name} has a vocabulary of {sizes[0]}, target {target.name} one of {sizes[1]}")
-    for token in range(0, target.tokenizer.vocab_size, max(1, target.tokenizer.vocab_size // 500)):
-        theirs, ours = draft.tokenizer.decode([token]), target.tokenizer.decode([token])
-        if theirs != ours:
-            raise ValueError(
-                f"draft {draft.name} has another vocabulary: token {token} is {theirs!r}, "
-                f"in target {target.name} {ours!r}"
-            )
 
 
 METHODS: dict[str, Method] = {

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from eagle_jax.checkpoint.pretrained import load_pretrained_head
 from eagle_jax.models.draft_head import HeadConfig, HeadParams
-from experiments import generate, launch, methods
+from experiments import drafts, generate, launch
 from tests.experiments.test_methods import heads  # noqa: F401
 
 
@@ -65,7 +65,7 @@ def test_places_of_the_head(
         seen.append(found[1])
         return found
 
-    monkeypatch.setattr(methods, "load_pretrained_head", load)
+    monkeypatch.setattr(drafts, "load_pretrained_head", load)
     flags = ["--prompt=abab", "--method=eagle3", "--nodes=4", "--depth=1", "--top_k=2", f"--head={heads / 'eagle3'}"]
     flags += ["--mesh=1x2", "--compare", *(["--split_head"] if split else [])]
     record = run(tiny_model, tmp_path / "record.json", *flags)
