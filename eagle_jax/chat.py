@@ -12,6 +12,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
+
+# Without PyTorch, which nothing here needs, transformers would call that a lack.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 Message = Mapping[str, str]

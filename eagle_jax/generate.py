@@ -78,7 +78,8 @@ class Generator:
         others go to every device: `load_target(..., mesh=mesh)` splits a target over `model`.
 
     Raises:
-      ValueError: a rule that would not write the target's law, or under which giving up would change the text.
+      ValueError: a rule that would not write the target's law, or under which giving up would change the text; no
+        weights for a drafter that needs some.
     """
 
     def __init__(
@@ -96,6 +97,10 @@ class Generator:
         mesh: Mesh | None = None,
     ) -> None:
         check_rule(drafter, rule, share_noise)
+        if drafter.needs and not jax.tree.leaves(drafter_params):
+            raise ValueError(
+                f"{drafter.name} needs {drafter.needs}: Generator(target, target_params, drafter, weights)"
+            )
         if give_up and rule != "match":
             raise ValueError(f"give_up needs the rule 'match': under {rule!r} plain decoding goes on with another text")
         if mesh is not None:
@@ -125,6 +130,7 @@ class Generator:
         Raises:
           ValueError: no or an empty prompt, a token outside the vocabulary, a text longer than the model's context or
             the capacity, a sampling value out of range, or a batch that does not divide over the mesh.
+          TypeError: text, or one prompt, where a list of prompts of token ids belongs.
         """
         if rounds_per_call < 1:
             raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
@@ -226,6 +232,12 @@ class Generator:
 
     def slots(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> int:
         """Cache slots for these prompts and their longest answers; errors as `stream`."""
+        given: Sequence[Any] = prompts
+        if any(isinstance(prompt, str | int | np.integer) for prompt in given):
+            raise TypeError(
+                f"prompts are lists of token ids, one for each row, got {prompts!r:.60}; "
+                "text becomes ids by the tokenizer's chat or encode"
+            )
         if not prompts or not all(map(len, prompts)):
             raise ValueError(f"every prompt needs at least 1 token, got lengths {[len(prompt) for prompt in prompts]}")
         for token in (extreme(extreme(prompt) for prompt in prompts) for extreme in (min, max)):

@@ -19,13 +19,13 @@ _SELF = "self:"
 
 
 def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]:
-    """The model that --draft names.
+    """The model that --draft names or, left out, the one that ships for the target.
 
     Raises:
       ValueError: a number of layers that the target has not, a vocabulary that is not the target's, or no model that
         ships for it.
     """
-    name = settings.draft
+    name = settings.draft or distilled.NAME
     if name.startswith(_SELF):
         count = name.removeprefix(_SELF)
         if not count.isdecimal():

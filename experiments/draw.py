@@ -75,10 +75,7 @@ def main() -> None:
 
 def check_flags() -> None:
     """Refuse bad values before anything is loaded."""
-    asks = "prompts_file" if FLAGS.what == "reliability" else "prompt"
-    for flag in (asks, "output"):
-        if not getattr(FLAGS, flag):
-            raise ValueError(f"give --{flag}")
+    launch.need(FLAGS, "prompts_file" if FLAGS.what == "reliability" else "prompt", "output")
     for flag in ("first", "rounds", "num_prompts", "repeats"):
         given = getattr(FLAGS, flag)
         if given is not None and given < 1:
@@ -105,6 +102,11 @@ def output() -> pathlib.Path:
     return folder
 
 
+def tell(picture: str) -> None:
+    """Say where a picture lies."""
+    print(f"wrote {output() / picture}-{{{','.join(THEMES)}}}.{{png,svg}}", flush=True)
+
+
 def make_generator(model: LoadedModel) -> Generator:
     """Of the method that the flags name."""
     name, settings = methods.settings_from_flags(FLAGS)
@@ -128,7 +130,7 @@ def asked_rounds(model: LoadedModel, usual: int) -> list[Round]:
     generator = make_generator(model)
     wider = make_wider(model, generator.drafter)
     last = FLAGS.first + (FLAGS.rounds or usual) - 1
-    with launch.status("Decoding"):
+    with launch.status("Compiling and decoding"):
         prompt = prompt_ids(model, from_prompt(FLAGS.prompt))
         found = rounds(generator, prompt, last, wider=wider, stop_ids=model.stop_ids, **law())
     if len(found) < last:
@@ -145,6 +147,7 @@ def draw_trees(model: LoadedModel) -> None:
             figure = draw_tree(tree, one.verdict, decode, log_probabilities=FLAGS.log_probabilities, theme=theme)
             save(figure, output(), f"round-{number}-{name}")
         print(f"round {number}: {decode(one.text[-12:])!r} -> {decode(one.written)!r}")
+        tell(f"round-{number}")
 
 
 def draw_rounds(model: LoadedModel) -> None:
@@ -154,6 +157,7 @@ def draw_rounds(model: LoadedModel) -> None:
         figure = draw_strip(found, model.tokenizer.decode, theme=theme)
         save(figure, output(), f"rounds-{FLAGS.first}-{FLAGS.first + len(found) - 1}-{name}")
     print(f"{len(found)} rounds: {model.tokenizer.decode([token for one in found for token in one.written])!r}")
+    tell(f"rounds-{FLAGS.first}-{FLAGS.first + len(found) - 1}")
 
 
 def draw_reliability(model: LoadedModel) -> None:
@@ -179,6 +183,7 @@ def draw_reliability(model: LoadedModel) -> None:
             )
     for name, theme in THEMES.items():
         save(reliability_diagram(series, theme), output(), f"reliability-{name}")
+    tell("reliability")
 
 
 def draw_times(model: LoadedModel) -> None:
@@ -204,6 +209,7 @@ def draw_times(model: LoadedModel) -> None:
         written = plain.generate([prompt], **law())
     for name, theme in THEMES.items():
         save(round_split(costs, 1e3 * written.decode_seconds / written.rounds[0], theme), output(), f"times-{name}")
+    tell("times")
 
 
 PICTURES = {"tree": draw_trees, "strip": draw_rounds, "reliability": draw_reliability, "times": draw_times}

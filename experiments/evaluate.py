@@ -56,13 +56,11 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 def main() -> None:
     """Measure as the flags say, and print the tables."""
-    for name in ("config", "data", "output"):
-        if not getattr(FLAGS, name):
-            raise ValueError(f"give --{name}")
+    launch.need(FLAGS, "config", "data", "output")
     config = FLAGS.config
     rows = evaluate(config, FLAGS.data, FLAGS.output, quiet=FLAGS.quiet)
     for (temperature,), own in tables.groups(rows, "temperature"):
-        print(f"{config.target}, {config.dtype}, T = {temperature:g}; speed-up / tau\n\n{tables.method_table(own)}\n")
+        print(f"{config.target}, {config.dtype}, T = {temperature:g}; speed-up (tau)\n\n{tables.method_table(own)}\n")
 
 
 def evaluate(config: ConfigDict, data: str, output: str, *, quiet: bool = False) -> list[Record]:

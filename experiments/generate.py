@@ -177,7 +177,8 @@ def heading(index: int, questions: Sequence[Question]) -> str:
 def asked_questions() -> list[Question]:
     """The questions of --prompt or --prompts_file."""
     if (FLAGS.prompt is None) == (FLAGS.prompts_file is None):
-        raise ValueError(f"give either --prompt or --prompts_file, got {FLAGS.prompt!r} and {FLAGS.prompts_file!r}")
+        given = "neither" if FLAGS.prompt is None else "both"
+        raise ValueError(f"give either --prompt or --prompts_file, got {given}")
     if FLAGS.prompts_file is not None:
         return read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
     if FLAGS.num_prompts not in (None, 1):

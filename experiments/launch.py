@@ -28,6 +28,9 @@ from jax.sharding import Mesh
 from eagle_jax.processes import leads
 from eagle_jax.sharding import check_batch, make_mesh
 
+REFUSED_BY_CONFIG = re.compile(r"flag (\S+): Error whilst parsing config file:.*\nValueError: (.*)", re.DOTALL)
+"""How ml_collections passes on what a config says to its argument: the flag, a traceback, the message."""
+
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -90,10 +93,26 @@ def _parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         while isinstance(reason, Exception) and reason.args:  # one error wraps another
             reason = reason.args[0]
         raise flags.Error(f"the config has no such field: {reason}") from error
+    except flags.IllegalFlagValueError as error:
+        refused = REFUSED_BY_CONFIG.fullmatch(str(error).strip())
+        if not refused:
+            raise
+        raise flags.Error(f"{refused[1]}: {refused[2]}") from error
     finally:
         sys.argv = before
     if rest:
         raise flags.Error(f"unexpected argument {rest[0]!r}: settings are flags, --name=value")
+
+
+def need(values: flags.FlagValues, *names: str) -> None:
+    """Refuse the first of these flags that says nothing.
+
+    Raises:
+      ValueError: as said, with the flag's help.
+    """
+    for name in names:
+        if not getattr(values, name):
+            raise ValueError(f"give --{name}: {values[name].help}")
 
 
 def keep_compiled_programs() -> None:

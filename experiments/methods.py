@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from eagle_jax.checkpoint import distilled
 from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import (
@@ -64,8 +63,8 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
         flags.DEFINE_integer(name, None, f"{of}: {text}; default {usual}", flag_values=values)
     text = "lookahead: n-grams of the prompt join the pool; default: no"
     flags.DEFINE_bool("pool_from_prompt", None, text, flag_values=values)
-    text = "draft model of chain and ouroboros: distilled for the one that ships, self:K for the first K layers of the "
-    text += "target, or as --target"
+    text = "draft model of chain and ouroboros: self:K for the first K layers of the target, or as --target; else the "
+    text += "one that ships, distilled"
     flags.DEFINE_string("draft", "", text, flag_values=values)
     text = "trained draft head of eagle, eagle2, eagle3: a directory or a Hugging Face id; else the one that ships"
     flags.DEFINE_string("head", "", text, flag_values=values)
@@ -150,8 +149,6 @@ def check_settings(name: str, settings: Settings) -> None:
         least, given = 0 if size in _MAY_BE_ZERO else 1, getattr(settings, size)
         if given is not None and given < least:
             raise ValueError(f"--{size} must be at least {least}, got {given}")
-    if method.takes_draft and not settings.draft:
-        raise ValueError(f"--method={name} needs --draft: a model, self:K or, where one ships, {distilled.NAME}")
     if settings.draft_vocab is not None and settings.draft_vocab < 0:
         raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
 

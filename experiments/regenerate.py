@@ -75,9 +75,7 @@ def main() -> None:
 
 def check_flags() -> list[float]:
     """Refuse bad values before anything is loaded; the temperatures."""
-    for flag in ("prompts", "output", "temperatures"):
-        if not getattr(FLAGS, flag):
-            raise ValueError(f"give --{flag}")
+    launch.need(FLAGS, "prompts", "output", "temperatures")
     local(FLAGS.output)
     for flag in ("answers", "num_prompts", "max_prompt_tokens", "batch"):
         given = getattr(FLAGS, flag)

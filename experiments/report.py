@@ -18,6 +18,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from eagle_jax.evaluation import tables
+from eagle_jax.evaluation.acceptance import LEAST_ROUNDS
 from eagle_jax.evaluation.curves import Line, accuracy_by_step, read_metrics, training_curves
 from eagle_jax.evaluation.figures import CHARTS
 from eagle_jax.evaluation.tables import Row
@@ -40,7 +41,7 @@ CAPTIONS = {
     "speedup_by_method": "Speed-up over plain decoding in the same process, medians over the prompts.",
     "speedup_by_task": "The same, task by task.",
     "tau_by_depth": "What a round writes if it accepts no more than so many drafted tokens; last rounds count uncut.",
-    "n_alpha": "Chance that one more token is accepted when n drafted ones were.",
+    "n_alpha": f"Chance that one more token is accepted when n drafted ones were, from {LEAST_ROUNDS} rounds on.",
     "tau_against_nodes": "What larger trees bring, in tokens a round and in time.",
     "tau_against_depth": "What deeper trees bring.",
     "time_split": "Where the time of a written token goes.",
@@ -50,13 +51,16 @@ CAPTIONS = {
 TIMED = ("speedup_by_method", "speedup_by_task", "time_split")
 """Charts of times, which rows that were played back have not."""
 
+COMPARED = {"tau_against_nodes": "nodes", "tau_against_depth": "depth"}
+"""Charts that say nothing unless some method was measured with several of these sizes."""
+
 
 def main() -> None:
     """Write the report that the flags ask for."""
     if not (FLAGS.rows or FLAGS.metrics):
-        raise ValueError("give --rows or --metrics")
+        raise ValueError("give --rows, files of experiments.evaluate, or --metrics, of experiments.train")
     if not FLAGS.output:
-        raise ValueError("give --output")
+        raise ValueError("give --output, a directory for the report")
     rows = read_rows(FLAGS.rows) if FLAGS.rows else []
     runs = read_runs(FLAGS.metrics or [])
     output = pathlib.Path(FLAGS.output)
@@ -67,7 +71,8 @@ def main() -> None:
     if runs:
         sections += training_sections(runs, output)
     (output / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    print(f"wrote {output / 'report.md'} and {len(list(output.glob('*.svg')))} figures", flush=True)
+    figures = len(list(output.glob("*.svg"))) // len(THEMES)
+    print(f"wrote {output / 'report.md'} and {figures} figures, for light and dark pages as PNG and SVG", flush=True)
 
 
 def read_runs(paths: Sequence[str]) -> dict[str, list[Line]]:
@@ -122,10 +127,15 @@ def row_sections(rows: Sequence[Row], output: pathlib.Path) -> list[str]:
         with launch.status(f"Drawing {title}"):
             for name, chart in CHARTS.items():
                 shown = [row for row in own if row["speedup"] is not None] if name in TIMED else own
-                if shown:
+                if shown and (name not in COMPARED or differs(shown, COMPARED[name])):
                     draw(functools.partial(chart, shown), output, f"{prefix}-{name}")
                     sections.append(picture(f"{prefix}-{name}", CAPTIONS[name]))
     return sections
+
+
+def differs(rows: Sequence[Row], size: str) -> bool:
+    """Whether trees of one method differ in this size."""
+    return any(len({row["tree"][size] for row in own}) > 1 for _, own in tables.groups(rows, "method"))
 
 
 def training_sections(runs: Mapping[str, Sequence[Line]], output: pathlib.Path) -> list[str]:
@@ -161,7 +171,7 @@ def method_sections(rows: Sequence[Row]) -> list[str]:
     """Tables, a section a temperature."""
     sections = []
     for (temperature,), own in tables.groups(rows, "temperature"):
-        sections += [f"### T = {temperature:g}: speed-up / tau", tables.method_table(own)]
+        sections += [f"### T = {temperature:g}: speed-up (tau)", tables.method_table(own)]
         if timed := [row for row in own if row["speedup"] is not None]:
             sections += [f"### T = {temperature:g}: speed and exactness", tables.speed_table(timed)]
         sections += [f"### T = {temperature:g}: acceptance", tables.acceptance_table(own)]

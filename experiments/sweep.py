@@ -53,9 +53,7 @@ flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 
 def main() -> None:
     """Run the points that the flags ask for, and write the tables."""
-    for name in ("config", "data", "output"):
-        if not getattr(FLAGS, name):
-            raise ValueError(f"give --{name}")
+    launch.need(FLAGS, "config", "data", "output")
     points = read_points(FLAGS.config)
     asked = choose(points, FLAGS.points)
     if any(point.train for point in asked) and not FLAGS.answers:
@@ -239,7 +237,7 @@ def summarise(rows: Sequence[Record], unmeasured: Sequence[Point]) -> list[str]:
     """Tables, a section a temperature, and what is missing."""
     sections = []
     for (target, temperature), own in tables.groups(rows, "target", "temperature"):
-        sections += [f"## {target}, T = {temperature:g}: speed-up / tau", tables.method_table(own)]
+        sections += [f"## {target}, T = {temperature:g}: speed-up (tau)", tables.method_table(own)]
         sections += [f"## {target}, T = {temperature:g}: acceptance", tables.acceptance_table(own)]
     reasons = {point.label: left_out(point) for point in unmeasured}
     never = [f"{label} ({reason})" for label, reason in reasons.items() if reason]

@@ -100,9 +100,7 @@ def main() -> None:
 
 def check_flags() -> None:
     """Refuse bad values before anything is loaded."""
-    for name in ("config", "data", "run"):
-        if not getattr(FLAGS, name):
-            raise ValueError(f"give --{name}")
+    launch.need(FLAGS, "config", "data", "run")
     for place in filter(None, (FLAGS.run, FLAGS.features, FLAGS.export)):
         local(place)
     if FLAGS.config.dtype == "float16":

@@ -1,6 +1,8 @@
 """Imports go one way: a module may import only from the layers before its own, and from its own (`LAYERS`)."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +114,10 @@ def test_every_module_has_a_layer() -> None:
 )
 def test_rule(module: str, other: str, allowed: bool) -> None:
     assert may_import(module, other) == allowed
+
+
+def test_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    """Run where the clone lies, a script must not take the clone's folder for the package."""
+    (tmp_path / "eagle_jax").mkdir()
+    command = [sys.executable, "-c", "import eagle_jax; eagle_jax.load_target"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)

@@ -111,6 +111,20 @@ def test_bad_input(prompts: list[list[int]], batch: int, mesh: str | None, messa
         write_all(writer("vanilla", mesh), prompts, batch=batch)
 
 
+def test_text_is_no_prompt() -> None:
+    """Nor is one prompt a list of them."""
+    texts: list[Any] = [["Hello"], "Hello", [1, 2, 3]]
+    for prompts in texts:
+        with pytest.raises(TypeError, match="prompts are lists of token ids, one for each row"):
+            writer("vanilla").generate(prompts)
+
+
+def test_weights_that_were_forgotten() -> None:
+    generator = writer("chain")
+    with pytest.raises(ValueError, match="chain needs the weights of its draft model: Generator"):
+        Generator(generator.target, generator.target_params, generator.drafter)
+
+
 def test_bad_tokens_are_found_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a prompt that comes late."""
     generator, begun = writer("vanilla"), []

@@ -286,5 +286,5 @@ def _download(repository: str) -> pathlib.Path:
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise OSError(f"cannot get {repository!r} from the Hugging Face hub: {reason}") from error
+        raise OSError(f"there is no {repository} here, and the Hugging Face hub does not give it: {reason}") from error
     return pathlib.Path(folder)

@@ -53,6 +53,8 @@ class Drafter(NamedTuple):
     """Depth of the deepest node that can be accepted, where that is not `max_depth`."""
     learns_from_refused: bool = False
     """`observe` reads what the target says behind nodes that were refused, which a text alone does not tell."""
+    needs: str = ""
+    """What its weights are, "" for a method without any: named where somebody forgets them."""
     draws: bool = False
     """Children are argmax samples of logits plus noise, all of them stay in the tree, and `draft_logits` is filled:
     what the p/q rule of `verify.residual` asks for."""

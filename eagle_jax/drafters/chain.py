@@ -67,5 +67,6 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
         init=draft.init_cache,
         propose=propose,
         observe=observe,
+        needs="the weights of its draft model",
         draws=True,
     )

@@ -156,5 +156,6 @@ def make_eagle1(head: Head, paths: tuple[Ranks, ...] = PUBLISHED_TREE, *, dtype:
         init=lambda batch, capacity: heads.init_state(head, batch, capacity, dtype),
         propose=propose,
         observe=observe,
+        needs="the weights of its head",
         draws=shape.contiguous,
     )

@@ -170,4 +170,5 @@ def make_eagle2(
         init=lambda batch, capacity: heads.init_state(head, batch, capacity, dtype),
         propose=propose,
         observe=observe,
+        needs="the weights of its head",
     )

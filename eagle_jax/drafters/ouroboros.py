@@ -251,5 +251,6 @@ def make_ouroboros(
         init=init,
         propose=propose,
         observe=observe,
+        needs="the weights of its draft model",
         learns_from_refused=True,
     )

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+LEAST_ROUNDS = 20
+"""A chance that was seen in fewer rounds is not shown."""
+
 
 def n_alpha(accepted: Sequence[int] | np.ndarray) -> list[float]:
     """Chance that a node at depth n + 1 is accepted given that one at depth n was, for n = 0, 1, ...
@@ -22,3 +25,9 @@ def n_alpha(accepted: Sequence[int] | np.ndarray) -> list[float]:
     reached = np.cumsum(np.asarray(accepted, np.int64)[::-1])[::-1]  # rounds with at least so many
     known = reached[:-1] > 0
     return (reached[1:][known] / reached[:-1][known]).tolist()
+
+
+def well_seen(accepted: Sequence[int] | np.ndarray) -> list[float]:
+    """The first of `n_alpha`, down to the depth that `LEAST_ROUNDS` rounds have reached."""
+    reached = np.cumsum(np.asarray(accepted, np.int64)[::-1])[::-1]
+    return n_alpha(accepted)[: int((reached >= LEAST_ROUNDS).sum())]

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eagle_jax.evaluation.acceptance import n_alpha
+from eagle_jax.evaluation.acceptance import well_seen
 from eagle_jax.evaluation.tables import Row, accepted, distinct, groups, mean
 from eagle_jax.evaluation.themes import (
     LIGHT,
@@ -26,9 +26,6 @@ from eagle_jax.evaluation.time_figures import time_split
 
 LATER_LINES = ("dashed", "dotted", "dashdot")
 """Of the second temperature on, where colours stand for methods; their marks are hollow."""
-
-LEAST_ROUNDS = 20
-"""A chance that was seen in fewer rounds is not drawn."""
 
 
 def speedup_by_method(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
@@ -103,10 +100,8 @@ def n_alpha_curves(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
     """Lines: the chance that the next token is accepted when n drafted ones were (`acceptance`)."""
 
     def curve(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
-        counts = accepted(rows)
-        reached = np.cumsum(counts[::-1])[::-1]
-        found = [(n, alpha) for n, alpha in enumerate(n_alpha(counts)) if reached[n] >= LEAST_ROUNDS]
-        return [n for n, _ in found], [alpha for _, alpha in found]
+        alphas = well_seen(accepted(rows))
+        return [*range(len(alphas))], alphas
 
     figure = _lines(rows, theme, curve, "accepted before (n)", "chance of one more (n-alpha)")
     figure.axes[0].set_ylim(0, 1)

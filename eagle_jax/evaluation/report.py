@@ -39,6 +39,13 @@ def tree_size(drafter: Drafter, top_k: int = 1) -> dict[str, int | None]:
     return {"nodes": drafter.nodes, "depth": drafter.most_accepted - 1, "top_k": top_k}
 
 
+def tree_line(tree: dict[str, int | None]) -> str:
+    """Sizes of a draft tree in words."""
+    if tree["depth"] is None:
+        return "no drafts"
+    return f"{tree['nodes']} nodes, depth {tree['depth']}, top-k {tree['top_k']}"
+
+
 def summarise(
     settings: dict[str, Any], tree: dict[str, int | None], answers: Sequence[Answer], difference_margin: float | None
 ) -> dict[str, Any]:
@@ -90,12 +97,17 @@ def summarise(
 
 def closing_lines(record: dict[str, Any]) -> list[str]:
     """What a run ends with on the terminal."""
+    behind_prompt = record["tokens"] - record["prompts"]
     lines = [
-        f"{record['tokens']} tokens in {record['rounds']} rounds: tau {_shown(record['tau'])}, "
-        f"{_shown(record['tokens_per_second'], 1)} tokens/s"
+        f"{record['method']}, {tree_line(record['tree'])}",
+        f"{record['tokens']} tokens, {behind_prompt} of them in {record['rounds']} rounds: "
+        f"tau {_shown(record['tau'])}, {_shown(record['tokens_per_second'], 1)} tokens/s behind the prompt",
     ]
     if record["gave_up"]:
-        lines.append(f"drafting did not pay and was given up in {record['gave_up']} of {record['prompts']} answers")
+        lines.append(
+            f"drafting took more time than it saved and was given up in {record['gave_up']} of {record['prompts']} "
+            "answers; tau counts the plain rounds behind that, too (--nogive_up: draft to the end)"
+        )
     if "speedup" in record:
         same, count = record["identical_prompts"], record["prompts"]
         by_design = record.get("rule") == "residual"  # follows the target's law with draws of its own

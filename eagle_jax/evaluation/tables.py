@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eagle_jax.evaluation.acceptance import n_alpha
+from eagle_jax.evaluation.acceptance import well_seen
 from eagle_jax.evaluation.report import markdown_table
 
 Row = dict[str, Any]
@@ -43,11 +43,11 @@ def tree_text(tree: Row) -> str:
 
 
 def method_table(rows: Sequence[Row]) -> str:
-    """Methods down, tasks across, `speed-up / tau` in each cell: means over the seeds, at the end over the tasks."""
+    """Methods down, tasks across, `speed-up (tau)` in each cell: means over the seeds, at the end over the tasks."""
     tasks = distinct(rows, "task")
 
     def cell(rows: Sequence[Row]) -> str:
-        return f"{_two_digits(mean(rows, 'speedup'))} / {_two_digits(mean(rows, 'tau'))}"
+        return f"{_two_digits(mean(rows, 'speedup'))} ({_two_digits(mean(rows, 'tau'))})"
 
     body = [
         [label, tree_text(own[0]["tree"]), *(cell([row for row in own if row["task"] == t]) for t in tasks), cell(own)]
@@ -73,8 +73,8 @@ def speed_table(rows: Sequence[Row]) -> str:
 
 
 def acceptance_table(rows: Sequence[Row]) -> str:
-    """n-alpha of each method over all tasks: the chance to get one deeper."""
-    found = {label: n_alpha(accepted(own)) for (label,), own in groups(rows, "label")}
+    """n-alpha of each method over all tasks: the chance to get one deeper, where enough rounds have seen it."""
+    found = {label: well_seen(accepted(own)) for (label,), own in groups(rows, "label")}
     width = max(map(len, found.values()))
     body = [[label, *(f"{a:.2f}" for a in alphas), *["-"] * (width - len(alphas))] for label, alphas in found.items()]
     return markdown_table(["method", *(f"{n}-alpha" for n in range(width))], body)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle_jax.evaluation.acceptance import n_alpha
+from eagle_jax.evaluation.acceptance import n_alpha, well_seen
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,12 @@ from eagle_jax.evaluation.acceptance import n_alpha
 )
 def test_by_hand(accepted: list[int], alphas: list[float]) -> None:
     assert n_alpha(accepted) == alphas
+
+
+def test_what_few_rounds_have_seen_is_left_out() -> None:
+    assert well_seen([380, 10, 6, 4]) == n_alpha([380, 10, 6, 4])[:2]  # 400 rounds, then 20, then 10
+    assert well_seen([100, 0]) == [0.0]
+    assert well_seen([10, 9]) == []
 
 
 @given(st.integers(1, 6), st.lists(st.integers(0, 6), min_size=1, max_size=40))

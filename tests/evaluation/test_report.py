@@ -44,14 +44,17 @@ def test_record_without_comparison() -> None:
         "tree": {"nodes": 5, "depth": 3, "top_k": 1},
         "answers": [{"question_id": 81, "prompt": "Hi", "text": "yes", "token_ids": [5, 6, 7, 8, 9]}],
     }
-    assert report.closing_lines(record) == ["5 tokens in 2 rounds: tau 2.00, 4.0 tokens/s"]
+    assert report.closing_lines(record) == [
+        "prompt_lookup, 5 nodes, depth 3, top-k 1",
+        "5 tokens, 4 of them in 2 rounds: tau 2.00, 4.0 tokens/s behind the prompt",
+    ]
 
 
 def test_drafting_that_was_given_up_is_told() -> None:
     answers = [answer([5, 6, 7], None), answer([5, 6, 7], None)]
     answers[1] = dataclasses.replace(answers[1], written=dataclasses.replace(answers[1].written, gave_up=True))
     record = report.summarise(ABOUT, report.tree_size(make_prompt_lookup(4)), answers, None)
-    assert report.closing_lines(record)[1] == "drafting did not pay and was given up in 1 of 2 answers"
+    assert "given up in 1 of 2 answers; tau counts the plain rounds" in report.closing_lines(record)[2]
 
 
 def test_record_with_comparison() -> None:
@@ -62,7 +65,8 @@ def test_record_with_comparison() -> None:
     assert record["identical_prompts"] == 1
     assert record["first_difference_margin"] == 1.5e-6
     assert report.closing_lines(record) == [
-        "8 tokens in 4 rounds: tau 1.50, 3.0 tokens/s",
+        "prompt_lookup, 5 nodes, depth 3, top-k 1",
+        "8 tokens, 6 of them in 4 rounds: tau 1.50, 3.0 tokens/s behind the prompt",
         "plain decoding: 1.5 tokens/s; speed-up 2.00, tokens identical in 1 of 2 answers",
         "at the first difference the best score leads by 1.5e-06",
     ]
@@ -81,14 +85,15 @@ def test_batches_say_what_the_prompts_took() -> None:
     tree = report.tree_size(make_prompt_lookup(4))
     record = report.summarise({**ABOUT, "batch": 2}, tree, answers[:1], None)
     assert (record["plain_tokens_per_second_with_prefill"], record["speedup_with_prefill"]) == (2.0, (5 / 1.5) / 2)
-    assert report.closing_lines(record)[2] == "prompts included: 3.3 tokens/s; plain decoding 2.0, speed-up 1.67"
+    assert report.closing_lines(record)[3] == "prompts included: 3.3 tokens/s; plain decoding 2.0, speed-up 1.67"
     record = report.summarise({**ABOUT, "batch": 2}, tree, answers[1:], None)
-    assert report.closing_lines(record)[1:] == ["prompts included: 2.0 tokens/s"]
+    assert report.closing_lines(record)[2:] == ["prompts included: 2.0 tokens/s"]
 
 
 def test_identical_answers_say_so() -> None:
     record = report.summarise(ABOUT, report.tree_size(make_vanilla()), [answer([5, 6], [5, 6])], None)
-    assert report.closing_lines(record)[1].endswith("tokens identical")
+    assert report.closing_lines(record)[2].endswith("tokens identical")
+    assert report.closing_lines(record)[0] == "prompt_lookup, no drafts"
     assert record["tree"] == {"nodes": 1, "depth": None, "top_k": None}
 
 
@@ -99,13 +104,13 @@ def test_numbers_that_do_not_exist_are_null() -> None:
     record = report.summarise(ABOUT, report.tree_size(make_vanilla()), [one], None)
     assert [record[key] for key in ("tau", "tokens_per_second", "plain_tokens_per_second", "speedup")] == [None] * 4
     assert "NaN" not in json.dumps(record)
-    assert report.closing_lines(record)[0] == "1 tokens in 0 rounds: tau -, - tokens/s"
+    assert report.closing_lines(record)[1] == "1 tokens, 0 of them in 0 rounds: tau -, - tokens/s behind the prompt"
 
 
 def test_an_infinite_margin_is_null_but_shown() -> None:
     record = report.summarise(ABOUT, report.tree_size(make_vanilla()), [answer([5, 6], [5, 7])], math.inf)
     assert record["first_difference_margin"] is None
-    assert report.closing_lines(record)[2].endswith("leads by inf")
+    assert report.closing_lines(record)[3].endswith("leads by inf")
 
 
 def test_markdown_table() -> None:

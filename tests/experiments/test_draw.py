@@ -45,7 +45,9 @@ def test_trees_with_what_was_dropped(
     assert {path.name for path in tmp_path.iterdir()} == {
         f"round-{number}-dark.{ending}" for number in (2, 3) for ending in ("png", "svg")
     }
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["round 2", "round 3"]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said[::2]] == ["round 2", "round 3"]
+    assert said[1::2] == [f"wrote {tmp_path}/round-{number}-{{dark}}.{{png,svg}}" for number in (2, 3)]
     picture = (tmp_path / "round-2-dark.svg").read_text()
     nodes = {f"node-{node}" for node in range(8)}  # the root, 4 drafted, 2 dropped, the target's own
     assert all(f'id="{name}"' in picture for name in nodes)
@@ -61,7 +63,8 @@ def test_strip_reliability_and_times(
     questions = tmp_path / "question.jsonl"
     questions.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Hello", "Good day")))
     assert run(*models, *COMMON, "--what=reliability", f"--prompts_file={questions}", "--num_prompts=2") == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"wrote {tmp_path}/reliability-{{dark}}.{{png,svg}}"
     assert [line.split(":")[0] for line in lines] == ["T = 0", "T = 0", "T = 1", "T = 1"]
     assert "tokens, mean confidence" in lines[0]
     assert run(*models, "--what=times", "--prompt=Hello", "--drafts=eagle3:5/1/2", "--repeats=1") == 0
@@ -73,9 +76,9 @@ def test_strip_reliability_and_times(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output=x"], "give --prompt"),
-        (["--prompt=Hello"], "give --output"),
-        (["--what=reliability", "--output=x"], "give --prompts_file"),
+        (["--output=x"], "give --prompt: what to ask, of tree, strip and times"),
+        (["--prompt=Hello"], "give --output: directory to write; files of the same names are replaced"),
+        (["--what=reliability", "--output=x"], "give --prompts_file: reliability: questions, JSON lines"),
         (["--prompt=Hello", "--output=x", "--first=0"], "--first must be at least 1, got 0"),
         (["--prompt=Hello", "--output=x", "--dropped=-1"], "--dropped must be at least 0, got -1"),
         (

@@ -235,7 +235,6 @@ def test_an_output_of_other_questions(
         ('label="short"', 'label="lookup"', "two methods are labelled 'lookup'"),
         ('label="short"', 'label="plain"', "a method cannot be labelled 'plain'"),
         ('label="short", ', "", "methods[1] needs a label, got None"),
-        ('method="prompt_lookup", depth=0', 'method="chain"', "--method=chain needs --draft"),
         ("depth=2", "depth=2, top_k=3", "--top_k must be 1, got 3"),
         ("depth=2", "depth=2, reranks=False", "only eagle2 and eagle3 have parts to leave out, got 'prompt_lookup'"),
         ("depth=2", 'depth=2, rule="exact"', "methods[0]: rule must be one of match, residual, got 'exact'"),
@@ -302,4 +301,4 @@ def test_flags_that_are_needed(
 ) -> None:
     given = [text for text in arguments(config, data, tmp_path / "x") if not text.startswith(f"--{missing}")]
     assert launch.call(evaluate.main, evaluate.FLAGS, given) == 2
-    assert capsys.readouterr().err == f"error: give --{missing}\n"
+    assert capsys.readouterr().err == f"error: give --{missing}: {evaluate.FLAGS[missing].help}\n"

@@ -135,6 +135,17 @@ def test_fields_that_a_config_has_not(
 
 
 @a_config_is_read
+def test_what_a_config_says_to_its_argument(
+    configured: flags.FlagValues, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message alone, without the traceback that ml_collections puts before it."""
+    refuses = "def get_config(kind):\n    raise ValueError(f'kinds are a and b, got {kind!r}')\n"
+    config.write_text(refuses)
+    assert launch.call(nothing, configured, [f"--config={config}:c"]) == launch.USER_ERROR
+    assert capsys.readouterr().err == f"error: --config={config}:c: kinds are a and b, got 'c'\n"
+
+
+@a_config_is_read
 def test_a_bug_in_a_config_keeps_its_traceback(configured: flags.FlagValues, config: Path) -> None:
     config.write_text(CONFIG.replace("ConfigDict(", "ConfigDictionary("))
     with pytest.raises(AttributeError, match="ConfigDictionary"):

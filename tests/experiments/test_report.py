@@ -40,10 +40,11 @@ def test_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         for end in ("png", "svg")
     }
     assert names == {"report.md", *figures}
-    assert capsys.readouterr().out == f"wrote {output / 'report.md'} and 4 figures\n"
+    said = f"wrote {output / 'report.md'} and 2 figures, for light and dark pages as PNG and SVG\n"
+    assert capsys.readouterr().out == said
     text = (output / "report.md").read_text()
     titles = [line for line in text.splitlines() if line.startswith("#")]
-    assert titles[:3] == ["# Measured", "## toy, float32, cpu", "### T = 0: speed-up / tau"]
+    assert titles[:3] == ["# Measured", "## toy, float32, cpu", "### T = 0: speed-up (tau)"]
     assert titles.index("## toy, float32, TPU v6") == 8
     for label in METHODS:
         assert text.count(f"\n| {label} | ") == (9 if label == "prompt lookup" else 6)
@@ -59,12 +60,22 @@ def test_rows_without_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(report, "draw", lambda chart, output, name: drawn.append(f"{name} {len(chart().axes)}"))
     assert run(write(tmp_path / "rows.jsonl", [played(row) for row in make_rows()]), tmp_path / "report") == 0
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "| - / " in text
+    assert "| - (" in text
     assert "speed and exactness" not in text
     assert drawn == [
         f"toy-float32-cpu-{name}"
         for name in ("tau_by_depth 2", "n_alpha 2", "tau_against_nodes 1", "tau_against_depth 2")
     ]
+
+
+def test_trees_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts over sizes need two of them in one method."""
+    monkeypatch.setattr(report, "CHARTS", dict(CHARTS))
+    drawn: list[str] = []
+    monkeypatch.setattr(report, "draw", lambda chart, output, name: drawn.append(name))
+    rows = [row for row in make_rows() if row["label"] in ("eagle3, 60 nodes", "prompt lookup")]
+    assert run(write(tmp_path / "rows.jsonl", rows), tmp_path / "report") == 0
+    assert {name.removeprefix("toy-float32-cpu-") for name in drawn} == CHARTS.keys() - report.COMPARED.keys()
 
 
 def write_run(folder: Path, steps: int = 1) -> Path:
@@ -83,7 +94,8 @@ def test_training_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     text = (output / "report.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("#")] == ["# Measured", "## Training"]
     assert all(f"{name}.svg" in text for name in names)
-    assert capsys.readouterr().out == f"wrote {output / 'report.md'} and 4 figures\n"
+    said = f"wrote {output / 'report.md'} and 2 figures, for light and dark pages as PNG and SVG\n"
+    assert capsys.readouterr().out == said
 
 
 def test_two_runs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +132,6 @@ def test_bad_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.call(report.main, report.FLAGS, ["--output=x"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"error: {tmp_path / 'none.jsonl'}: No such file or directory",
-        "error: give --output",
-        "error: give --rows or --metrics",
+        "error: give --output, a directory for the report",
+        "error: give --rows, files of experiments.evaluate, or --metrics, of experiments.train",
     ]

@@ -90,7 +90,7 @@ def test_points_one_after_the_other(
     assert summary == capsys.readouterr().out
     assert "Not finished" not in summary
     assert summary.count("\n| base | 4, 2, 1 | ") == 2
-    assert "| sampled, seed 1 | 4, 2, 1 | " in summary.split("T = 1: speed-up / tau")[1]
+    assert "| sampled, seed 1 | 4, 2, 1 | " in summary.split("T = 1: speed-up (tau)")[1]
 
     config.write_text(config.read_text().replace('"method.depth": 1', '"method.depth": 0'))
     assert run(config, data, output, "--points=depth=0") == 0  # a new point of the same sweep
@@ -173,7 +173,7 @@ def test_bad_flags(config: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
     assert wrong == "error: no point is called 'wide'; there are base, depth=1, sampled_seed_1"
     assert refused(capsys, tmp_path / "no.py", data, output) == f"error: --config={tmp_path / 'no.py'} names no file"
     assert launch.call(sweep.main, sweep.FLAGS, [f"--config={config}"]) == 2
-    assert capsys.readouterr().err == "error: give --data\n"
+    assert capsys.readouterr().err == "error: give --data: directory with questions, as for experiments.evaluate\n"
     training = config.with_name("training.py")
     training.write_text(config.read_text().replace("    return config\n", with_training(), 1))
     assert "trains heads: give --answers" in refused(capsys, training, data, output)
