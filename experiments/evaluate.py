@@ -60,7 +60,9 @@ def main() -> None:
     config = FLAGS.config
     rows = evaluate(config, FLAGS.data, FLAGS.output, quiet=FLAGS.quiet)
     for (temperature,), own in tables.groups(rows, "temperature"):
-        print(f"{config.target}, {config.dtype}, T = {temperature:g}; speed-up (tau)\n\n{tables.method_table(own)}\n")
+        print(
+            f"{config.target}, {config.dtype}, T = {temperature:g}; {tables.cells(own)}\n\n{tables.method_table(own)}\n"
+        )
 
 
 def evaluate(config: ConfigDict, data: str, output: str, *, quiet: bool = False) -> list[Record]:
@@ -105,6 +107,9 @@ def check_config(config: ConfigDict) -> None:
     for name in ("tasks", "temperatures", "seeds"):
         if not config[name] or len(set(config[name])) < len(config[name]):
             raise ValueError(f"the config's {name} must be distinct, one at least, got {config[name]!r}")
+    for task in config.tasks:
+        if not isinstance(task, str) or "," in task:
+            raise ValueError(f"the config's tasks are names, several as --config.tasks=\"('a','b')\", got {task!r}")
     for temperature in config.temperatures:
         make_sampling(1, temperature=temperature, max_new_tokens=config.max_new_tokens)
     for seed in config.seeds:

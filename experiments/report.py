@@ -171,7 +171,7 @@ def method_sections(rows: Sequence[Row]) -> list[str]:
     """Tables, a section a temperature."""
     sections = []
     for (temperature,), own in tables.groups(rows, "temperature"):
-        sections += [f"### T = {temperature:g}: speed-up (tau)", tables.method_table(own)]
+        sections += [f"### T = {temperature:g}: {tables.cells(own)}", tables.method_table(own)]
         if timed := [row for row in own if row["speedup"] is not None]:
             sections += [f"### T = {temperature:g}: speed and exactness", tables.speed_table(timed)]
         sections += [f"### T = {temperature:g}: acceptance", tables.acceptance_table(own)]

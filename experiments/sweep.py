@@ -237,7 +237,7 @@ def summarise(rows: Sequence[Record], unmeasured: Sequence[Point]) -> list[str]:
     """Tables, a section a temperature, and what is missing."""
     sections = []
     for (target, temperature), own in tables.groups(rows, "target", "temperature"):
-        sections += [f"## {target}, T = {temperature:g}: speed-up (tau)", tables.method_table(own)]
+        sections += [f"## {target}, T = {temperature:g}: {tables.cells(own)}", tables.method_table(own)]
         sections += [f"## {target}, T = {temperature:g}: acceptance", tables.acceptance_table(own)]
     reasons = {point.label: left_out(point) for point in unmeasured}
     never = [f"{label} ({reason})" for label, reason in reasons.items() if reason]

@@ -42,12 +42,18 @@ def tree_text(tree: Row) -> str:
     return ", ".join("-" if tree[name] is None else str(tree[name]) for name in ("nodes", "depth", "top_k"))
 
 
+def cells(rows: Sequence[Row]) -> str:
+    """What the cells of `method_table` hold: rows that were played back have no times."""
+    return "tau" if mean(rows, "speedup") is None else "speed-up (tau)"
+
+
 def method_table(rows: Sequence[Row]) -> str:
-    """Methods down, tasks across, `speed-up (tau)` in each cell: means over the seeds, at the end over the tasks."""
-    tasks = distinct(rows, "task")
+    """Methods down, tasks across, `cells` in each: means over the seeds, at the end over the tasks."""
+    tasks, timed = distinct(rows, "task"), mean(rows, "speedup") is not None
 
     def cell(rows: Sequence[Row]) -> str:
-        return f"{_two_digits(mean(rows, 'speedup'))} ({_two_digits(mean(rows, 'tau'))})"
+        tau = _two_digits(mean(rows, "tau"))
+        return f"{_two_digits(mean(rows, 'speedup'))} ({tau})" if timed else tau
 
     body = [
         [label, tree_text(own[0]["tree"]), *(cell([row for row in own if row["task"] == t]) for t in tasks), cell(own)]

@@ -244,6 +244,8 @@ def test_an_output_of_other_questions(
         ("(0, 3)", "(3, 3)", "the config's seeds must be distinct, one at least, got (3, 3)"),
         ("(0, 3)", "()", "the config's seeds must be distinct, one at least, got ()"),
         ("(0, 3)", "3", "the config's seeds cannot be 3"),
+        ('"talk", "sums"', '"talk,sums",', "the config's tasks are names, several as --config.tasks="),
+        ('"sums"', "7", "the config's tasks are names, several as --config.tasks=\"('a','b')\", got 7"),
         ('"all"', '"second"', "the config's turns must be one of first, all, got 'second'"),
         ("max_new_tokens = 12", "max_new_tokens = 0", "max_new_tokens must be between 1 and 2147483647, got 0"),
         ("max_new_tokens = 12", "max_new_tokens = 150", "the model's context is 160"),

@@ -60,7 +60,8 @@ def test_rows_without_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(report, "draw", lambda chart, output, name: drawn.append(f"{name} {len(chart().axes)}"))
     assert run(write(tmp_path / "rows.jsonl", [played(row) for row in make_rows()]), tmp_path / "report") == 0
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "| - (" in text
+    assert "### T = 0: tau\n" in text
+    assert "| - (" not in text
     assert "speed and exactness" not in text
     assert drawn == [
         f"toy-float32-cpu-{name}"
