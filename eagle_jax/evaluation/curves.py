@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from eagle_jax.evaluation.themes import LIGHT, PANEL, Theme, drawn_in, legend_above, series_look
 
@@ -57,6 +58,9 @@ def training_curves(runs: Mapping[str, Sequence[Line]], theme: Theme = LIGHT) ->
             axes.set_xlabel("step")
             axes.set_ylabel(text)
         loss.set_yscale("log")
+        loss.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for set_formatter in (loss.yaxis.set_major_formatter, loss.yaxis.set_minor_formatter):
+            set_formatter(StrMethodFormatter("{x:g}"))
         legend_above(figure)
     return figure
 
