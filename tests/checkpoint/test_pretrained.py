@@ -95,7 +95,7 @@ def test_unknown_dtype() -> None:
 
 def test_hub_id_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(OSError, match=r"cannot get 'nobody/nothing' from the Hugging Face hub") as caught:
+    with pytest.raises(OSError, match=r"there is no nobody/nothing here, and the Hugging Face hub") as caught:
         load_target("nobody/nothing")
     assert "\n" not in str(caught.value)
 
