@@ -20,7 +20,7 @@ help: ## list the commands
 
 demo: $(VENV)/.runtime $(VENV)/.target ## set up, then watch SmolLM2 write an answer through speculative decoding
 	$(BIN)/python -m experiments.generate --target=smollm2-135m --method=eagle3 \
-	    --prompt="$(PROMPT)" --nogive_up --compare
+	    --prompt="$(PROMPT)" --compare
 
 test: $(VENV)/.target lint types unit ## set up, then run lint, types and all tests (TORCH=1: with PyTorch, as CI does)
 

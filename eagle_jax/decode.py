@@ -75,7 +75,7 @@ def noise_at(
 ) -> jax.Array:
     """`sampling.gumbel` f32[B, P, V], but zeros, which cost nothing, while every row is greedy."""
     return lax.cond(
-        (sampling.temperature > 0).any(),
+        noises.any_sampled(sampling),
         lambda: noises.gumbel(sampling, positions, vocab_size, stream),
         lambda: jnp.zeros((*positions.shape, vocab_size), jnp.float32),
     )
@@ -108,17 +108,23 @@ def prefill(
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((chunk, chunk), bool)), (batch, chunk, chunk))
     path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
     rows = jnp.arange(batch)
-    first_noise = noise_at(sampling, prompt_length[:, None], target.vocab_size)[:, 0]
+    dtype = target.activation_dtype(target_params)
+    first_noise = noise_at(sampling, prompt_length[:, None], target.vocab_size)
 
     def read(index: jax.Array, state: DecodeState) -> DecodeState:
         positions = index * chunk + path
         count = jnp.clip(prompt_length - index * chunk, 0, chunk)
         tokens = jnp.take_along_axis(state.text, positions, axis=1, mode="clip")
         output = target.forward(target_params, tokens, positions, state.cache, causal)
-        logits = target.unembed(target_params, output.hidden[rows, jnp.maximum(count - 1, 0)])
-        token = noises.choose(logits, first_noise, sampling)
-        cache = commit(state.cache, output.keys, output.values, path, count_after(count, token >= 0))
+        last = output.hidden[rows, jnp.maximum(count - 1, 0)]
+        cache = commit(state.cache, output.keys, output.values, path, count_after(count, last[:, 0] > -jnp.inf))
         complete = (count > 0) & (cache.length == prompt_length)
+
+        def first_token() -> jax.Array:
+            logits = target.unembed(target_params, last[:, None])
+            return noises.choose_at(logits, first_noise, jnp.zeros((batch, 1), jnp.int32), sampling)[:, 0]
+
+        token = lax.cond(complete.any(), first_token, lambda: jnp.zeros(batch, jnp.int32))
         new_text = state.text.at[rows, jnp.where(complete, prompt_length, capacity)].set(token, mode="drop")
         seen = Observation(text=new_text, length=state.cache.length, output=output, path=path, count=count)
         return dataclasses.replace(
@@ -129,8 +135,8 @@ def prefill(
         )
 
     empty = DecodeState(
-        cache=target.init_cache(batch, capacity),
-        drafter=drafter.init(batch, capacity),
+        cache=target.init_cache(batch, capacity, dtype),
+        drafter=drafter.init(batch, capacity, dtype),
         text=text,
         prompt_length=prompt_length,
         done=jnp.zeros(batch, bool),
@@ -160,13 +166,13 @@ def _check(
     What a drafter learns it may draft at the very positions whose noise the choice has seen. Without shared noise it is
     told the most probable tokens instead.
     """
-    at_node = jnp.take_along_axis(noise, depth[:, :, None], axis=1)
-    choice = noises.choose(logits, at_node, sampling)
-    told = choice if share_noise else noises.choose(logits, jnp.zeros_like(at_node), sampling)
+    choice = noises.choose_at(logits, noise, depth, sampling)
+    observed = choice if share_noise else noises.first_largest(logits)
     if rule == "match":
-        return verify.match(tree, choice), told
+        return verify.match(tree, choice), observed
     uniforms = noises.uniform(sampling, length[:, None], tree.tokens.shape[1])[:, 0]
-    return verify.residual(tree, logits, sampling, uniforms, at_node), told
+    at_node = jnp.take_along_axis(noise, depth[:, :, None], axis=1)
+    return verify.residual(tree, logits, sampling, uniforms, at_node), observed
 
 
 def _kept(

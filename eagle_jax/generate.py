@@ -1,41 +1,29 @@
 """Prompts in, answers out: the two compiled programs of `decode` behind lists of token ids.
 
 The only file of the core that runs on the host: it checks sizes, pads prompts into one array, times the two programs
-apart, and turns arrays back into lists. Knows no file, no tokenizer, and by name no drafting method but plain decoding.
+apart, and turns arrays back into lists. Knows no file, no tokenizer and no drafting method by name.
 """
 
 import dataclasses
 import functools
-import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from eagle_jax import sharding
 from eagle_jax.decode import DecodeState, Rule, check_rule, decode, prefill
 from eagle_jax.drafters.base import Drafter
-from eagle_jax.drafters.vanilla import make_vanilla
+from eagle_jax.kernels.packed import pack
 from eagle_jax.prompts import check_prompts, pad_prompts
 from eagle_jax.sampling import make_sampling
-from eagle_jax.types import NO_TOKEN, Params, Sampling, Target
+from eagle_jax.types import Params, Sampling, Target
 
 ALL_ROUNDS = 2**31 - 1
 """A number of rounds that no generation reaches."""
-
-FIRST_LOOK = 8
-"""Rounds behind which `give_up` compares for the first time; then after twice as many, and so on."""
-
-DOUBT = 0.5
-"""Tokens by which tau of one round is doubted, of n rounds this over the root of n: chance is to end no drafts."""
-
-TIMED_ROUNDS = (1, 3, 3, 3)
-"""Rounds of each call by which `give_up` learns what a round costs; the first call does not count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,16 +60,15 @@ class Generator:
       drafter_params: its weights, () where it has none.
       rule: `match`, or `residual` where the drafter allows it (`verify`).
       share_noise: the drafter drafts with the target's own noise.
-      give_up: finish by plain decoding the answers for which drafting writes too few tokens per round to be faster;
-        needs the rule `match`, under which the text stays the same. What rounds cost is measured once a size of batch.
       capacity: slots of all caches; None takes the next power of two that a batch needs, 512 at least.
       prefill_chunk: prompt tokens read per pass; None takes 64 on a CPU, 256 elsewhere, where more cost little more.
       mesh: decode on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
-        others go to every device: `load_target(..., mesh=mesh)` splits a target over `model`.
+        others go to every device: `load_target(..., mesh=mesh)` splits a target over `model`. Without a mesh, on a CPU,
+        weights are packed for the kernel (`kernels.packed`), once for all generators that share them.
 
     Raises:
-      ValueError: a rule that would not write the target's law, or under which giving up would change the text; no
-        weights for a drafter that needs some, or those of another model.
+      ValueError: a rule under which the text would not follow the target's distribution; no weights for a drafter that
+        needs some, or those of another model.
     """
 
     def __init__(
@@ -93,7 +80,6 @@ class Generator:
         *,
         rule: Rule = "match",
         share_noise: bool = True,
-        give_up: bool = False,
         capacity: int | None = None,
         prefill_chunk: int | None = None,
         mesh: Mesh | None = None,
@@ -107,21 +93,17 @@ class Generator:
         drafter.check(drafter_params)
         if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be at least 1, got {prefill_chunk}")
-        if give_up and rule != "match":
-            raise ValueError(f"give_up needs the rule 'match': under {rule!r} plain decoding goes on with another text")
-        if mesh is not None:
-            if give_up and mesh.is_multi_process:
-                raise ValueError("give_up follows a clock, and the clocks of the processes of this mesh differ")
+        if mesh is None:
+            target_params, drafter_params = pack(target_params), pack(drafter_params)
+        else:
             target_params, drafter_params = sharding.place_weights(mesh, (target_params, drafter_params))
         self.target, self.target_params = target, target_params
         self.drafter, self.drafter_params = drafter, drafter_params
         self.mesh = mesh
         self.rule: Rule = rule
         self.share_noise = share_noise
-        self.give_up = give_up
         self.capacity = capacity
         self.prefill_chunk = prefill_chunk or default_chunk(jax.default_backend())
-        self._break_evens: dict[tuple[int, int, bool], float] = {}  # by rows, slots, and whether any is sampled
 
     def stream(
         self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Any
@@ -141,23 +123,14 @@ class Generator:
         if rounds_per_call < 1:
             raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
         settings = make_sampling(len(prompts), **sampling)
-        break_even = self._break_even(prompts, settings) if self.give_up else 0.0
-        state, prefill_seconds = _timed(self.start, prompts, settings)
-        drafter, look = self.drafter, FIRST_LOOK if self.give_up else ALL_ROUNDS
+        state, prefill_seconds = timed(self.start, prompts, settings)
         decode_seconds = 0.0
         while True:
-            generation = read(state, prefill_seconds, decode_seconds, drafter is not self.drafter)
+            generation = read(state, prefill_seconds, decode_seconds)
             yield generation
             if generation.complete:
                 return
-            rounds = max(generation.rounds)
-            if rounds >= look:
-                look *= 2
-                doubt = DOUBT / math.sqrt(sum(generation.rounds))
-                if generation.tau + doubt < break_even:
-                    drafter, look = make_vanilla(), ALL_ROUNDS
-                    state = dataclasses.replace(state, drafter=())
-            state, seconds = _timed(self.advance, drafter, state, settings, min(rounds_per_call, look - rounds))
+            state, seconds = timed(self.advance, self.drafter, state, settings, rounds_per_call)
             decode_seconds += seconds
 
     def generate(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> Generation:
@@ -170,35 +143,7 @@ class Generator:
         started = time.perf_counter()
         settings = make_sampling(len(prompts), **sampling)
         jax.block_until_ready(self.advance(self.drafter, self.start(prompts, settings), settings, 1))
-        if self.give_up:
-            self._break_even(prompts, settings)
         return time.perf_counter() - started
-
-    def _break_even(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> float:
-        """Tokens that a round must write not to lose time, measured when a batch of this shape first comes.
-
-        Rounds of both kinds are timed right behind each other: a machine that slows down later slows both. Greedy ones
-        draw no noise. NaN for answers that are too short to tell, until longer ones come.
-        """
-        shape = len(prompts), self.slots(prompts, sampling), bool((sampling.temperature > 0).any())
-        if math.isnan(self._break_evens.get(shape, math.nan)):
-            endless = dataclasses.replace(sampling, stop_ids=jnp.full_like(sampling.stop_ids, NO_TOKEN))
-            plain = dataclasses.replace(self.start(prompts, endless), drafter=())
-            plain_seconds = self._round_seconds(make_vanilla(), plain, endless)
-            drafted_seconds = self._round_seconds(self.drafter, self.start(prompts, endless), endless)
-            self._break_evens[shape] = drafted_seconds / plain_seconds
-        return self._break_evens[shape]
-
-    def _round_seconds(self, drafter: Drafter, state: DecodeState, sampling: Sampling) -> float:
-        """Median over a few calls; nan for answers that end before."""
-        seconds, before = [], 0
-        for rounds in TIMED_ROUNDS:
-            state, spent = _timed(self.advance, drafter, state, sampling, rounds)
-            done = int(sharding.to_host(state.rounds).max())
-            if done > before:
-                seconds.append(spent / (done - before))
-            before = done
-        return statistics.median(seconds[1:]) if len(seconds) > 1 else math.nan
 
     def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DecodeState:
         """Read the prompts and choose the first token of each; errors as `stream`."""
@@ -292,8 +237,8 @@ def read(
     )
 
 
-def _timed(step: Callable[..., DecodeState], *arguments: Any) -> tuple[DecodeState, float]:
-    """The state behind a step, waited for, and the seconds it took."""
+def timed(step: Callable[..., DecodeState], *arguments: Any) -> tuple[DecodeState, float]:
+    """The state after a step, waited for, and the seconds it took."""
     started = time.perf_counter()
     state = jax.block_until_ready(step(*arguments))
     return state, time.perf_counter() - started

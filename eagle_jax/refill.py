@@ -91,7 +91,7 @@ def write_each(
     """Yield the complete answers to any number of prompts as they end, `batch` of them at most under way.
 
     Args:
-      generator: target and drafter; its `give_up` is not looked at, for it judges batches that begin together.
+      generator: target and drafter; a `GivingUp` drafts to the end here, for it judges batches that begin together.
       prompts: token ids, begun in this order; there may be fewer than `batch`.
       batch: rows that decode together; with a mesh a multiple of its axis `data`.
       enough: asked wherever a row could take the next prompt; once it says yes, the answers under way are the last.

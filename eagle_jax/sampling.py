@@ -182,4 +182,39 @@ def noisy_scores(logits: jax.Array, noise: jax.Array, sampling: Sampling) -> jax
 
 def choose(logits: jax.Array, noise: jax.Array, sampling: Sampling) -> jax.Array:
     """The target's tokens i32[B, ...] for logits and noise f32[B, ..., V]; ties go to the lower id."""
-    return noisy_scores(logits, noise, sampling).argmax(-1).astype(jnp.int32)
+    return first_largest(noisy_scores(logits, noise, sampling))
+
+
+def choose_at(logits: jax.Array, noise: jax.Array, place: jax.Array, sampling: Sampling) -> jax.Array:
+    """As `choose` with noise[b, place[b, n]] for logits[b, n]; noise and masks cost nothing while all rows are greedy.
+
+    Args:
+      logits: f32[B, N, V].
+      noise: f32[B, P, V].
+      place: i32[B, N], in P.
+      sampling: one entry a row.
+
+    Returns:
+      i32[B, N].
+    """
+
+    def sampled() -> jax.Array:
+        return choose(logits, jnp.take_along_axis(noise, place[:, :, None], axis=1), sampling)
+
+    return lax.cond(any_sampled(sampling), sampled, lambda: first_largest(logits))
+
+
+def any_sampled(sampling: Sampling) -> jax.Array:
+    """Whether any row has a temperature above 0: bool[]."""
+    return (sampling.temperature > 0).any()
+
+
+def first_largest(scores: jax.Array) -> jax.Array:
+    """Index i32[...] of the first of the largest of scores [..., V].
+
+    `argmax` compares pairs of value and index one by one on a CPU; two passes of a plain maximum and minimum over the
+    same numbers take a sixth of its time there.
+    """
+    places = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    largest = scores.max(-1, keepdims=True)
+    return jnp.where(scores == largest, places, scores.shape[-1] - 1).min(-1)

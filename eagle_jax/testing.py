@@ -58,7 +58,7 @@ def _bigram(vocab_size: int) -> Target:
         forward=forward,
         embed=embed,
         unembed=lambda params, hidden: hidden,
-        init_cache=lambda batch, capacity: init_cache(1, batch, capacity, 1, 1, jnp.dtype("float32")),
+        init_cache=lambda batch, capacity, dtype="float32": init_cache(1, batch, capacity, 1, 1, jnp.dtype(dtype)),
         vocab_size=vocab_size,
         max_positions=1 << 20,
     )

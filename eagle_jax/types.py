@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 Params = Any
@@ -107,10 +108,14 @@ class Target(NamedTuple):
     """(params, tokens i32[...]) -> [..., E]"""
     unembed: Callable[[Params, jax.Array], jax.Array]
     """(params, hidden [..., E]) -> f32[..., V]"""
-    init_cache: Callable[[int, int], KVCache]
-    """(batch, capacity) -> an empty cache"""
+    init_cache: Callable[..., KVCache]
+    """(batch, capacity, dtype = float32) -> an empty cache; the dtype is that of activations"""
     vocab_size: int
     max_positions: int
     """Longest text that the model was made for, in tokens."""
     check: Callable[[Params], None] = any_weights
     """(params) -> nothing; ValueError for weights of another model"""
+
+    def activation_dtype(self, params: Params) -> jnp.dtype:
+        """What `embed` gives with these weights: the dtype of hidden states and caches."""
+        return jax.eval_shape(self.embed, params, jax.ShapeDtypeStruct((1,), jnp.int32)).dtype

@@ -74,7 +74,7 @@ def main() -> None:
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
     prompts = [runner.prompt_ids(model, question) for question in questions]
-    target = make_target(model.config, FLAGS.dtype)
+    target = make_target(model.config)
 
     @functools.cache
     def contestant(name: str, settings: Settings) -> Generator:

@@ -97,7 +97,7 @@ def measure(
     contexts: Sequence[int],
 ) -> Iterator[Row]:
     """A row for each context and window."""
-    target = make_target(model.config, FLAGS.dtype)
+    target = make_target(model.config)
     if contexts[-1] > target.max_positions:
         raise ValueError(f"--contexts: {contexts[-1]} is more than the {target.max_positions} of {FLAGS.target}")
     beyond = FLAGS.max_new_tokens + max(drafter.max_depth for drafter, _ in drafts.values()) + 1

@@ -49,7 +49,7 @@ def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]
         config, params = draft.config, draft.params
     if config.max_positions < target.config.max_positions:
         _LOG.warning("draft %s knows %d positions only: what it drafts beyond is guesswork", name, config.max_positions)
-    return with_vocabulary(make_target(config, settings.dtype), target.config.vocab_size), params
+    return with_vocabulary(make_target(config), target.config.vocab_size), params
 
 
 def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
@@ -83,7 +83,7 @@ def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head
     if settings.head_window is not None:
         layer = dataclasses.replace(config.layer, windows=(settings.head_window,))
         config = dataclasses.replace(config, layer=layer)
-    return make_head(config, make_target(target.config, settings.dtype)), params
+    return make_head(config, make_target(target.config)), params
 
 
 def draft_files(name: str, target: str) -> list[pathlib.Path]:

@@ -111,7 +111,7 @@ def make_generator(model: LoadedModel) -> Generator:
     """Of the method that the flags name."""
     name, settings = methods.settings_from_flags(FLAGS)
     drafter = methods.make_method(name, model, settings)
-    target = make_target(model.config, settings.dtype)
+    target = make_target(model.config)
     return Generator(target, model.params, *drafter, share_noise=FLAGS.share_noise)
 
 
@@ -188,7 +188,7 @@ def draw_reliability(model: LoadedModel) -> None:
 
 def draw_times(model: LoadedModel) -> None:
     """Parts of rounds."""
-    prompt, target = prompt_ids(model, from_prompt(FLAGS.prompt)), make_target(model.config, FLAGS.dtype)
+    prompt, target = prompt_ids(model, from_prompt(FLAGS.prompt)), make_target(model.config)
     way: dict[str, Any] = {
         "new_tokens": FLAGS.max_new_tokens,
         "repeats": FLAGS.repeats,

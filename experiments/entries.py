@@ -123,7 +123,7 @@ def _make(
     sizes = tree_sizes(settings, batch=1)
     head, params = drafts.load_head(_DYNAMIC[method], model, settings)
     make = make_eagle3 if method == "eagle3" else make_eagle2
-    return make(head, *sizes, dtype=settings.dtype, use_value=use_value, reranks=reranks), params
+    return make(head, *sizes, use_value=use_value, reranks=reranks), params
 
 
 def weights_digest(params: Params) -> str:

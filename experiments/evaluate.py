@@ -81,7 +81,7 @@ def evaluate(config: ConfigDict, data: str, output: str, *, quiet: bool = False)
         model = load_target(config.target, config.dtype, progress=progress)
     bench = SideBySide(
         model,
-        make_target(model.config, config.dtype),
+        make_target(model.config),
         build(entries, model),
         max_new_tokens=config.max_new_tokens,
         warm_ups=config.warm_ups,

@@ -114,7 +114,7 @@ def check(
     laws: Sequence[dict[str, Any]],
 ) -> Iterator[Row]:
     """A row for each law and method."""
-    target = make_target(model.config, FLAGS.dtype)
+    target = make_target(model.config)
     capacity = max(runner.slots(target, prompts, drafter, FLAGS.max_new_tokens) for drafter, _ in built.values())
     generators = {
         name: Generator(target, model.params, *method, capacity=capacity)

@@ -26,6 +26,7 @@ from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation import report, runner
 from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions
 from eagle_jax.generate import Generator
+from eagle_jax.give_up import GivingUp
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import leads
 from eagle_jax.refill import write_all
@@ -56,9 +57,8 @@ flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("share_noise", True, "let the drafter see the noise that the target samples with", flag_values=FLAGS)
-text = "finish by plain decoding where drafting has cost time so far; default: yes where one process writes one answer "
-text += "at a time under --rule=match"
-flags.DEFINE_bool("give_up", None, text, flag_values=FLAGS)
+text = "finish by plain decoding where drafting has cost time so far; one answer at a time, --rule=match"
+flags.DEFINE_bool("give_up", False, text, flag_values=FLAGS)
 flags.DEFINE_bool("compare", False, "write every answer by plain decoding too", flag_values=FLAGS)
 flags.DEFINE_integer("batch", 1, "answers written at a time; more than 1 are not streamed", flag_values=FLAGS)
 text = "DATAxMODEL: 2x4 deals out the rows of --batch to 2 groups of devices and splits the weights over 4 in each"
@@ -82,16 +82,12 @@ def main() -> None:
         model = load_target(FLAGS.target, settings.dtype, mesh=mesh, progress=progress)
     prompts = [runner.prompt_ids(model, question) for question in questions]
     drafter, drafter_params = methods.make_method(name, model, settings)
-    target = make_target(model.config, settings.dtype)
+    target = make_target(model.config)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
-    gives_up = FLAGS.batch == 1 and jax.process_count() == 1 and FLAGS.rule == "match" and name != "vanilla"
     where: dict[str, Any] = {"capacity": capacity, "mesh": mesh}
-    ways = {
-        "rule": FLAGS.rule,
-        "share_noise": FLAGS.share_noise,
-        "give_up": gives_up if FLAGS.give_up is None else FLAGS.give_up,
-    }
-    method = Generator(target, model.params, drafter, drafter_params, **where, **ways)
+    ways = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise}
+    make_generator = GivingUp if FLAGS.give_up else Generator
+    method = make_generator(target, model.params, drafter, drafter_params, **where, **ways)
     plain = Generator(target, model.params, make_vanilla(), **where) if FLAGS.compare else None
     write = one_by_one if FLAGS.batch == 1 else together
     answers = write(model, method, plain, questions, prompts, {**law, "max_new_tokens": FLAGS.max_new_tokens})
@@ -101,6 +97,7 @@ def main() -> None:
         "temperature": FLAGS.temperature,
         "seed": FLAGS.seed,
         **ways,
+        "give_up": FLAGS.give_up,
         "dtype": settings.dtype,
         "device": jax.devices()[0].device_kind,
         "mesh": FLAGS.mesh,

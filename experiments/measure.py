@@ -23,6 +23,7 @@ from eagle_jax.evaluation.time_split import time_split
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generate import Generator
 from eagle_jax.models.transformer import make_target
+from eagle_jax.sampling import first_largest
 from eagle_jax.types import KVCache, Params
 from experiments import launch, methods
 from experiments.torch_baseline import torch_writer
@@ -63,8 +64,10 @@ def main() -> None:
 
 def pass_costs(model: LoadedModel, prompt: list[int]) -> Table:
     """A pass over T tokens: forward, logits and argmax, with the prompt in a cache of 512 slots."""
-    target = make_target(model.config, FLAGS.dtype)
-    cache = dataclasses.replace(target.init_cache(1, SMALL), length=jnp.array([len(prompt)], jnp.int32))
+    target = make_target(model.config)
+    cache = dataclasses.replace(
+        target.init_cache(1, SMALL, target.activation_dtype(model.params)), length=jnp.array([len(prompt)], jnp.int32)
+    )
 
     def pass_over(size: int) -> Callable[[], float]:
         tokens = jnp.array([(prompt * size)[:size]], jnp.int32)
@@ -74,7 +77,7 @@ def pass_costs(model: LoadedModel, prompt: list[int]) -> Table:
         @jax.jit
         def run(params: Params, cache: KVCache) -> jax.Array:
             output = target.forward(params, tokens, positions, cache, mask)
-            return target.unembed(params, output.hidden).argmax(-1)
+            return first_largest(target.unembed(params, output.hidden))
 
         return lambda: 1e3 * seconds(lambda: run(model.params, cache))
 
@@ -139,7 +142,7 @@ def sampling(model: LoadedModel, prompt: list[int]) -> Table:
 
 def plain(model: LoadedModel, capacity: int) -> Generator:
     """Plain decoding with a cache of the given size."""
-    return Generator(make_target(model.config, FLAGS.dtype), model.params, make_vanilla(), capacity=capacity)
+    return Generator(make_target(model.config), model.params, make_vanilla(), capacity=capacity)
 
 
 def per_token(generator: Generator, prompt: list[int], law: dict[str, float]) -> Callable[[], float]:
@@ -156,7 +159,7 @@ def split(model: LoadedModel, prompt: list[int]) -> Table:
     """The parts of a round of --method, and each part's share of it."""
     name, settings = methods.settings_from_flags(FLAGS)
     drafter, params = methods.make_method(name, model, settings)
-    generator = Generator(make_target(model.config, FLAGS.dtype), model.params, drafter, params, capacity=SMALL)
+    generator = Generator(make_target(model.config), model.params, drafter, params, capacity=SMALL)
     costs = time_split(generator, prompt, new_tokens=FLAGS.new_tokens, repeats=FLAGS.repeats)
     return [f"part of a round of {name}, {drafter.nodes} nodes", "ms", "share"], [
         [part, cost, cost / costs["round"]] for part, cost in costs.items()

@@ -210,7 +210,7 @@ def _eagle(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
     if sizes != (None, None, None):
         raise ValueError(f"the static tree of eagle is the published one, it takes no sizes; got {sizes}")
     head, params = drafts.load_head("eagle", target, settings)
-    return make_eagle1(head, dtype=settings.dtype), params
+    return make_eagle1(head), params
 
 
 def _dynamic(
@@ -219,7 +219,7 @@ def _dynamic(
     nodes, depth, top_k = tree_sizes(settings, batch=1)
     check_sizes(nodes, depth, top_k)
     head, params = drafts.load_head(kind, target, settings)
-    return make(head, nodes, depth, top_k, dtype=settings.dtype), params
+    return make(head, nodes, depth, top_k), params
 
 
 METHODS: dict[str, Method] = {

@@ -56,7 +56,7 @@ def playback(config: ConfigDict, data: str, kept: pathlib.Path) -> list[Record]:
     """
     entries = read_entries(config.methods, config.dtype, config.temperatures)
     model = _model(config.target, config.dtype)
-    target = make_target(model.config, config.dtype)
+    target = make_target(model.config)
     contestants = build(entries, model)
     for one in contestants.values():
         check_playable(one.drafter)
@@ -111,7 +111,7 @@ def _answers(
 ) -> tuple[list[list[int]], list[list[int]], list[Recording]]:
     """Prompts, plain decoding's answers, and what the target says along them."""
     model = _model(name, dtype)
-    target = make_target(model.config, dtype)
+    target = make_target(model.config)
     prompts = [runner.prompt_ids(model, question) for question in read_task(data, task, num_prompts).values()]
     law: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens}
     about = json.dumps([name, weights_digest(model.params), dtype, prompts, law])

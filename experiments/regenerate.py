@@ -64,7 +64,7 @@ def main() -> None:
         model = load_target(FLAGS.target, settings.dtype, mesh=mesh, progress=progress)
     requests = requests_for(prompts_of(model), temperatures, FLAGS.answers)
     drafter, drafter_params = methods.make_method(name, model, settings)
-    target = make_target(model.config, settings.dtype)
+    target = make_target(model.config)
     longest = longest_prompt(model) + FLAGS.max_new_tokens
     slots = cache_slots(longest, drafter.max_depth, target.max_positions)
     writer = Generator(target, model.params, drafter, drafter_params, capacity=slots, mesh=mesh)

@@ -92,7 +92,7 @@ def measure(
     cells: "Cells",
 ) -> None:
     """Play back what the cells lack."""
-    target = make_target(model.config, FLAGS.dtype)
+    target = make_target(model.config)
     for task, some in questions.items():
         prompts = [runner.prompt_ids(model, question) for question in some]
         for temperature in temperatures:

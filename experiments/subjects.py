@@ -129,7 +129,7 @@ def _head(target: Target, model: LoadedModel, training: Packing, config: Any, sp
         else make_feature_recipe(head, FeatureConfig(**config.recipe)),
         vocabulary=vocabulary,
         first=first if model.mesh is None else _on_mesh(first, head, model.mesh, split),
-        drafter=make_eagle2(head, tree.nodes, tree.depth, tree.top_k, dtype=config.dtype),
+        drafter=make_eagle2(head, tree.nodes, tree.depth, tree.top_k),
         drafter_params=lambda params: params,
         export=lambda directory, trained: _export_head(directory, trained, head, model, vocabulary, ranks),
         identity=_identity(ranks),
@@ -193,7 +193,7 @@ def _draft_model(target: Target, model: LoadedModel, training: Packing, config: 
     del target
     layers: Sequence[int] = config.draft.layers
     student_config, params = pick_layers(model.config, model.params, layers)
-    student = make_target(student_config, config.dtype)
+    student = make_target(student_config)
     # A copy: training donates its state, and the target's own arrays stay in use.
     first = {name: value for name, value in params.items() if name not in FROZEN}
     first = jax.tree.map(lambda x: jnp.array(x, jnp.float32), first)

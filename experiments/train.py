@@ -118,7 +118,7 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
     """
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
-    target = make_target(model.config, config.dtype)
+    target = make_target(model.config)
     material = read_material(model, config, FLAGS.data, skip_broken=FLAGS.skip_broken)
     subject = make_subject(target, model, material.training, config, split_head=FLAGS.split_head)
     steps = config.steps or round(config.epochs * len(material.training.rows) / rows_of(config))

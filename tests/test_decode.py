@@ -234,7 +234,7 @@ def test_a_drafter_learns_the_noise_where_it_is_shared(share_noise: bool) -> Non
     rows = 64
     target, params = bigram_target(8)
     spy = make_vanilla()._replace(
-        init=lambda batch, _: jnp.zeros((batch, 1), jnp.int32),
+        init=lambda batch, *_: jnp.zeros((batch, 1), jnp.int32),
         observe=lambda _, __, state, seen: state if seen.choice is None else seen.choice,
     )
     law = make_sampling(rows, temperature=1.0, max_new_tokens=3)

@@ -14,13 +14,14 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 
 LAYERS = [
     ["eagle_jax.needed", "eagle_jax.types", "eagle_jax.files", "eagle_jax.resume", "eagle_jax.processes"],
+    ["eagle_jax.kernels"],
     ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],
     ["eagle_jax.verify", "eagle_jax.models"],
     ["eagle_jax.sharding"],
     ["eagle_jax.drafters.base"],
     ["eagle_jax.drafters.head", "eagle_jax.drafters.draft_model", "eagle_jax.drafters.ngram_pool"],
     ["eagle_jax.drafters"],
-    ["eagle_jax.prompts", "eagle_jax.decode", "eagle_jax.generate", "eagle_jax.refill"],
+    ["eagle_jax.prompts", "eagle_jax.decode", "eagle_jax.generate", "eagle_jax.give_up", "eagle_jax.refill"],
     ["eagle_jax.checkpoint", "eagle_jax.chat", "eagle_jax.testing"],
     ["eagle_jax.training"],
     ["eagle_jax.evaluation"],

@@ -31,7 +31,7 @@ def in_dtype(params: Params, dtype: str) -> Params:
 @functools.cache
 def build(name: str, dtype: str) -> tuple[Drafter, Params]:
     """A drafter with weights of this dtype."""
-    target = make_target(CONFIG, dtype)
+    target = make_target(CONFIG)
     if name == "prompt_lookup":
         return make_prompt_lookup(3), ()
     if name == "chain":
@@ -41,9 +41,9 @@ def build(name: str, dtype: str) -> tuple[Drafter, Params]:
     head = make_head(HeadConfig(kind=kind, layer=CONFIG, feature_width=CONFIG.width * taps), target)
     params = in_dtype(HeadParams(weights=nn.unbox(head.init(jax.random.key(2)))), dtype)
     if name == "eagle":
-        return make_eagle1(head, dtype=dtype), params
+        return make_eagle1(head), params
     make = make_eagle2 if name == "eagle2" else make_eagle3
-    return make(head, 12, 2, 4, dtype=dtype), params
+    return make(head, 12, 2, 4), params
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -72,7 +72,7 @@ def test_products_in_full_precision(name: str) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_half_precision(name: str, dtype: str, temperature: float) -> None:
     """Every method decodes, and its rounds can be played back; a draft that is the target is nearly always right."""
-    target, params = make_target(CONFIG, dtype), in_dtype(PARAMS, dtype)
+    target, params = make_target(CONFIG), in_dtype(PARAMS, dtype)
     drafter, weights = build(name, dtype)
     law = {"temperature": temperature, "seed": 4}
     generator = Generator(target, params, drafter, weights, capacity=128)

@@ -127,8 +127,8 @@ def _stacked(target: Target) -> Target:
     ) -> TargetOutput:
         return target.forward(params, tokens, positions, _unstacked(cache), block_mask)
 
-    def init_cache(batch: int, capacity: int) -> KVCache:
-        return _restacked(target.init_cache(batch, capacity))
+    def init_cache(batch: int, capacity: int, dtype: Any = "float32") -> KVCache:
+        return _restacked(target.init_cache(batch, capacity, dtype))
 
     return target._replace(forward=forward, init_cache=init_cache)
 

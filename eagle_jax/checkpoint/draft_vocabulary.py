@@ -16,6 +16,7 @@ from eagle_jax.checkpoint.assemble import TensorSource
 from eagle_jax.checkpoint.head_names import D2T, T2D
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.models.layers import lookup_rows
 from eagle_jax.types import Params
 
 RANKS_FILE = "token_ranks.npy"
@@ -137,7 +138,7 @@ def with_draft_vocabulary(
     if not 1 <= size <= len(ranked):
         raise ValueError(f"a draft vocabulary of {size} tokens was asked for, the ranking has 1 to {len(ranked)}")
     ids = jnp.asarray(np.sort(ranked[:size]))
-    rows = jnp.take(whole_lm_head(target_config, target_params), ids, axis=0)
+    rows = lookup_rows(whole_lm_head(target_config, target_params), ids)
     return dataclasses.replace(head_params, lm_head=rows, target_ids=ids)
 
 

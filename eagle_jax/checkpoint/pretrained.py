@@ -152,7 +152,7 @@ def load_pretrained_head(
         return _load_head(name, target, dtype, draft_vocab, place=place or (lambda _, value: jax.device_put(value)))
 
     def shardings(config: HeadConfig, params: HeadParams) -> HeadParams:
-        return sharding.head_shardings(mesh, make_head(config, make_target(target.config, dtype)), params, split=split)
+        return sharding.head_shardings(mesh, make_head(config, make_target(target.config)), params, split=split)
 
     config, params = _load_head(name, target, dtype, draft_vocab, shardings=shardings)
     return config, sharding.place(params, shardings(config, params))  # rows of the target's LM head lie as they came

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import struct
+from jax.typing import DTypeLike
 
 from eagle_jax.types import DraftTree, Params, TargetOutput, any_weights
 
@@ -41,8 +42,8 @@ class Drafter(NamedTuple):
     """Tree slots N, the root included."""
     max_depth: int
     """Depth of the deepest node, the root at 0."""
-    init: Callable[[int, int], DrafterState]
-    """(batch, capacity) -> the state before the first prompt token."""
+    init: Callable[[int, int, DTypeLike], DrafterState]
+    """(batch, capacity, dtype of the target's activations) -> the state before the first prompt token."""
     propose: Callable[[Params, Params, DrafterState, jax.Array, jax.Array, jax.Array], tuple[DraftTree, DrafterState]]
     """(params, target_params, state, text i32[B,S], length i32[B], noise f32[B,P,V]) -> the tree and a new state. The
     root is `text` at `length`. `noise[:, d]` is to be added to the logits of nodes at depth d: temperature times the
@@ -67,9 +68,9 @@ class Drafter(NamedTuple):
         return self.max_depth if self.deepest is None else self.deepest
 
 
-def stateless(batch: int, capacity: int) -> DrafterState:
+def stateless(batch: int, capacity: int, dtype: DTypeLike) -> DrafterState:
     """`init` of a drafter without a state."""
-    del batch, capacity
+    del batch, capacity, dtype
     return ()
 
 

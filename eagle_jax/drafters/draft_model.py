@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from eagle_jax.cache import commit, count_after
 from eagle_jax.drafters.base import Observation
+from eagle_jax.sampling import first_largest
 from eagle_jax.types import KVCache, Params, Target
 
 
@@ -49,7 +50,7 @@ def read(
     last = output.hidden[jnp.arange(batch), jnp.maximum(count - 1, 0)]
     logits = draft.unembed(params, last)
     scores = logits + noise
-    token = scores.argmax(-1).astype(jnp.int32)
+    token = first_largest(scores)
     log_value = jnp.take_along_axis(jax.nn.log_softmax(scores), token[:, None], axis=1)[:, 0]
     cache = commit(cache, output.keys, output.values, path, count_after(count, token >= 0))
     return Step(token, log_value, logits), cache

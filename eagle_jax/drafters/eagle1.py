@@ -123,13 +123,12 @@ def grow(
 
 
 @functools.cache
-def make_eagle1(head: Head, paths: tuple[Ranks, ...] = PUBLISHED_TREE, *, dtype: str = "float32") -> Drafter:
+def make_eagle1(head: Head, paths: tuple[Ranks, ...] = PUBLISHED_TREE) -> Drafter:
     """Static tree; the head's `HeadParams` are the drafter's params.
 
     Args:
       head: an EAGLE head of either kind.
       paths: the drafted nodes by rank.
-      dtype: of the head's cache.
 
     Raises:
       ValueError: paths that are no tree.
@@ -153,7 +152,7 @@ def make_eagle1(head: Head, paths: tuple[Ranks, ...] = PUBLISHED_TREE, *, dtype:
         name="eagle",
         nodes=len(shape.parents),
         max_depth=len(shape.levels),
-        init=lambda batch, capacity: heads.init_state(head, batch, capacity, dtype),
+        init=lambda batch, capacity, dtype: heads.init_state(head, batch, capacity, dtype),
         propose=propose,
         observe=observe,
         needs="the weights of its head",

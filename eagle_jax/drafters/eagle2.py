@@ -123,7 +123,6 @@ def make_eagle2(
     top_k: int = 10,
     *,
     name: str = "eagle2",
-    dtype: str = "float32",
     use_value: bool = True,
     reranks: bool = True,
 ) -> Drafter:
@@ -135,7 +134,6 @@ def make_eagle2(
       depth: D, passes behind the first reading; the deepest node stands at D + 1.
       top_k: k, children per node and nodes per level.
       name: of the drafter.
-      dtype: of the head's cache.
       use_value, reranks: False leaves a part out, as in the paper's ablation (table 3): the product along the path as a
         node's value, and the choice of nodes by value in the end.
 
@@ -167,7 +165,7 @@ def make_eagle2(
         name=name,
         nodes=nodes,
         max_depth=depth + 1,
-        init=lambda batch, capacity: heads.init_state(head, batch, capacity, dtype),
+        init=lambda batch, capacity, dtype: heads.init_state(head, batch, capacity, dtype),
         propose=propose,
         observe=observe,
         needs="the weights of its head",

@@ -9,9 +9,7 @@ from eagle_jax.drafters.eagle2 import make_eagle2
 from eagle_jax.models.draft_head import Head
 
 
-def make_eagle3(
-    head: Head, nodes: int = 60, depth: int = 7, top_k: int = 10, *, dtype: str = "float32", **parts: bool
-) -> Drafter:
+def make_eagle3(head: Head, nodes: int = 60, depth: int = 7, top_k: int = 10, **parts: bool) -> Drafter:
     """Dynamic tree of an EAGLE-3 head; arguments as `make_eagle2`.
 
     Raises:
@@ -19,4 +17,4 @@ def make_eagle3(
     """
     if head.config.kind != "eagle3":
         raise ValueError(f"eagle3 needs an EAGLE-3 head, got one of kind {head.config.kind!r}")
-    return make_eagle2(head, nodes, depth, top_k, name="eagle3", dtype=dtype, **parts)
+    return make_eagle2(head, nodes, depth, top_k, name="eagle3", **parts)

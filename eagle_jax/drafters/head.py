@@ -15,9 +15,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from eagle_jax.cache import commit, count_after, init_cache
 from eagle_jax.drafters.base import Observation
+from eagle_jax.kernels.packed import is_packed
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.draft_head import Head, HeadParams, features_of
 from eagle_jax.sharding import largest
@@ -49,7 +51,7 @@ class Best(NamedTuple):
     logits: jax.Array  # f32[B, T, U], before the noise
 
 
-def init_state(head: Head, batch: int, capacity: int, dtype: str) -> HeadState:
+def init_state(head: Head, batch: int, capacity: int, dtype: DTypeLike) -> HeadState:
     """The state before the first token."""
     layer = head.config.layer
     return HeadState(
@@ -65,9 +67,6 @@ def observe(
     batch, size = observation.path.shape
     steps = jnp.arange(size)[None, :]
     output = observation.output
-    if output.hidden.dtype != state.newest.dtype:
-        kept, said = state.newest.dtype, output.hidden.dtype
-        raise ValueError(f"the drafter keeps {kept}, the target says {said}: give the drafter's factory that dtype")
     features = features_of(head.config, output.hidden, output.taps)
     features = jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
     slots = observation.length[:, None] + steps
@@ -77,7 +76,8 @@ def observe(
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
 
     def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        return attend(queries, keys, values, causal, prefix, slots, window=head.config.layer.window(0))
+        kernel = is_packed(params.weights)
+        return attend(queries, keys, values, causal, prefix, slots, window=head.config.layer.window(0), kernel=kernel)
 
     states, keys, values = head.step(params, head.fuse(params, features), embedded, slots, mix)
     last = jnp.maximum(observation.count - 1, 0)
@@ -137,8 +137,8 @@ def feed(
     def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         keys = jnp.concatenate([fed.keys, keys.astype(fed.keys.dtype)], axis=1)
         values = jnp.concatenate([fed.values, values.astype(fed.values.dtype)], axis=1)
-        window = head.config.layer.window(0)
-        return attend(queries, keys, values, mask, prefix, slots, key_positions=stand, window=window)
+        window, kernel = head.config.layer.window(0), is_packed(params.weights)
+        return attend(queries, keys, values, mask, prefix, slots, key_positions=stand, window=window, kernel=kernel)
 
     outputs, keys, values = head.step(params, states, head.embed(params, target_params, tokens), slots, mix)
     seen = jnp.concatenate([jnp.pad(fed.seen, ((0, 0), (0, 0), (0, size))), mask], axis=1)

@@ -154,7 +154,7 @@ def make_lookahead(
         name="lookahead",
         nodes=(level - 1) * (window + guesses),
         max_depth=max(level + window - 3, level - 1),  # end of the window's last column, end of a guess
-        init=lambda batch, capacity: empty_state(batch, level, window, pool_size),
+        init=lambda batch, capacity, dtype: empty_state(batch, level, window, pool_size),
         propose=propose,
         observe=observe,
         deepest=level - 1,

@@ -26,12 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from jax.typing import DTypeLike
 
 from eagle_jax import verify
 from eagle_jax.cache import commit
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.drafters.draft_model import read, read_prompt
 from eagle_jax.drafters.ngram_pool import NgramPool, check_pool, empty_pool, insert, newest, text_ngrams, with_branches
+from eagle_jax.sampling import first_largest
 from eagle_jax.tree import ancestors, chain_tree, root_of
 from eagle_jax.types import NO_PARENT, DraftTree, KVCache, Params, Target
 
@@ -57,7 +59,7 @@ class Chain(NamedTuple):
 def choose(draft: Target, params: Params, hidden: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The draft model's tokens i32[...] behind states [..., E], with noise f32[..., V], and their log-confidence."""
     scores = draft.unembed(params, hidden) + noise
-    return scores.argmax(-1).astype(jnp.int32), jax.nn.log_softmax(scores).max(-1)
+    return first_largest(scores), jax.nn.log_softmax(scores).max(-1)
 
 
 def extend(draft: Target, params: Params, chain: Chain, pool: NgramPool, noise: jax.Array, phrases: int) -> Chain:
@@ -220,8 +222,9 @@ def make_ouroboros(
     """
     _check_sizes(num_drafted, phrases, phrase_length, draft_phrases, pool_size)
 
-    def init(batch: int, capacity: int) -> OuroborosState:
-        return OuroborosState(cache=draft.init_cache(batch, capacity), pool=empty_pool(batch, pool_size, phrase_length))
+    def init(batch: int, capacity: int, dtype: DTypeLike) -> OuroborosState:
+        cache = draft.init_cache(batch, capacity, dtype)
+        return OuroborosState(cache=cache, pool=empty_pool(batch, pool_size, phrase_length))
 
     def propose(
         params: Params,

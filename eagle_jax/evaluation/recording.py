@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from eagle_jax.cache import append
 from eagle_jax.decode import prefill
@@ -63,15 +64,16 @@ def write_recorded(
 def _recorder_of(target: Target, params: Params) -> Drafter:
     """The recorder for a target's sizes."""
     one, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
-    said = jax.eval_shape(target.forward, params, one, one, target.init_cache(1, 1), mask)
-    return make_recorder(said.hidden.shape[-1], said.taps.shape[-1], said.hidden.dtype.name)
+    cache = target.init_cache(1, 1, target.activation_dtype(params))
+    output = jax.eval_shape(target.forward, params, one, one, cache, mask)
+    return make_recorder(output.hidden.shape[-1], output.taps.shape[-1])
 
 
 @functools.cache
-def make_recorder(width: int, tapped: int, dtype: str) -> Drafter:
+def make_recorder(width: int, tapped: int) -> Drafter:
     """Plain decoding whose state is hidden [B, S, width] and taps [B, S, tapped]."""
 
-    def init(batch: int, capacity: int) -> DrafterState:
+    def init(batch: int, capacity: int, dtype: DTypeLike) -> DrafterState:
         return tuple(jnp.zeros((batch, capacity, size), dtype) for size in (width, tapped))
 
     def observe(params: Params, target_params: Params, state: DrafterState, seen: Observation) -> DrafterState:

@@ -64,7 +64,7 @@ def leads(
         logits = target.unembed(recording.weights, recording.hidden[:, places - 1])
         scores = noises.noisy_scores(logits, noise_at(sampling, positions, target.vocab_size), sampling)
         written = jnp.take_along_axis(scores, texts[:, places][:, :, None], axis=-1)[..., 0]
-        best = scores.argmax(-1).astype(jnp.int32)
+        best = noises.first_largest(scores)
         return found[0].at[:, places].set(best), found[1].at[:, places].set(scores.max(-1) - written)
 
     empty = jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch, size), jnp.float32)
@@ -90,7 +90,7 @@ def playback(target: Target) -> Target:
         forward=forward,
         embed=lambda recording, tokens: target.embed(recording.weights, tokens),
         unembed=lambda recording, hidden: target.unembed(recording.weights, hidden),
-        init_cache=lambda batch, capacity: init_cache(1, batch, capacity, 1, 1, jnp.dtype("float32")),
+        init_cache=lambda batch, capacity, dtype: init_cache(1, batch, capacity, 1, 1, jnp.dtype("float32")),
     )
 
 

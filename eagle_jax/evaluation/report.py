@@ -106,7 +106,7 @@ def closing_lines(record: dict[str, Any]) -> list[str]:
     if record["gave_up"]:
         lines.append(
             f"drafting took more time than it saved and was given up in {record['gave_up']} of {record['prompts']} "
-            "answers; tau counts the plain rounds behind that, too (--nogive_up: draft to the end)"
+            "answers; tau counts the plain rounds after that, too"
         )
     if "speedup" in record:
         same, count = record["identical_prompts"], record["prompts"]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 
 from eagle_jax.decode import decode, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
@@ -50,10 +51,10 @@ def recording(drafter: Drafter, wider: Drafter | None = None) -> Drafter:
     `wider` is the same method with more nodes: it drafts beside, from the same state, and what it drafts is kept too.
     """
 
-    def init(batch: int, capacity: int) -> DrafterState:
+    def init(batch: int, capacity: int, dtype: DTypeLike) -> DrafterState:
         path = jnp.full((batch, drafter.max_depth + 1), NO_NODE, jnp.int32)
         tree, choice = _no_tree(batch, drafter), jnp.zeros((batch, drafter.nodes), jnp.int32)
-        return drafter.init(batch, capacity), Seen(
+        return drafter.init(batch, capacity, dtype), Seen(
             tree, path, choice, None if wider is None else _no_tree(batch, wider)
         )
 

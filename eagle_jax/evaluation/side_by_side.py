@@ -16,6 +16,7 @@ from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.tasks import Question
 from eagle_jax.generate import Generation, Generator, cache_slots
+from eagle_jax.give_up import GivingUp
 from eagle_jax.types import Params, Target
 
 PLAIN = "plain"
@@ -153,14 +154,13 @@ class SideBySide:
 
     def _build(self, capacity: int | None) -> dict[str, Generator]:
         return {
-            label: Generator(
+            label: (GivingUp if one.give_up else Generator)(
                 self.target,
                 self.model.params,
                 one.drafter,
                 one.params,
                 rule=one.rule,
                 share_noise=one.share_noise,
-                give_up=one.give_up,
                 capacity=capacity,
             )
             for label, one in self.contestants.items()

@@ -17,7 +17,7 @@ from eagle_jax.decode import DecodeState, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generate import Generator
-from eagle_jax.sampling import make_sampling
+from eagle_jax.sampling import first_largest, make_sampling
 from eagle_jax.tree import ancestors
 from eagle_jax.types import DraftTree, Params, Target, TargetOutput
 
@@ -77,7 +77,7 @@ def _look(target: Target, max_depth: int, params: Params, state: DecodeState, tr
     seen = ancestors(tree.parents, max_depth)
     positions = state.cache.length[:, None] + seen.sum(-1, dtype=jnp.int32) - 1
     output = target.forward(params, tree.tokens, positions, state.cache, seen)
-    return output, target.unembed(params, output.hidden).argmax(-1).astype(jnp.int32)
+    return output, first_largest(target.unembed(params, output.hidden))
 
 
 _check = jax.jit(_look, static_argnames=("target", "max_depth"))

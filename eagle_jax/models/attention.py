@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eagle_jax.kernels import attention as kernels
+
 BLOCKS = {"gpu": 2048}
 """Prefix slots handled at a time, by platform: few where the host waits for the length of a loop, else `BLOCK`."""
 BLOCK = 256
@@ -49,6 +51,7 @@ def attend(
     key_positions: jax.Array | None = None,
     window: int | None = None,
     block: int | None = None,
+    kernel: bool = False,
 ) -> jax.Array:
     """Mix the values that each query sees.
 
@@ -61,12 +64,17 @@ def attend(
       key_positions: i32[B, M] of the new tokens; `positions` where left out.
       window: a query at i sees only keys j with i - j < window.
       block: prefix slots handled at a time, by platform where left out; all of the capacity where it is no larger.
+      kernel: by the kernel for CPUs: for float32, where weights are packed for it.
 
     Returns:
       [B, T, H, D], in the dtype of `values`.
     """
     batch, num_queries, num_heads, head_dim = queries.shape
     num_kv_heads = keys.shape[2]
+    if kernel:
+        scaled = queries * jnp.asarray(head_dim**-0.5, queries.dtype)
+        places = positions if key_positions is None else key_positions
+        return kernels.attend(scaled, keys, values, mask, *prefix, positions, places, window)
     grouped = queries.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
     grouped = grouped * jnp.asarray(head_dim**-0.5, queries.dtype)
     if window is not None:

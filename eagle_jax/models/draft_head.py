@@ -24,9 +24,19 @@ from flax import linen as nn
 from flax import struct
 
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.layers import MLP, Attention, Mix, Mixed, Projection, RMSNorm, in_full_precision
+from eagle_jax.models.layers import (
+    MLP,
+    Attention,
+    Mix,
+    Mixed,
+    Projection,
+    RMSNorm,
+    in_full_precision,
+    lookup_rows,
+    score_rows,
+)
 from eagle_jax.models.rope import angles
-from eagle_jax.models.shapes import check_weights
+from eagle_jax.models.shapes import check_weights, plain_shapes
 from eagle_jax.types import Params, Target, any_weights
 
 
@@ -218,7 +228,7 @@ def make_head(config: HeadConfig, target: Target) -> Head:
     def embed(params: HeadParams, target_params: Params, tokens: jax.Array) -> jax.Array:
         if params.embedding is None:
             return target.embed(target_params, tokens)
-        return jnp.take(params.embedding, tokens, axis=0)
+        return lookup_rows(params.embedding, tokens)
 
     def step(params: HeadParams, states: jax.Array, embedded: jax.Array, positions: jax.Array, mix: Mix) -> Mixed:
         return module.apply({"params": params.weights}, states, embedded, angles(config.layer, positions), mix)
@@ -230,8 +240,7 @@ def make_head(config: HeadConfig, target: Target) -> Head:
         read = readout(params, states)
         if params.lm_head is None:
             return target.unembed(target_params, read)
-        rows = params.lm_head.astype(read.dtype)
-        return jnp.einsum("...e,ue->...u", read, rows, preferred_element_type=jnp.float32)
+        return score_rows(params.lm_head, read)
 
     @functools.cache
     def shapes() -> Params:
@@ -240,6 +249,7 @@ def make_head(config: HeadConfig, target: Target) -> Head:
     def check(params: HeadParams) -> None:
         if not isinstance(params, HeadParams):
             raise TypeError(f"weights of a draft head are HeadParams, got {type(params).__name__}")
+        params = plain_shapes(params)
         check_weights(params.weights, shapes())
         if params.lm_head is not None and params.lm_head.shape[1] != width:
             raise ValueError(f"the head's LM head reads {params.lm_head.shape[1]} features, its states have {width}")

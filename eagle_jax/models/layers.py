@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from eagle_jax.kernels.packed import PackedMatrix
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.rope import rotate
 
@@ -75,16 +76,49 @@ class Projection(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., *inputs] -> [..., *outputs]."""
-        fan_in = math.prod(self.inputs.values())
-        init = _named(nn.initializers.normal(fan_in**-0.5), [*self.inputs, *self.outputs])
-        kernel = self.param("kernel", init, (*self.inputs.values(), *self.outputs.values()), jnp.float32)
-        y = jnp.tensordot(x, kernel.astype(x.dtype), axes=len(self.inputs))
+    def __call__(self, x: jax.Array, product: jax.Array | None = None) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs]; `product` is x times the kernel where others were computed with it."""
+        y = self.product(x) if product is None else product
         if self.use_bias:
             init = _named(nn.initializers.zeros, list(self.outputs))
             y = y + _like(self.param("bias", init, tuple(self.outputs.values()), jnp.float32), y)
         return y
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x times the kernel."""
+        packed = packed_weight(self, "kernel")
+        if packed is not None:
+            return packed.multiply(x)[0]
+        fan_in = math.prod(self.inputs.values())
+        init = _named(nn.initializers.normal(fan_in**-0.5), [*self.inputs, *self.outputs])
+        kernel = self.param("kernel", init, (*self.inputs.values(), *self.outputs.values()), jnp.float32)
+        return jnp.tensordot(x, kernel.astype(x.dtype), axes=len(self.inputs))
+
+
+def packed_weight(module: nn.Module, name: str) -> PackedMatrix | None:
+    """The weight of a module under this name where it is packed for the CPU kernel, else None."""
+    weight = module.get_variable("params", name)
+    return weight if isinstance(weight, PackedMatrix) else None
+
+
+def joint_products(module: nn.Module, x: jax.Array, *names: str) -> list[jax.Array] | list[None]:
+    """x times the kernels of a module's projections `names`, where these are packed as one."""
+    packed = packed_weight(module, "+".join(names))
+    return [None] * len(names) if packed is None else packed.multiply(x)
+
+
+def lookup_rows(table: jax.Array | PackedMatrix, ids: jax.Array) -> jax.Array:
+    """Rows i32[...] of a table [V, E]: [..., E]; those of a packed one in float32, as its activations are."""
+    if isinstance(table, PackedMatrix):
+        return table.rows(ids).astype(jnp.float32)
+    return jnp.take(table, ids, axis=0)
+
+
+def score_rows(table: jax.Array | PackedMatrix, hidden: jax.Array) -> jax.Array:
+    """Products of hidden states [..., E] with every row of a table [V, E]: f32[..., V]."""
+    if isinstance(table, PackedMatrix):
+        return table.multiply(hidden)[0]
+    return jnp.einsum("...e,ve->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 class Attention(nn.Module):
@@ -100,9 +134,10 @@ class Attention(nn.Module):
         inputs = {"embed": self.input_width or config.width}
         heads = {"heads": config.num_heads, "head_dim": config.head_dim}
         kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
-        queries = Projection(inputs, heads, config.qkv_bias, name="q_proj")(x)
-        keys = Projection(inputs, kv_heads, config.qkv_bias, name="k_proj")(x)
-        values = Projection(inputs, kv_heads, config.qkv_bias, name="v_proj")(x)
+        q, k, v = joint_products(self, x, "q_proj", "k_proj", "v_proj")
+        queries = Projection(inputs, heads, config.qkv_bias, name="q_proj")(x, q)
+        keys = Projection(inputs, kv_heads, config.qkv_bias, name="k_proj")(x, k)
+        values = Projection(inputs, kv_heads, config.qkv_bias, name="v_proj")(x, v)
         if config.qk_norm:
             queries = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="q_norm")(queries)
             keys = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="k_norm")(keys)
@@ -121,6 +156,7 @@ class MLP(nn.Module):
         """[..., E] -> [..., E]."""
         config = self.config
         outer, inner = {"embed": config.width}, {"mlp": config.mlp_width}
-        gate = Projection(outer, inner, config.mlp_bias, name="gate_proj")(x)
-        up = Projection(outer, inner, config.mlp_bias, name="up_proj")(x)
+        gate, up = joint_products(self, x, "gate_proj", "up_proj")
+        gate = Projection(outer, inner, config.mlp_bias, name="gate_proj")(x, gate)
+        up = Projection(outer, inner, config.mlp_bias, name="up_proj")(x, up)
         return Projection(inner, outer, config.mlp_bias, name="down_proj")(nn.silu(gate) * up)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from eagle_jax.kernels.packed import unpack
 from eagle_jax.types import Params
 
 
@@ -19,11 +20,16 @@ def check_weights(given: Params, wanted: Params) -> None:
     Raises:
       ValueError: a weight that is missing, has no place in the model, or has another shape: the first by name.
     """
-    found, expected = _shapes(given), _shapes(nn.unbox(wanted))
+    found, expected = _shapes(plain_shapes(given)), _shapes(nn.unbox(wanted))
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             has, needs = found.get(name, "missing"), expected.get(name, "nothing")
             raise ValueError(f"weights of another model: {name or 'all of it'} is {has} there, {needs} in this one")
+
+
+def plain_shapes(params: Params) -> Params:
+    """Shapes of weights, packed ones as those that they were made of."""
+    return jax.eval_shape(unpack, params)
 
 
 def _shapes(tree: Params) -> dict[str, tuple[int, ...] | str]:

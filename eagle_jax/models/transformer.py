@@ -9,11 +9,23 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from eagle_jax import cache as caches
+from eagle_jax.kernels.packed import PackedMatrix, is_packed
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.layers import MLP, Attention, Mix, Mixed, RMSNorm, in_full_precision
+from eagle_jax.models.layers import (
+    MLP,
+    Attention,
+    Mix,
+    Mixed,
+    RMSNorm,
+    in_full_precision,
+    lookup_rows,
+    packed_weight,
+    score_rows,
+)
 from eagle_jax.models.rope import angles
 from eagle_jax.models.shapes import check_weights
 from eagle_jax.types import KVCache, Params, Target, TargetOutput
@@ -44,29 +56,34 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         """Declares every weight once; the paths are the Hugging Face names."""
         config = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-        shape = (config.vocab_size, config.width)
-        self.embed_tokens = self.param("embed_tokens", init, shape, jnp.float32)
+        self.embed_tokens = self._table("embed_tokens", 1.0)
         self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tie_embeddings:
-            init = nn.with_logical_partitioning(nn.initializers.normal(config.width**-0.5), ("vocab", "embed"))
-            self.lm_head = self.param("lm_head", init, shape, jnp.float32)
+            self.lm_head = self._table("lm_head", config.width**-0.5)
+
+    def _table(self, name: str, scale: float) -> jax.Array | PackedMatrix:
+        """A weight [V, E]."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(scale), ("vocab", "embed"))
+        shape = (self.config.vocab_size, self.config.width)
+        return packed_weight(self, name) or self.param(name, init, shape, jnp.float32)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """i32[...] -> [..., E]."""
-        return jnp.take(self.embed_tokens, tokens, axis=0)
+        return lookup_rows(self.embed_tokens, tokens)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """[..., E] -> f32[..., V]."""
-        weight = self.embed_tokens if self.config.tie_embeddings else self.lm_head
-        return jnp.einsum("...e,ve->...v", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return score_rows(self.embed_tokens if self.config.tie_embeddings else self.lm_head, hidden)
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, cache: KVCache, block_mask: jax.Array) -> TargetOutput:
         """One pass, as `Target.forward` describes it."""
         x = self.embed(tokens)
         if x.dtype != cache.keys[0].dtype:
-            raise ValueError(f"weights are {x.dtype}, the cache is {cache.keys[0].dtype}: give make_target their dtype")
+            raise ValueError(
+                f"activations are {x.dtype}, the cache is {cache.keys[0].dtype}: give init_cache their dtype"
+            )
+        packed = is_packed(self.variables["params"])
         turn = angles(self.config, positions)
         inputs, keys, values = [], [], []
         for index, layer in enumerate(self.layers):
@@ -78,6 +95,7 @@ class Transformer(nn.Module):
                 positions=positions,
                 window=self.config.window(index),
                 block=self.prefix_block,
+                kernel=packed,
             )
             x, new_keys, new_values = layer(x, turn, mix)
             keys.append(new_keys)
@@ -91,12 +109,11 @@ class Transformer(nn.Module):
 
 
 @functools.cache
-def make_target(config: ModelConfig, dtype: str = "float32", prefix_block: int | None = None) -> Target:
+def make_target(config: ModelConfig, prefix_block: int | None = None) -> Target:
     """The target as pure functions; equal arguments give the same object, so nothing is compiled twice.
 
     Args:
       config: shape of the model.
-      dtype: of the cache: that of the weights, which activations have too; a pass with others is a ValueError.
       prefix_block: cache slots attended at a time; left out, as `attention.BLOCKS` has it for this platform.
     """
     module = Transformer(config, prefix_block)
@@ -112,7 +129,7 @@ def make_target(config: ModelConfig, dtype: str = "float32", prefix_block: int |
     def unembed(params: Params, hidden: jax.Array) -> jax.Array:
         return module.apply({"params": params}, hidden, method="unembed")
 
-    def init_cache(batch: int, capacity: int) -> KVCache:
+    def init_cache(batch: int, capacity: int, dtype: DTypeLike = "float32") -> KVCache:
         return caches.init_cache(
             config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim, jnp.dtype(dtype)
         )

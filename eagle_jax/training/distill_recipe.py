@@ -48,7 +48,8 @@ def make_distill_recipe(student: Target, *, chunk: int = 128) -> Recipe:
         mask = jnp.tril(jnp.ones((length, length), bool))[None]
         mask &= batch.segments[:, :, None] == batch.segments[:, None, :]
         weights = whole_student(params.weights, target_params)
-        output = student.forward(weights, batch.tokens, batch.positions, student.init_cache(size, 1), mask)
+        cache = student.init_cache(size, 1, student.activation_dtype(weights))
+        output = student.forward(weights, batch.tokens, batch.positions, cache, mask)
         valid = which.chain_rows(batch.slots, 1)
         choice = which.take(features.choice, batch.slots + 1)
         known = which.in_vocabulary(choice, vocabulary, student.vocab_size)

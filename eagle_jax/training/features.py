@@ -18,6 +18,7 @@ from jax import lax
 
 from eagle_jax import sharding
 from eagle_jax.models.config import ModelConfig
+from eagle_jax.sampling import first_largest
 from eagle_jax.training.batch import NO_SLOT, Batch, Features
 from eagle_jax.training.conversations import Example
 from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, most
@@ -39,7 +40,8 @@ def compute_features(
     size, length = batch.tokens.shape
     causal = jnp.tril(jnp.ones((length, length), bool))
     mask = causal[None] & (batch.segments[:, :, None] == batch.segments[:, None, :])
-    output = target.forward(params, batch.tokens, batch.positions, target.init_cache(size, 1), mask)
+    cache = target.init_cache(size, 1, target.activation_dtype(params))
+    output = target.forward(params, batch.tokens, batch.positions, cache, mask)
     if everywhere:
         asked = jnp.ones(size * length, bool)
     else:
@@ -66,8 +68,8 @@ def _find_choices(
 
     def find(index: jax.Array, choices: jax.Array) -> jax.Array:
         some = lax.dynamic_slice_in_dim(order, index * chunk, chunk)
-        found = target.unembed(params, hidden.at[some].get(mode="fill", fill_value=0)).argmax(-1)
-        return choices.at[some].set(found.astype(jnp.int32), mode="drop")
+        found = first_largest(target.unembed(params, hidden.at[some].get(mode="fill", fill_value=0)))
+        return choices.at[some].set(found, mode="drop")
 
     num_chunks = most((asked.sum() + chunk - 1) // chunk, axis)
     return lax.fori_loop(0, num_chunks, find, jnp.full(num_rows, NO_TOKEN, jnp.int32))

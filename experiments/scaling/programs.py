@@ -78,7 +78,7 @@ def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
     if setting.batch % mesh.shape[sharding.DATA]:
         devices = mesh.shape[sharding.DATA]
         raise ValueError(f"a batch of {setting.batch} does not divide over the {devices} devices of mesh axis data")
-    target = make_target(setting.target, setting.dtype)
+    target = make_target(setting.target)
     head = make_head(head_of("eagle3" if setting.method == "eagle3" else "eagle", setting.target), target)
     drafter = _drafter(setting, head)
     target_params = like(_weights(functools.partial(init_params, setting.target)), setting.dtype)
@@ -116,9 +116,9 @@ def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
 
 def _drafter(setting: Setting, head: Head) -> Drafter:
     if setting.method == "eagle":  # its tree is the published one
-        return make_eagle1(head, dtype=setting.dtype)
+        return make_eagle1(head)
     make = make_eagle3 if setting.method == "eagle3" else make_eagle2
-    return make(head, setting.nodes, setting.depth, setting.top_k, dtype=setting.dtype)
+    return make(head, setting.nodes, setting.depth, setting.top_k)
 
 
 def _weights(init: Callable[[jax.Array], Params]) -> Params:

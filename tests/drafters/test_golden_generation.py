@@ -27,8 +27,8 @@ TREES = [file for file in FILES if "_eos_" not in file]
 def showing_its_tree(drafter: Drafter) -> Drafter:
     """The same drafter; after a round its state is a pair, with the tree that was checked."""
 
-    def init(batch: int, capacity: int) -> tuple[DrafterState, None]:
-        return drafter.init(batch, capacity), None
+    def init(batch: int, capacity: int, dtype: Any) -> tuple[DrafterState, None]:
+        return drafter.init(batch, capacity, dtype), None
 
     def propose(params: Params, target_params: Params, state: DrafterState, *rest: jax.Array) -> Any:
         tree, inner = drafter.propose(params, target_params, state[0], *rest)

@@ -29,7 +29,7 @@ def proposal(kind: str, window: int | None, forgotten: int) -> DraftTree:
     """A tree behind 40 tokens, the first `forgotten` rows of the head's cache overwritten."""
     method, params = drafter(kind, window)
     rng = np.random.default_rng(1)
-    state = method.init(1, CAPACITY)
+    state = method.init(1, CAPACITY, "float32")
     shape = state.cache.keys[0].shape
 
     def rows() -> tuple[jax.Array, ...]:

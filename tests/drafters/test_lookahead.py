@@ -40,7 +40,7 @@ def functions(drafter: Drafter) -> tuple[Any, Any]:
 def read_prompt(drafter: Drafter, text: np.ndarray, prompt: np.ndarray, chunk: int = CHUNK) -> LookaheadState:
     """State behind the prompts of `text` [B, S], whose lengths are `prompt` [B]; the token behind them is there too."""
     _, observe = functions(drafter)
-    state, length = drafter.init(BATCH, CAPACITY), np.zeros(BATCH, int)
+    state, length = drafter.init(BATCH, CAPACITY, "float32"), np.zeros(BATCH, int)
     while (length < prompt).any():
         count = np.minimum(prompt - length, chunk)
         path = jnp.broadcast_to(jnp.arange(chunk), (BATCH, chunk))
@@ -125,7 +125,7 @@ def test_depths(sizes: tuple[int, int, int]) -> None:
     """Position offsets of the window, and a bound that the deepest node reaches."""
     level, window, guesses = sizes
     drafter = make_lookahead(*sizes, pool_size=8)
-    state = drafter.init(1, CAPACITY)
+    state = drafter.init(1, CAPACITY, "float32")
     phrases = jnp.zeros((1, 8, level - 1), jnp.int32)
     state = state.replace(pool=state.pool.replace(keys=jnp.zeros((1, 8), jnp.int32), phrases=phrases))
     tree, _ = functions(drafter)[0](state, jnp.zeros((1, CAPACITY), jnp.int32), jnp.zeros(1, jnp.int32))

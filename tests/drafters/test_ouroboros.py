@@ -124,7 +124,7 @@ def test_phrases_of_the_check(num_drafted: int, phrases: int, length: int, seed:
     drafter = make_ouroboros(target, num_drafted, phrases=phrases, phrase_length=length, pool_size=100)
     rng = np.random.default_rng(seed)
     ngrams = jnp.asarray(rng.integers(3, size=(BATCH, 40, length + 1)), jnp.int32)
-    state = drafter.init(BATCH, CAPACITY)
+    state = drafter.init(BATCH, CAPACITY, "float32")
     state = state.replace(pool=insert(state.pool, ngrams, jnp.ones((BATCH, 40), bool)))
     text, before = jnp.asarray(rng.integers(3, size=(BATCH, CAPACITY))), jnp.asarray([4, 9, 20])
     noise = jnp.zeros((BATCH, drafter.max_depth + 1, VOCAB)).at[:, :, :3].set(9)  # the pool knows these alone

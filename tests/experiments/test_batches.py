@@ -38,7 +38,7 @@ def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.
     )
     assert shown[4].startswith("| 1 | prompt_lookup | 4/2/1 |")
     assert len(shown) == 2 + 2 + 2
-    alone = ["--method=prompt_lookup", "--nodes=4", "--nogive_up", f"--prompts_file={questions}", *SHORT[::2]]
+    alone = ["--method=prompt_lookup", "--nodes=4", f"--prompts_file={questions}", *SHORT[::2]]
     assert (
         launch.call(generate.main, generate.FLAGS, [f"--target={tiny_model}", *alone, f"--json_output={record}"]) == 0
     )

@@ -43,7 +43,7 @@ def test_two_processes(tiny_model: Path, tmp_path: Path) -> None:
     folder = str(tmp_path)
     (tmp_path / "model").symlink_to(tiny_model)
     (tmp_path / "question.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in ASKED))
-    assert run(folder, "one.json", "--nogive_up") == 0
+    assert run(folder, "one.json") == 0
     first, second = run_two(__name__, folder)
     assert [json.loads(lines[-1]) for lines in (first, second)] == pytest.approx([margin(folder)] * 2, abs=1e-4)
     closing = [[line for line in lines if line.startswith("plain decoding:")] for lines in (first, second)]

@@ -22,8 +22,7 @@ COMPARED = {
 
 
 def run(*arguments: str) -> int:
-    """Drafting to the end of every answer, so that rounds do not depend on the clock; --give_up changes that."""
-    return launch.call(generate.main, generate.FLAGS, ["--nogive_up", *arguments])
+    return launch.call(generate.main, generate.FLAGS, arguments)
 
 
 def record_of(tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -72,14 +71,12 @@ def test_every_method_writes_what_plain_decoding_writes(
 
 
 def test_drafting_may_be_given_up(tiny_model: Path, tmp_path: Path) -> None:
-    """By default, and not under the rule whose text would change; whatever the clock says, the tokens stay."""
-    path = tmp_path / "out.json"
-    arguments = [f"--target={tiny_model}", "--prompt=Hello hello", "--max_new_tokens=48", f"--json_output={path}"]
-    for more, gives_up in ((["--compare"], True), (["--rule=residual", "--noshare_noise"], False)):
-        assert launch.call(generate.main, generate.FLAGS, [*arguments, "--temperature=1", *more]) == 0
-        record = json.loads(path.read_text())
+    """Where asked for; whatever the clock says, the tokens stay."""
+    arguments = [f"--target={tiny_model}", "--prompt=Hello hello", "--max_new_tokens=48", "--compare"]
+    for more, gives_up in (([], False), (["--give_up"], True)):
+        record = record_of(tmp_path, *arguments, *more)
         assert record["give_up"] is gives_up
-        assert record["identical_prompts" if gives_up else "prompts"] == 1
+        assert record["identical_prompts"] == 1
 
 
 def test_the_text_depends_on_the_seed_and_not_on_the_method(tiny_model: Path, tmp_path: Path) -> None:
@@ -130,13 +127,6 @@ def test_a_batch_writes_what_its_prompts_get_alone(
     assert captured.out.startswith("".join(shown))
     assert "prompts included: " in captured.out.splitlines()[-1]
     assert "Writing 5 answers, 2 at a time ..." in captured.err
-
-
-def test_a_batch_does_not_give_up_by_default(tiny_model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    arguments = [f"--target={tiny_model}", "--prompt=Hello", "--max_new_tokens=4", "--batch=2"]
-    assert launch.call(generate.main, generate.FLAGS, [*arguments, f"--json_output={path}"]) == 0
-    assert json.loads(path.read_text())["give_up"] is False
 
 
 def test_one_token_needs_no_round(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.experiments.test_methods import heads  # noqa: F401
 
 
 def run(tiny_model: Path, output: Path, *arguments: str) -> dict[str, Any]:
-    flags = [f"--target={tiny_model}", "--nogive_up", "--max_new_tokens=12", f"--json_output={output}", *arguments]
+    flags = [f"--target={tiny_model}", "--max_new_tokens=12", f"--json_output={output}", *arguments]
     assert launch.call(generate.main, generate.FLAGS, flags) == 0
     return json.loads(output.read_text())
 

@@ -14,7 +14,7 @@ from eagle_jax.checkpoint.pretrained import load_target
 from experiments import generate, launch
 from tests.checkpoint.heads import random_head
 
-ASK = ("--prompt=Hello hello", "--max_new_tokens=16", "--nogive_up")
+ASK = ("--prompt=Hello hello", "--max_new_tokens=16")
 
 
 @pytest.fixture(scope="module")

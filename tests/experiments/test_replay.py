@@ -47,7 +47,6 @@ def test_cells_are_those_of_decoding(
             f"--target={tiny_model}",
             "--method=prompt_lookup",
             "--nodes=5",
-            "--nogive_up",
             f"--prompts_file={tmp_path / cell['task'] / 'question.jsonl'}",
             "--num_prompts=2",
             "--max_new_tokens=12",

@@ -126,7 +126,7 @@ def accepted_at(kind: str, draft_size: int, taps: tuple[int, ...], index: int) -
     text[:, : len(document.tokens)] = document.tokens
     output, _ = whole_pass(target, target_params, jnp.asarray(text))
     drafter = chain(head)
-    state = drafter.init(*text.shape)
+    state = drafter.init(*text.shape, "float32")
     tree = draft(drafter, params, target_params, state, jnp.asarray(text), jnp.asarray(slots + 1), output)
     np.testing.assert_array_equal(tree.parents, np.broadcast_to(np.arange(STEPS + 1) - 1, tree.parents.shape))
     np.testing.assert_array_equal(tree.tokens[:, 0], document.tokens[slots + 1])
