@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from eagle_jax import sharding
 from eagle_jax.decode import DecodeState, Rule, check_rule, decode, prefill
 from eagle_jax.drafters.base import Drafter
-from eagle_jax.kernels.packed import pack
+from eagle_jax.kernels.packed import is_packed, pack
 from eagle_jax.prompts import check_prompts, pad_prompts
 from eagle_jax.sampling import make_sampling
 from eagle_jax.types import Params, Sampling, Target
@@ -61,7 +61,7 @@ class Generator:
       rule: `match`, or `residual` where the drafter allows it (`verify`).
       share_noise: the drafter drafts with the target's own noise.
       capacity: slots of all caches; None takes the next power of two that a batch needs, 512 at least.
-      prefill_chunk: prompt tokens read per pass; None takes 64 on a CPU, 256 elsewhere, where more cost little more.
+      prefill_chunk: prompt tokens read per pass; None takes what `default_chunk` says.
       mesh: decode on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
         others go to every device: `load_target(..., mesh=mesh)` splits a target over `model`. Without a mesh, on a CPU,
         weights are packed for the kernel (`kernels.packed`), once for all generators that share them.
@@ -103,7 +103,7 @@ class Generator:
         self.rule: Rule = rule
         self.share_noise = share_noise
         self.capacity = capacity
-        self.prefill_chunk = prefill_chunk or default_chunk(jax.default_backend())
+        self.prefill_chunk = prefill_chunk or default_chunk(jax.default_backend(), is_packed(target_params))
 
     def stream(
         self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Any
@@ -204,9 +204,15 @@ class Generator:
         return capacity
 
 
-def default_chunk(platform: str) -> int:
-    """Prompt tokens read per pass on devices of a platform, as jax names it: on accelerators more cost little more."""
-    return 64 if platform == "cpu" else 256
+def default_chunk(platform: str, packed: bool = False) -> int:
+    """Prompt tokens read per pass on devices of a platform, as jax names it.
+
+    On accelerators more cost little more. By the CPU kernel time is proportional to the tokens from a dozen on, which is
+    one block of it: two blocks lose little at the end of a prompt. By XLA on a CPU larger chunks are cheaper.
+    """
+    if platform != "cpu":
+        return 256
+    return 24 if packed else 64
 
 
 def cache_slots(longest: int, max_depth: int, max_positions: int) -> int:

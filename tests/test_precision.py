@@ -9,9 +9,18 @@ import pytest
 from flax import linen as nn
 
 from eagle_jax.decode import decode, prefill
-from eagle_jax.drafters import Drafter, make_chain, make_eagle1, make_eagle2, make_eagle3, make_prompt_lookup
+from eagle_jax.drafters import (
+    Drafter,
+    make_chain,
+    make_eagle1,
+    make_eagle2,
+    make_eagle3,
+    make_prompt_lookup,
+    make_vanilla,
+)
 from eagle_jax.evaluation.replay import replay
 from eagle_jax.generate import Generator
+from eagle_jax.kernels import packed
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
@@ -85,12 +94,22 @@ def test_half_precision(name: str, dtype: str, temperature: float) -> None:
         assert written.tau > 3.2
 
 
-def test_weights_and_cache_of_two_dtypes() -> None:
-    with pytest.raises(ValueError, match="weights are bfloat16, the cache is float32: give make_target their dtype"):
-        Generator(TARGET, in_dtype(PARAMS, "bfloat16"), make_prompt_lookup(3)).generate(PROMPTS)
+@pytest.mark.parametrize("kernel", [True, False])
+def test_draft_model_of_another_dtype(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches have the dtype of the target's activations; packed weights give float32 whatever they are stored in."""
+    if not kernel:
+        monkeypatch.setattr(packed.build, "available", lambda: False)
+    drafter, params = build("chain", "bfloat16")
+    generator = Generator(TARGET, PARAMS, drafter, params)
+    if packed.build.available():
+        assert generator.generate(PROMPTS).tokens == Generator(TARGET, PARAMS, make_vanilla()).generate(PROMPTS).tokens
+    else:
+        with pytest.raises(ValueError, match="activations of bfloat16, the cache is float32: load both alike"):
+            generator.generate(PROMPTS)
 
 
 def test_head_of_another_dtype() -> None:
+    """Its products are computed in the dtype of the target's activations."""
     drafter, params = build("eagle3", "bfloat16")
-    with pytest.raises(ValueError, match="the drafter keeps bfloat16, the target says float32"):
-        Generator(TARGET, PARAMS, drafter, params).generate(PROMPTS)
+    drafted = Generator(TARGET, PARAMS, drafter, params).generate(PROMPTS)
+    assert drafted.tokens == Generator(TARGET, PARAMS, make_vanilla()).generate(PROMPTS).tokens

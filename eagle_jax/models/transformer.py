@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         x = self.embed(tokens)
         if x.dtype != cache.keys[0].dtype:
             raise ValueError(
-                f"activations are {x.dtype}, the cache is {cache.keys[0].dtype}: give init_cache their dtype"
+                f"weights give activations of {x.dtype}, the cache is {cache.keys[0].dtype}: load both alike"
             )
         packed = is_packed(self.variables["params"])
         turn = angles(self.config, positions)
