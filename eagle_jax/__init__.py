@@ -3,6 +3,7 @@
 from eagle_jax import needed as needed  # first: it says in one line what is not installed
 from eagle_jax.checkpoint.distilled import load_pretrained_draft
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target
+from eagle_jax.continuous import write_all
 from eagle_jax.drafters import (
     Drafter,
     make_chain,
@@ -17,7 +18,6 @@ from eagle_jax.drafters import (
 from eagle_jax.generate import Generation, Generator
 from eagle_jax.models.draft_head import make_head
 from eagle_jax.models.transformer import make_target
-from eagle_jax.refill import write_all
 from eagle_jax.sharding import make_mesh
 from eagle_jax.types import DraftTree, Sampling, Target, Verdict
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+from jax.typing import DTypeLike
 
 from eagle_jax import sampling as noises
 from eagle_jax import verify
@@ -81,6 +82,22 @@ def noise_at(
     )
 
 
+def empty_state(
+    target: Target, drafter: Drafter, text: jax.Array, prompt_length: jax.Array, dtype: DTypeLike
+) -> DecodeState:
+    """Rows that have read nothing of their prompts yet; arguments as `prefill`."""
+    batch, capacity = text.shape
+    return DecodeState(
+        cache=target.init_cache(batch, capacity, dtype),
+        drafter=drafter.init(batch, capacity, dtype),
+        text=text,
+        prompt_length=prompt_length,
+        done=jnp.zeros(batch, bool),
+        rounds=jnp.zeros(batch, jnp.int32),
+        accepted=jnp.zeros((batch, drafter.most_accepted + 1), jnp.int32),
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("target", "drafter", "chunk", "split"))
 def prefill(
     target: Target,
@@ -108,7 +125,6 @@ def prefill(
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((chunk, chunk), bool)), (batch, chunk, chunk))
     path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
     rows = jnp.arange(batch)
-    dtype = target.activation_dtype(target_params)
     first_noise = noise_at(sampling, prompt_length[:, None], target.vocab_size)
 
     def read(index: jax.Array, state: DecodeState) -> DecodeState:
@@ -134,15 +150,7 @@ def prefill(
             drafter=drafter.observe(drafter_params, target_params, state.drafter, seen),
         )
 
-    empty = DecodeState(
-        cache=target.init_cache(batch, capacity, dtype),
-        drafter=drafter.init(batch, capacity, dtype),
-        text=text,
-        prompt_length=prompt_length,
-        done=jnp.zeros(batch, bool),
-        rounds=jnp.zeros(batch, jnp.int32),
-        accepted=jnp.zeros((batch, drafter.most_accepted + 1), jnp.int32),
-    )
+    empty = empty_state(target, drafter, text, prompt_length, target.activation_dtype(target_params))
     with jax.named_scope("prefill"):
         state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, keep_state(empty, split))
     first = jnp.take_along_axis(state.text, prompt_length[:, None], axis=1)

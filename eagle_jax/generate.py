@@ -207,8 +207,8 @@ class Generator:
 def default_chunk(platform: str, packed: bool = False) -> int:
     """Prompt tokens read per pass on devices of a platform, as jax names it.
 
-    On accelerators more cost little more. By the CPU kernel time is proportional to the tokens from a dozen on, which is
-    one block of it: two blocks lose little at the end of a prompt. By XLA on a CPU larger chunks are cheaper.
+    On accelerators more cost little more. By the CPU kernel time is proportional to the tokens from a dozen on, one
+    block of it: chunks of two blocks lose little at the end of a prompt. By XLA on a CPU larger chunks are cheaper.
     """
     if platform != "cpu":
         return 256

@@ -2,16 +2,17 @@
 
     python -m experiments.batches --prompts_file=question.jsonl --drafts=eagle3,eagle3:16/5/4 --batches=1,4,16
 
-A batch is kept full while prompts wait: a row whose answer has ended takes the next one (`eagle_jax.refill`). With no
-more prompts than rows none waits, which is said on stderr. Plain decoding and all drafts write the same answers in one
-process, in alternation: a few prompts, eight or four batches of them, are answered by each before the next few come,
-and the first one changes from part to part, from turn to turn and from one size of batch to the next. Where a batch
+A batch is kept full while prompts wait: a row whose answer has ended takes the next one (`eagle_jax.continuous`). With
+no more prompts than rows none waits, and a line on stderr warns of that. Plain decoding and all drafts write the same
+answers in one process, in alternation: a few prompts, eight or four batches of them, are answered by each before the
+next few come, and the first one changes from part to part, from turn to turn and from one size of batch to the next.
+Where a batch
 already keeps the device busy a token more in a pass is no longer nearly free, so the best tree shrinks as the batch
 grows; this is where to see how fast. A draft without sizes takes those of the batch
 (`eagle_jax.drafters.default_tree`). Every batch answers the same prompts.
 
-Speeds are given twice: rounds alone, and with prefill, which is what a user waits for: while one row reads its prompt
-the others stand still.
+Speeds are given twice: rounds alone, and with prefill, which is what a user waits for: while some rows read their
+prompts the others stand still.
 """
 
 import copy
@@ -29,13 +30,13 @@ import numpy as np
 from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.continuous import write_all
 from eagle_jax.evaluation import metrics, runner
 from eagle_jax.evaluation.report import markdown_table, tree_size
 from eagle_jax.evaluation.side_by_side import PLAIN
 from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.generate import Generation, Generator
 from eagle_jax.models.transformer import make_target
-from eagle_jax.refill import write_all
 from eagle_jax.sampling import make_sampling
 from experiments import launch, methods
 from experiments.cells import commit

@@ -22,6 +22,7 @@ import jax
 from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.continuous import write_all
 from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation import report, runner
 from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions
@@ -29,7 +30,6 @@ from eagle_jax.generate import Generator
 from eagle_jax.give_up import GivingUp
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import leads
-from eagle_jax.refill import write_all
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import DATA
 from experiments import launch, methods

@@ -5,8 +5,9 @@
 A line of --prompts is `{"id": ..., "messages": [...]}`; an answer at its end is left out and written anew. Every prompt
 is answered --answers times at each temperature (once at 0), each answer with its own noise: what is written does not
 depend on the batch, the drafting method or on interruptions. A row whose answer has ended takes the next prompt
-(`eagle_jax.refill`). The same command goes on where an earlier one stopped; of what is under way it loses what stands
-behind the oldest answer that had not ended. With --mesh one process has several devices answer.
+(`eagle_jax.continuous`), and the device goes on while answers are written to the file. The same command continues where
+an earlier one stopped; lost are the answers in progress, and those after the oldest of them. With --mesh one process
+has several devices answer.
 """
 
 import time
@@ -16,10 +17,10 @@ from absl import flags
 from tqdm import tqdm
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.continuous import write_each
 from eagle_jax.files import local
 from eagle_jax.generate import Generator, cache_slots
 from eagle_jax.models.transformer import make_target
-from eagle_jax.refill import write_each
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import DATA
 from eagle_jax.training.answers import AnswerFile, Request, in_order, record_of, requests_for
@@ -142,11 +143,11 @@ def in_turn(
     writer: Generator, model: LoadedModel, missing: Sequence[Request], started: float
 ) -> Iterator[list[list[int]]]:
     """Answers in the order of their requests, as soon as those before them are there; none is begun once time is up."""
-    looks = write_each(
+    answered = write_each(
         writer,
         [request.prompt.tokens for request in missing],
         batch=FLAGS.batch,
-        enough=lambda: FLAGS.time_limit is not None and time.monotonic() - started > FLAGS.time_limit,
+        should_stop=lambda: FLAGS.time_limit is not None and time.monotonic() - started > FLAGS.time_limit,
         temperature=[request.temperature for request in missing],
         sequence=[request.sequence for request in missing],
         max_new_tokens=FLAGS.max_new_tokens,
@@ -155,8 +156,8 @@ def in_turn(
     )
     ended: dict[int, list[int]] = {}
     first = 0  # that is not written
-    for look in looks:
-        ended |= {place: answer.tokens for place, answer in look.answers.items()}
+    for finished in answered:
+        ended |= {prompt: answer.tokens for prompt, answer in finished.answers.items()}
         ready = []
         while first in ended:
             ready.append(ended.pop(first))

@@ -10,11 +10,11 @@ import pytest
 from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
+from eagle_jax.continuous import write_all
 from eagle_jax.drafters import make_eagle2, make_prompt_lookup
 from eagle_jax.generate import Generation, Generator
 from eagle_jax.models.draft_head import make_head
 from eagle_jax.models.transformer import make_target
-from eagle_jax.refill import write_all
 from eagle_jax.sharding import make_mesh
 from tests.compilations import count_compilations
 from tests.experiments.conftest import write_model

@@ -13,7 +13,8 @@ from flax import linen as nn
 from jax.extend import core
 
 from eagle_jax.cache import commit
-from eagle_jax.decode import Rule, decode, prefill
+from eagle_jax.continuous import Rows, replace_rows
+from eagle_jax.decode import Rule, decode, empty_state, prefill
 from eagle_jax.drafters import make_chain, make_eagle3, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generate import Generator
@@ -158,8 +159,11 @@ IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "fusion", "scatter", "d
 def _copies(target: Target, params: Params, drafter: Drafter, drafts: Params, batch: int, slots: int) -> list[str]:
     """Signs in the compiled decode program that a whole cache array (one layer's keys or values) is written anew."""
     arguments = _arguments(target, params, drafter, drafts, batch, slots)
-    program = decode.lower(target, drafter, *arguments).compile(AS_SHIPPED)
-    cache_size = batch * slots * 2 * 8
+    return _signs_of_copies(decode.lower(target, drafter, *arguments), batch * slots * 2 * 8)
+
+
+def _signs_of_copies(lowered: jax.stages.Lowered, cache_size: int) -> list[str]:
+    program = lowered.compile(AS_SHIPPED)
     found = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())
     signs = [op for dims, op in found if math.prod(map(int, dims.split(","))) >= cache_size and op not in IN_PLACE]
     too_much = program.memory_analysis().temp_size_in_bytes >= 4 * cache_size
@@ -189,6 +193,21 @@ class TestCopies:
         head = make_head(HeadConfig(kind="eagle3", layer=config, feature_width=3 * config.width), target)
         weights = HeadParams(weights=nn.unbox(head.init(jax.random.key(0))))
         assert _copies(target, params, make_eagle3(head, 8, 2, 3), weights, 2, self.SLOTS) == []
+
+    @pytest.mark.parametrize("group", [1, 4])
+    def test_rows_that_take_the_next_prompts(self, group: int) -> None:
+        """They are written into the caches of the batch, and those of the other rows stay in place."""
+        _, target, _ = tiny_transformer(num_layers=2)
+
+        def rows(count: int) -> Rows:
+            text, lengths = jnp.zeros((count, self.SLOTS), jnp.int32), jnp.ones(count, jnp.int32)
+            state = jax.eval_shape(
+                functools.partial(empty_state, target, make_vanilla(), dtype="float32"), text, lengths
+            )
+            return state, make_sampling(count)
+
+        lowered = replace_rows.lower(rows(8), rows(group), jnp.zeros(group, jnp.int32), None)
+        assert _signs_of_copies(lowered, 8 * self.SLOTS * 2 * 8) == []
 
     @pytest.mark.parametrize("batch", [1, 8])
     def test_a_stacked_cache_is_caught(self, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:

@@ -1,4 +1,4 @@
-"""More prompts than rows: the same answers as one by one, whatever the batch and the drafter."""
+"""Continuous batching: the same answers as one by one, whatever the batch, the group and the drafter."""
 
 import functools
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eagle_jax.continuous import group_size, write_all, write_each
 from eagle_jax.decode import DecodeState
 from eagle_jax.drafters import make_chain, make_lookahead, make_ouroboros, make_prompt_lookup, make_vanilla
 from eagle_jax.generate import Generator
-from eagle_jax.refill import write_all, write_each
 from eagle_jax.sharding import make_mesh
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import Sampling
@@ -67,6 +67,52 @@ def test_same_answers_as_one_by_one(name: str, temperature: float, batch: int) -
     assert found.prefill_seconds > 0 < found.decode_seconds
 
 
+@pytest.mark.parametrize(("batch", "group"), [(3, 2), (6, 4), (7, 7)])
+@pytest.mark.parametrize("name", ["chain", "ouroboros"])
+def test_prompts_read_in_groups(monkeypatch: pytest.MonkeyPatch, name: str, batch: int, group: int) -> None:
+    """Also the last group, which has fewer prompts than it has room for: no row is left to a prompt read twice."""
+    monkeypatch.setattr("eagle_jax.continuous.group_size", lambda *_: group)
+    found = write_all(writer(name), PROMPTS, batch=batch, **options(1.0))
+    assert found.tokens == answers(1.0)
+    assert found.rounds == rounds_alone(name, 1.0)
+
+
+def test_rows_wait_for_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that have ended stay idle until as many have ended as are read together, or as prompts are left."""
+    start, begun = Generator.start, []
+
+    def watched(self: Generator, prompts: list[list[int]], settings: Sampling) -> DecodeState:
+        begun.append(prompts)
+        return start(self, prompts, settings)
+
+    monkeypatch.setattr(Generator, "start", watched)
+    monkeypatch.setattr("eagle_jax.continuous.group_size", lambda *_: 2)
+    limits = [2, 9, 9, 4, 9, 9, 9]  # of four rows 0 ends first, then 3
+    found = [
+        list(finished.answers) for finished in write_each(writer("vanilla"), PROMPTS, batch=4, max_new_tokens=limits)
+    ]
+    assert begun == [PROMPTS[:2], PROMPTS[2:4], PROMPTS[4:6], [PROMPTS[6]] * 2]
+    assert [sorted(some) for some in found] == [[0, 3], [1, 2], [4, 5, 6]]
+
+
+def test_the_device_goes_on_while_the_caller_has_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next step is dispatched before answers are handed out."""
+    dispatched: list[str] = []
+    for step in ("start", "advance"):
+        real = getattr(Generator, step)
+        monkeypatch.setattr(Generator, step, lambda *args, real=real, step=step: dispatched.append(step) or real(*args))
+    steps = []
+    for _ in write_each(writer("vanilla"), PROMPTS[:4], batch=2, max_new_tokens=[3, 9, 9, 9]):
+        steps.append(dispatched.copy())
+        dispatched.clear()
+    assert [some[-1] for some in steps[:2]] == ["start", "start"]
+
+
+@pytest.mark.parametrize(("batch", "shards", "group"), [(1, 1, 1), (15, 1, 1), (32, 1, 4), (32, 4, 4), (64, 3, 6)])
+def test_group_size(batch: int, shards: int, group: int) -> None:
+    assert group_size(batch, shards) == group
+
+
 @pytest.mark.parametrize("batch", [7, 30])
 def test_rows_for_all_are_one_batch(batch: int) -> None:
     """As `generate` writes it, round by round."""
@@ -98,12 +144,12 @@ def test_rows_that_end_together_begin_together(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_each_as_it_ends() -> None:
-    """Until it is enough: then those under way are the last."""
+    """Until it should stop: then those in progress are the last."""
     asked = iter([False, True])
-    looks = list(write_each(writer("vanilla"), PROMPTS, batch=2, enough=lambda: next(asked), **options(1.0)))
-    assert [list(look.answers) for look in looks] == [[1], [2], [0]]
-    found = {place: answer.tokens for look in looks for place, answer in look.answers.items()}
-    assert [found[place] for place in range(3)] == answers(1.0)[:3]
+    found = list(write_each(writer("vanilla"), PROMPTS, batch=2, should_stop=lambda: next(asked), **options(1.0)))
+    assert [list(finished.answers) for finished in found] == [[1], [2], [0]]
+    tokens = {prompt: answer.tokens for finished in found for prompt, answer in finished.answers.items()}
+    assert [tokens[prompt] for prompt in range(3)] == answers(1.0)[:3]
 
 
 @pytest.mark.parametrize("count", [1, 6])
