@@ -73,7 +73,7 @@ def main() -> None:
     if len(questions) < max(batches):
         raise ValueError(f"a batch of {max(batches)} rows needs as many prompts, there are {len(questions)}")
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+        model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
     prompts = [runner.prompt_ids(model, question) for question in questions]
     target = make_target(model.config)
 

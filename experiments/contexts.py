@@ -63,7 +63,7 @@ def main() -> None:
     for look in looks.values():
         methods.check_settings(name, look)
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+        model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
     drafts = {window: methods.make_method(name, model, look) for window, look in looks.items()}
     tree = tree_size(drafts[windows[0]][0], methods.children(name, settings))
     rows: list[Row] = []

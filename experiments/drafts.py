@@ -44,7 +44,7 @@ def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]
         config, params = target.config, target.params
     else:
         with status(f"Loading draft {name}") as progress:
-            draft = load_target(name, settings.dtype, mesh=target.mesh, progress=progress)
+            draft = load_target(name, settings.dtype, mesh=target.mesh, packed=True, progress=progress)
         check_vocabulary(target, draft)
         config, params = draft.config, draft.params
     if config.max_positions < target.config.max_positions:

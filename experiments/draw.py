@@ -69,7 +69,7 @@ def main() -> None:
     """Draw as the flags say."""
     check_flags()
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+        model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
     PICTURES[FLAGS.what](model)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.checkpoint.pretrained import LoadedModel
@@ -20,10 +21,14 @@ from eagle_jax.decode import Rule
 from eagle_jax.drafters import Drafter, make_eagle2, make_eagle3
 from eagle_jax.evaluation.side_by_side import Contestant
 from eagle_jax.evaluation.typed import check_type
+from eagle_jax.kernels.packed import is_packed, unpack
 from eagle_jax.training.features import first_numbers
 from eagle_jax.types import Params
 from experiments import drafts, methods
 from experiments.settings import Settings, tree_sizes
+
+DIGESTED = 64
+"""Numbers of each weight that its digest is made of."""
 
 _DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
 """Methods with the parts of EAGLE-2, and the kind of head that they draft with."""
@@ -129,6 +134,18 @@ def _make(
 def weights_digest(params: Params) -> str:
     """A hash that tells weights apart: of their shapes and the first numbers of each."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + first_numbers(leaf, 64).tobytes())
+    shapes = jax.tree.leaves(jax.eval_shape(unpack, params))
+    firsts = _first_unpacked(params) if is_packed(params) else jax.tree.map(_first, params)
+    for shape, numbers in zip(shapes, jax.tree.leaves(firsts), strict=True):
+        digest.update(repr((shape.shape, str(shape.dtype))).encode() + np.asarray(numbers).tobytes())
     return digest.hexdigest()
+
+
+def _first(leaf: jax.Array) -> np.ndarray:
+    return first_numbers(leaf, DIGESTED)
+
+
+@jax.jit
+def _first_unpacked(params: Params) -> Params:
+    """The same of packed weights, of which XLA unpacks no more than that."""
+    return jax.tree.map(lambda leaf: leaf.ravel()[:DIGESTED], unpack(params))

@@ -78,7 +78,7 @@ def evaluate(config: ConfigDict, data: str, output: str, *, quiet: bool = False)
     questions = read_tasks(data, config.tasks, config.num_prompts)
     journal_path = beside(output)
     with launch.status(f"Loading {config.target}") as progress:
-        model = load_target(config.target, config.dtype, progress=progress)
+        model = load_target(config.target, config.dtype, packed=True, progress=progress)
     bench = SideBySide(
         model,
         make_target(model.config),

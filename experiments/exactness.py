@@ -56,7 +56,7 @@ def main() -> None:
     chosen = {name: methods.settings_for(name, FLAGS) for name in FLAGS.methods}
     questions = read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+        model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
     built = {name: methods.make_method(name, model, settings) for name, settings in chosen.items()}
     drafts = {name: about(name, chosen[name], *method) for name, method in built.items()}
     asked = digests({"": dict(enumerate(questions))})[""]

@@ -50,7 +50,7 @@ def main() -> None:
             f"got {FLAGS.prompt_tokens} and {FLAGS.new_tokens}"
         )
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+        model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
     prompt = model.tokenizer.encode(TEXT * FLAGS.prompt_tokens)[: FLAGS.prompt_tokens]
     with launch.status("Measuring"):
         header, rows = MEASUREMENTS[FLAGS.what](model, prompt)

@@ -94,7 +94,7 @@ def playback(config: ConfigDict, data: str, kept: pathlib.Path) -> list[Record]:
 @functools.cache
 def _model(name: str, dtype: str) -> LoadedModel:
     with launch.status(f"Loading {name}") as progress:
-        return load_target(name, dtype, progress=progress)
+        return load_target(name, dtype, packed=True, progress=progress)
 
 
 @functools.cache

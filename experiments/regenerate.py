@@ -62,7 +62,7 @@ def main() -> None:
     mesh = launch.parse_mesh(FLAGS.mesh, batch=FLAGS.batch)
     settings = methods.with_tree(name, settings, FLAGS.batch // (mesh.shape[DATA] if mesh else 1))
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, settings.dtype, mesh=mesh, progress=progress)
+        model = load_target(FLAGS.target, settings.dtype, mesh=mesh, packed=True, progress=progress)
     requests = requests_for(prompts_of(model), temperatures, FLAGS.answers)
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config)

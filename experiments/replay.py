@@ -67,7 +67,7 @@ def main() -> None:
     if len(questions) < len(FLAGS.tasks):
         raise ValueError(f"tasks are told apart by their folders, got {', '.join(FLAGS.tasks)}")
     with launch.status(f"Loading {FLAGS.target}") as progress:
-        model = load_target(FLAGS.target, FLAGS.dtype, progress=progress)
+        model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
     drafts = []
     for label, name, settings in asked:
         drafter, params = methods.make_method(name, model, settings)

@@ -7,6 +7,7 @@ import numpy as np
 
 from eagle_jax.checkpoint.names import lookup, target_tensors
 from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.kernels.packed import unpack
 from eagle_jax.models.config import ModelConfig, RopeScaling
 from eagle_jax.needed import PIP_INSTALL
 
@@ -25,8 +26,9 @@ def torch_writer(model: LoadedModel) -> Callable[[list[int], int], list[int]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     reference: Any = LlamaForCausalLM(LlamaConfig(**llama_settings(model.name, model.config)))
+    params = unpack(model.params)
     tensors = {
-        name: torch.from_numpy(spec.to_stored(np.array(lookup(model.params, spec.path), np.float32)))
+        name: torch.from_numpy(spec.to_stored(np.array(lookup(params, spec.path), np.float32)))
         for name, spec in target_tensors(model.config).items()
     }
     if model.config.tie_embeddings:

@@ -26,6 +26,7 @@ from eagle_jax.checkpoint.gguf_config import config_from_gguf
 from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
 from eagle_jax.checkpoint.heads import load_head
+from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
@@ -81,6 +82,7 @@ def load_target(
     *,
     place: Place | None = None,
     mesh: Mesh | None = None,
+    packed: bool = False,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a target.
@@ -91,6 +93,8 @@ def load_target(
       dtype: of the weights: float32, bfloat16 or float16.
       place: puts one finished weight where it belongs; left out, each goes to JAX's default device.
       mesh: split the weights over its axis `model` (`sharding.RULES`), each part read straight to its devices.
+      packed: for decoding only: where the CPU kernel is used (`kernels.packed`), hold weights in its form alone. Without
+        it a `Generator` packs the weights that it is given, and memory holds both.
       progress: called with (tensors read, tensors in all).
 
     Raises:
@@ -102,6 +106,13 @@ def load_target(
     if place is not None and mesh is not None:
         raise ValueError(f"weights of {name!r} are put in place either by `place` or on a mesh, got both")
     where = _Where(place or (lambda _, value: jax.device_put(value)), mesh)
+    model = _load(name, dtype, where, progress)
+    if packed and place is None and mesh is None:
+        return dataclasses.replace(model, params=pack(model.params, release=True))
+    return model
+
+
+def _load(name: str, dtype: str, where: _Where, progress: Progress | None) -> LoadedModel:
     path = pathlib.Path(name).expanduser()
     if name == SMOLLM2:
         return _from_gguf(name, open_gguf(smollm2_path()), dtype, where, progress)
