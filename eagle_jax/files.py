@@ -18,6 +18,18 @@ def local(path: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
 
 
+CACHE = "EAGLE_JAX_CACHE"
+"""Environment variable: where kernels and measured costs are kept, `~/.cache/eagle_jax` by default."""
+
+
+def cache_directory() -> pathlib.Path:
+    """What is derived from the machine alone and may be deleted at any time lies here."""
+    if given := os.environ.get(CACHE):
+        return pathlib.Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "eagle_jax"
+
+
 def lock(file: IO[Any], refusal: str) -> None:
     """Keep a file from other processes until it is closed.
 

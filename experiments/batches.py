@@ -85,7 +85,8 @@ def main() -> None:
     for number, batch in enumerate(batches):
         contestants, trees = {PLAIN: contestant("vanilla", Settings(dtype=FLAGS.dtype))}, {}
         for label, name, settings in asked:
-            settings = methods.with_tree(name, settings, batch)
+            way: dict[str, Any] = {"batch": batch, "temperatures": (FLAGS.temperature,)}
+            name, settings = methods.with_tree(name, settings, model, **way)
             contestants[label] = contestant(name, settings)
             trees[label] = tree_size(contestants[label].drafter, methods.children(name, settings))
         if len(prompts) <= batch:

@@ -78,9 +78,17 @@ class Evaluation:
     def settings(self) -> Record:
         """What decides the rows; the methods by label, so that a difference has a short name."""
         config = self.config.to_dict()
+        given = {entry["label"]: entry for entry in config["methods"]}
+        # Sizes that were chosen for this machine: rows of another tree would be rows of another method.
+        chosen = {
+            entry.label: self.bench.contestants[entry.label].drafter.nodes
+            for entry in self.entries
+            if entry.method in ("eagle2", "eagle3") and not {"nodes", "depth", "top_k"} & given[entry.label].keys()
+        }
         return {
+            **({"chosen_nodes": chosen} if chosen else {}),
             **{name: value for name, value in config.items() if name != "methods"},
-            "methods": {entry["label"]: entry for entry in config["methods"]},
+            "methods": given,
             "questions": digests(self.questions),
             "weights": {
                 "target": weights_digest(self.bench.model.params),

@@ -102,6 +102,18 @@ def _read(number: int, given: Mapping[str, Any], dtype: str) -> Entry:
     return entry
 
 
+def with_trees(entries: Sequence[Entry], model: LoadedModel, temperatures: Sequence[float]) -> list[Entry]:
+    """The entries where dynamic trees without sizes have got the best for this machine (`methods.with_tree`)."""
+    found = []
+    for entry in entries:
+        if entry.use_value and entry.reranks:
+            way: dict[str, Any] = {"temperatures": entry.temperatures or temperatures}
+            method, settings = methods.with_tree(entry.method, entry.settings, model, **way)
+            entry = entry._replace(method=method, settings=settings)
+        found.append(entry)
+    return found
+
+
 def build(entries: Sequence[Entry], model: LoadedModel) -> dict[str, Contestant]:
     """The methods by label; those that differ in verification alone share drafter and weights.
 

@@ -28,7 +28,7 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
 from experiments import launch
 from experiments.cells import TURNS, Evaluation, Key
-from experiments.entries import build, read_entries
+from experiments.entries import build, read_entries, with_trees
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(
@@ -79,6 +79,7 @@ def evaluate(config: ConfigDict, data: str, output: str, *, quiet: bool = False)
     journal_path = beside(output)
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, packed=True, progress=progress)
+    entries = with_trees(entries, model, config.temperatures)
     bench = SideBySide(
         model,
         make_target(model.config),

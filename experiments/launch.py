@@ -59,7 +59,7 @@ def call(main: Callable[[], None], values: flags.FlagValues, arguments: Sequence
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _say("interrupted")
+        note("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left. Python would complain once more when it flushes at exit.
@@ -133,7 +133,7 @@ def keep_compiled_programs() -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _say(f"compiled programs are not kept: {error}")
+        note(f"compiled programs are not kept: {error}")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -226,7 +226,8 @@ def status(what: str) -> Iterator[Callable[[int, int], None]]:
     print(f"\r\033[K{line} {end}" if live else f" {end}", file=sys.stderr, flush=True)
 
 
-def _say(text: str) -> None:
+def note(text: str) -> None:
+    """Tell a person, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -234,7 +235,7 @@ def _refuse(error: Exception) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
-    _say("error: " + (" ".join(text.split()) or type(error).__name__))
+    note("error: " + (" ".join(text.split()) or type(error).__name__))
     return USER_ERROR
 
 

@@ -158,6 +158,7 @@ def per_token(generator: Generator, prompt: list[int], law: dict[str, float]) ->
 def split(model: LoadedModel, prompt: list[int]) -> Table:
     """The parts of a round of --method, and each part's share of it."""
     name, settings = methods.settings_from_flags(FLAGS)
+    name, settings = methods.with_tree(name, settings, model)
     drafter, params = methods.make_method(name, model, settings)
     generator = Generator(make_target(model.config), model.params, drafter, params, capacity=SMALL)
     costs = time_split(generator, prompt, new_tokens=FLAGS.new_tokens, repeats=FLAGS.repeats)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -20,11 +20,16 @@ from eagle_jax.drafters import (
     make_prompt_lookup,
     make_vanilla,
 )
-from eagle_jax.drafters.default_tree import default_tree
+from eagle_jax.drafters.default_tree import LADDER
 from eagle_jax.drafters.eagle2 import check_sizes
+from eagle_jax.evaluation.round_costs import choose_tree
 from eagle_jax.types import Params
 from experiments import drafts
+from experiments.launch import note, status
 from experiments.settings import LOOKAHEAD, OUROBOROS, SIZES, TRIPLE, Settings, chain_length, given_sizes, tree_sizes
+
+_DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
+"""Methods with a dynamic tree, and the kind of head that they draft with."""
 
 _MAY_BE_ZERO = ("depth", "draft_phrases", "pool_from_prompt")
 
@@ -43,10 +48,13 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
     """Add the flags behind `Settings` and, where the script runs one method, `--method`."""
     if method:
         flags.DEFINE_string("method", "prompt_lookup", f"drafting method: {', '.join(METHODS)}", flag_values=values)
-    published, small = (tuple(default_tree(platform=platform)) for platform in ("tpu", "cpu"))
-    text = "tree slots, the root included. Where no size is given, (--nodes, --depth, --top_k) of eagle2 and eagle3 "
-    text += f"are {small} on a CPU, {published} elsewhere, smaller for large batches; where one is given, the others "
-    text += f"are those of {published}"
+    text = (
+        "tree slots, the root included. Where no size is given, (--nodes, --depth, --top_k) of eagle2 and eagle3 are "
+    )
+    text += (
+        "those with the most expected tokens per second on this machine, which is measured; where one is given, the "
+    )
+    text += f"others are those of {tuple(LADDER[0])}"
     flags.DEFINE_integer("nodes", None, text, flag_values=values)
     flags.DEFINE_integer("depth", None, "levels below the first: --depth=4 drafts 5 tokens deep", flag_values=values)
     flags.DEFINE_integer("top_k", None, "children of a tree node", flag_values=values)
@@ -154,17 +162,30 @@ def check_settings(name: str, settings: Settings) -> None:
         raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
 
 
-def with_tree(name: str, settings: Settings, batch: int = 1) -> Settings:
-    """The settings of a method for `batch` rows: a dynamic tree gets the sizes that nobody gave."""
-    if name not in ("eagle2", "eagle3"):
-        return settings
-    nodes, depth, top_k = tree_sizes(settings, batch)
-    return settings._replace(nodes=nodes, depth=depth, top_k=top_k)
+def with_tree(
+    name: str, settings: Settings, model: LoadedModel, *, batch: int = 1, temperatures: Sequence[float] = (0.0,)
+) -> tuple[str, Settings]:
+    """A method and its settings where a dynamic tree without sizes has got the best for this machine.
+
+    That may be none: then the method is plain decoding. One line on stderr says which and why.
+    """
+    if name not in _DYNAMIC or (settings.nodes, settings.depth, settings.top_k) != (None, None, None):
+        return name, settings
+    head, params = drafts.load_head(_DYNAMIC[name], model, settings)
+    with status("Choosing a tree"):
+        way: dict[str, Any] = {"batch": batch, "temperatures": temperatures}
+        choice = choose_tree(model, settings.head or _DYNAMIC[name], head, params, **way)
+    note(f"{name}: {choice.reason}")
+    if choice.size is None:
+        return "vanilla", Settings(dtype=settings.dtype)
+    nodes, depth, top_k = choice.size
+    return name, settings._replace(nodes=nodes, depth=depth, top_k=top_k)
 
 
 def children(name: str, settings: Settings) -> int:
     """The most candidate children that a node of the method's tree has: `top_k` of the official triple."""
-    settings = with_tree(name, settings)
+    if name in _DYNAMIC:
+        return tree_sizes(settings, batch=1)[2]
     return settings.top_k or settings.guesses or settings.phrases or METHODS[name].top_k
 
 

@@ -60,9 +60,10 @@ def main() -> None:
     temperatures = check_flags()
     name, settings = methods.settings_from_flags(FLAGS)
     mesh = launch.parse_mesh(FLAGS.mesh, batch=FLAGS.batch)
-    settings = methods.with_tree(name, settings, FLAGS.batch // (mesh.shape[DATA] if mesh else 1))
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, settings.dtype, mesh=mesh, packed=True, progress=progress)
+    rows = FLAGS.batch // (mesh.shape[DATA] if mesh else 1)
+    name, settings = methods.with_tree(name, settings, model, batch=rows, temperatures=temperatures)
     requests = requests_for(prompts_of(model), temperatures, FLAGS.answers)
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config)

@@ -6,7 +6,7 @@ node. A chain has depth + 2 nodes and top_k 1. Lookahead and Ouroboros have size
 
 from typing import NamedTuple
 
-from eagle_jax.drafters.default_tree import LADDER, default_tree
+from eagle_jax.drafters.default_tree import LADDER, ladder_tree
 
 TRIPLE = ("nodes", "depth", "top_k")
 LOOKAHEAD = ("level", "window", "guesses", "pool_from_prompt")
@@ -37,9 +37,9 @@ class Settings(NamedTuple):
 
 
 def tree_sizes(settings: Settings, batch: int) -> tuple[int, int, int]:
-    """Nodes, depth and top_k of a dynamic tree: those that pay for `batch` rows, or what is given and as published."""
+    """Nodes, depth and top_k of a dynamic tree: by platform for `batch` rows, or what is given and as published."""
     given = settings.nodes, settings.depth, settings.top_k
-    usual = default_tree(batch) if given == (None, None, None) else LADDER[0]
+    usual = ladder_tree(batch) if given == (None, None, None) else LADDER[0]
     nodes, depth, top_k = (default if size is None else size for size, default in zip(given, usual, strict=True))
     return nodes, depth, top_k
 

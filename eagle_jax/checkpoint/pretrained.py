@@ -93,8 +93,8 @@ def load_target(
       dtype: of the weights: float32, bfloat16 or float16.
       place: puts one finished weight where it belongs; left out, each goes to JAX's default device.
       mesh: split the weights over its axis `model` (`sharding.RULES`), each part read straight to its devices.
-      packed: for decoding only: where the CPU kernel is used (`kernels.packed`), hold weights in its form alone. Without
-        it a `Generator` packs the weights that it is given, and memory holds both.
+      packed: for decoding only: hold weights in the form of the CPU kernel alone, where it is used (`kernels.packed`).
+        Without it a `Generator` packs the weights that it is given, and memory holds both.
       progress: called with (tensors read, tensors in all).
 
     Raises:
@@ -173,7 +173,7 @@ def _load_head(
     name: str, target: LoadedModel, dtype: str, draft_vocab: int | None, **where: Any
 ) -> tuple[HeadConfig, HeadParams]:
     """The head with its draft vocabulary."""
-    directory = _head_directory(name, target.name)
+    directory = head_directory(name, target.name)
     config, params = load_head(directory, target.config, dtype=dtype, **where)
     if params.lm_head is not None:
         if draft_vocab is not None:
@@ -192,8 +192,8 @@ def _load_head(
     return config, with_draft_vocabulary(params, target.config, target.params, ranks, draft_vocab)
 
 
-def _head_directory(name: str, target_name: str) -> pathlib.Path:
-    """Where a head lies."""
+def head_directory(name: str, target_name: str) -> pathlib.Path:
+    """Where a head is, by the name that `load_pretrained_head` takes; errors as there."""
     if name in ("eagle", "eagle3"):
         return shipped(f"trained {name} head", name, target_name)
     path = pathlib.Path(name).expanduser()

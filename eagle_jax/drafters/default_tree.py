@@ -1,7 +1,9 @@
-"""The dynamic tree where nobody asked for one: large while a pass is nearly free, smaller as the batch grows.
+"""The tree where nobody asked for one: the one with the most expected tokens per second, or none.
 
-A pass reads the weights once, however many tokens it computes, so tokens cost little until arithmetic takes as long as
-reading. How many that are is the machine's, and the rows of a batch share them: nodes x rows <= `Room.together`.
+What a tree is worth depends on the head, which accepts `tau` tokens a round, and on the machine, on which a round takes
+its time. tau by tree ships with a head (`TauTable`); what a pass and a draft step cost is measured where it runs
+(`RoundCosts`; `evaluation.round_costs`). Plain decoding, with tau 1, is among the candidates, so that drafting is never
+expected to lose. Where one of the two is unknown, a ladder by batch and platform decides:
 
     rows           1           2 to 4      8          16          32         64         65 and more
     CPU            4/1/2       2/0/1       2/0/1      2/0/1       2/0/1      2/0/1      2/0/1
@@ -10,9 +12,14 @@ reading. How many that are is the machine's, and the rows of a batch share them:
 Draws no tree and knows no head: three numbers for `make_eagle2` and `make_eagle3`.
 """
 
-from typing import NamedTuple
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 
 class TreeSize(NamedTuple):
@@ -22,33 +29,26 @@ class TreeSize(NamedTuple):
     depth: int  # D: D + 1 drafted levels
     top_k: int
 
-
-LADDER = (
-    TreeSize(60, 7, 10),  # as published
-    TreeSize(32, 5, 8),
-    TreeSize(16, 5, 4),
-    TreeSize(8, 2, 3),
-    TreeSize(4, 1, 2),
-    TreeSize(2, 0, 1),
-)
+    def __str__(self) -> str:
+        return "/".join(map(str, self))
 
 
-class Room(NamedTuple):
-    """Tokens of a pass that are worth their time."""
+LADDER = tuple(TreeSize(*size) for size in ((60, 7, 10), (32, 5, 8), (16, 5, 4), (8, 2, 3), (4, 1, 2), (2, 0, 1)))
+"""Of `ladder_tree`; the first as published."""
 
-    alone: int  # for one row
-    together: int  # for all rows
+CPU_ROOM, ACCELERATOR_ROOM = (4, 4), (60, 256)
+"""Tokens of a pass that are worth their time: for one row, and for all rows together.
 
-
-CPU = Room(alone=4, together=4)
-"""Two cores, SmolLM2-135M: two rows gain most from two nodes, four or more from none (docs/scaling.md)."""
-
-ACCELERATOR = Room(alone=60, together=256)
-"""By data sheets, bfloat16 arithmetic takes as long as reading the weights at 170 to 560 tokens (TPUs), 300 (H100)."""
+Two cores, SmolLM2-135M, without the CPU kernel: two rows gain most from two nodes, four or more from none. By data
+sheets, bfloat16 arithmetic takes as long as reading the weights at 170 to 560 tokens (TPUs), 300 (H100).
+"""
 
 
-def default_tree(batch: int = 1, platform: str | None = None) -> TreeSize:
+def ladder_tree(batch: int = 1, platform: str | None = None) -> TreeSize:
     """The largest tree of the ladder that pays for `batch` rows, at least the smallest.
+
+    A pass reads the weights once, however many tokens it computes, so tokens cost little until arithmetic takes as long
+    as reading; the rows of a batch share these tokens.
 
     Args:
       batch: rows that decode together; on a mesh those of one part of its axis `data`.
@@ -59,6 +59,92 @@ def default_tree(batch: int = 1, platform: str | None = None) -> TreeSize:
     """
     if batch < 1:
         raise ValueError(f"a batch has at least 1 row, got {batch}")
-    room = CPU if (platform or jax.default_backend()) == "cpu" else ACCELERATOR
-    most = min(room.alone, room.together // batch)
+    alone, together = CPU_ROOM if (platform or jax.default_backend()) == "cpu" else ACCELERATOR_ROOM
+    most = min(alone, together // batch)
     return next((size for size in LADDER if size.nodes <= most), LADDER[-1])
+
+
+class TauTable(NamedTuple):
+    """Tokens per round of one head, by tree and temperature, on prompts that neither training nor reports have seen."""
+
+    tau: Mapping[TreeSize, Mapping[float, float]]
+
+    def at(self, size: TreeSize, temperature: float) -> float:
+        """tau of a tree at any temperature: on a line between those measured, the nearest beyond them."""
+        return _between(self.tau[size], temperature)
+
+
+TAU_FILE = "tau.json"
+"""Beside a head: `{"tau": {"4/1/2": {"0": 1.64, "1": 1.49}, ...}, ...}` and how it was measured."""
+
+
+def read_tau_table(directory: pathlib.Path) -> TauTable | None:
+    """The table beside a head, None where there is none.
+
+    Raises:
+      ValueError: a file that is none.
+    """
+    path = directory / TAU_FILE
+    if not path.exists():
+        return None
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))["tau"]
+        tau = {
+            TreeSize(*map(int, size.split("/"))): {float(t): float(value) for t, value in by_temperature.items()}
+            for size, by_temperature in given.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no table of tau by tree: {error!r}") from error
+    bad = [size for size, values in tau.items() if not values or min(values.values()) < 1]
+    if bad or not tau:
+        raise ValueError(f"{path} is no table of tau by tree: {bad[0] if bad else 'nothing'} has none of at least 1")
+    return TauTable(tau)
+
+
+class RoundCosts(NamedTuple):
+    """Milliseconds of the parts of a round, for rows of one batch."""
+
+    passes: Mapping[int, float]  # of the target over so many nodes a row, their logits and choice included
+    observe: float  # of the head: reading what was accepted, and the root's children
+    steps: Mapping[int, float]  # of the head: one more level, by the nodes that it feeds
+
+    def round(self, size: TreeSize) -> float:
+        """A round of drafting."""
+        return _between(self.passes, size.nodes) + self.observe + size.depth * _between(self.steps, size.top_k)
+
+    @property
+    def plain(self) -> float:
+        """A round of plain decoding."""
+        return self.passes[1]
+
+
+def _between(measured: Mapping[Any, float], place: float) -> float:
+    """On a line between the places that were measured, the nearest beyond them."""
+    places = sorted(measured)
+    return float(np.interp(place, places, [measured[one] for one in places]))
+
+
+class TreeChoice(NamedTuple):
+    """A tree, or none, and why."""
+
+    size: TreeSize | None  # None: plain decoding
+    reason: str  # one line
+
+
+def best_tree(table: TauTable, costs: RoundCosts, temperatures: Sequence[float] = (0.0,)) -> TreeChoice:
+    """The tree of the table with the most expected tokens per second; None where that is no more than plain decoding.
+
+    With several temperatures their mean tau counts.
+    """
+    taus = {
+        size: statistics.fmean(table.at(size, temperature) for temperature in temperatures)
+        for size in table.tau
+        if size.nodes <= max(costs.passes)
+    }
+    speedups = {size: tau * costs.plain / costs.round(size) for size, tau in taus.items()}
+    best = max(speedups, key=lambda size: speedups[size])
+    tau, cost = taus[best], costs.round(best)
+    facts = f"tau {tau:.2f} expected, a round {cost:.1f} ms, a plain one {costs.plain:.1f} ms"
+    if speedups[best] <= 1:
+        return TreeChoice(None, f"plain decoding: of {len(speedups)} trees the best, {best}, would lose ({facts})")
+    return TreeChoice(best, f"tree {best}: speed-up {speedups[best]:.2f} expected ({facts})")

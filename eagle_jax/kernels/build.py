@@ -18,11 +18,10 @@ import tempfile
 import jax
 import jaxlib.version
 
+from eagle_jax.files import cache_directory
+
 SWITCH = "EAGLE_JAX_CPU_KERNEL"
 """Environment variable: 0 leaves all products to XLA."""
-
-CACHE = "EAGLE_JAX_CACHE"
-"""Environment variable: where compiled kernels are kept; `~/.cache/eagle_jax` by default."""
 
 MATMUL, ATTENTION = "eagle_jax_packed_matmul", "eagle_jax_attention"
 """Names of the custom calls."""
@@ -66,7 +65,7 @@ def build() -> pathlib.Path:
     """
     compiler = find_compiler()
     flags = ["-std=c++17", "-O3", "-shared", "-fPIC", "-w", _native(), f"-I{jax.ffi.include_dir()}"]
-    library = _cache_directory() / f"kernels-{_key(compiler, flags)}.so"
+    library = cache_directory() / f"kernels-{_key(compiler, flags)}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -129,10 +128,3 @@ def _processor() -> str:
         return f"{platform.machine()} {platform.processor()}"
     wanted = ("flags", "features", "cpu family", "model", "cpu implementer", "cpu part")
     return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip().lower() in wanted}))
-
-
-def _cache_directory() -> pathlib.Path:
-    if given := os.environ.get(CACHE):
-        return pathlib.Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "eagle_jax"

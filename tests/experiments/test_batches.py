@@ -103,7 +103,7 @@ def test_tree_shrinks_as_the_batch_grows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where no sizes are given; the same text from every tree."""
-    monkeypatch.setattr(default_tree, "CPU", default_tree.Room(alone=4, together=4))
+    monkeypatch.setattr(default_tree, "CPU_ROOM", (4, 4))
     output = tmp_path / "rows.jsonl"
     flags = ["--drafts=eagle3", f"--head={heads / 'eagle3'}", "--batches=1,2", f"--output={output}"]
     assert call(tiny_model, questions, *flags) == 0

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from eagle_jax.files import CACHE
 from eagle_jax.kernels import build
 
 WRITE = """
@@ -27,7 +28,7 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)),
 
 def write(tmp_path: pathlib.Path, **environment: str) -> tuple[str, str, str]:
     """The tokens, whether the kernel wrote them, and what went to standard error."""
-    changed = {build.CACHE: str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu", build.SWITCH: "", **environment}
+    changed = {CACHE: str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu", build.SWITCH: "", **environment}
     done = subprocess.run(
         [sys.executable, "-c", WRITE],
         env={**os.environ, **changed},
