@@ -42,6 +42,9 @@ TPU = ["jax[tpu]>=0.10.2"]
 # Live parity tests and the comparison with PyTorch. Never imported by the package.
 TORCH = ["torch==2.13.0"]
 
+# What `experiments.measure --what=peers` compares with.
+PEERS = ["openvino-genai>=2026.4", *TORCH]
+
 setup(
     name="eagle_jax",
     version="0.1.0",
@@ -51,7 +54,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["eagle_jax", "eagle_jax.*"]),
-    package_data={"eagle_jax": ["py.typed", "pretrained/*/*"]},
+    package_data={"eagle_jax": ["py.typed", "pretrained/*/*", "kernels/*.cc", "kernels/*.h"]},
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "torch": TORCH, "tpu": TPU},
+    extras_require={"test": TEST, "torch": TORCH, "peers": PEERS, "tpu": TPU},
 )

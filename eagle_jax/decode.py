@@ -9,10 +9,12 @@ protocols of target and drafter, no method by name.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 from jax.typing import DTypeLike
@@ -23,7 +25,7 @@ from eagle_jax.cache import append, commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.sharding import Split, keep_rows
 from eagle_jax.tree import ancestors
-from eagle_jax.types import DraftTree, KVCache, Params, Sampling, Target, Verdict
+from eagle_jax.types import NO_TOKEN, DraftTree, KVCache, Params, Sampling, Target, Verdict
 
 Rule = Literal["match", "residual"]
 
@@ -160,6 +162,7 @@ def prefill(
 
 def _check(
     tree: DraftTree,
+    some: Sequence[int],
     logits: jax.Array,
     depth: jax.Array,
     noise: jax.Array,
@@ -169,13 +172,18 @@ def _check(
     rule: Rule,
     share_noise: bool,
 ) -> tuple[Verdict, jax.Array]:
-    """Verdict on the tree, and the target's choice i32[B, N] behind each node as the drafter may know it.
+    """Verdict on the tree, and the target's choice i32[B, N] after each node as the drafter may know it.
 
-    What a drafter learns it may draft at the very positions whose noise the choice has seen. Without shared noise it is
-    told the most probable tokens instead.
+    The choice depends on the target's noise, and a drafter may reuse it as a guess at the same positions. Without shared
+    noise it gets the most probable tokens instead, so that no noise leaks. `logits` are those of the nodes `some`.
     """
-    choice = noises.choose_at(logits, noise, depth, sampling)
-    observed = choice if share_noise else noises.first_largest(logits)
+    nodes = np.array(some)
+
+    def at_nodes(tokens: jax.Array) -> jax.Array:
+        return tokens if len(some) == depth.shape[1] else jnp.full_like(depth, NO_TOKEN).at[:, nodes].set(tokens)
+
+    choice = at_nodes(noises.choose_at(logits, noise, depth[:, nodes], sampling))
+    observed = choice if share_noise else at_nodes(noises.first_largest(logits))
     if rule == "match":
         return verify.match(tree, choice), observed
     uniforms = noises.uniform(sampling, length[:, None], tree.tokens.shape[1])[:, 0]
@@ -239,10 +247,12 @@ def one_round(
         seen = ancestors(tree.parents, drafter.max_depth)
         depth = seen.sum(-1, dtype=jnp.int32) - 1
         output = target.forward(target_params, tree.tokens, length[:, None] + depth, state.cache, seen)
-        logits = target.unembed(target_params, output.hidden)
+        some = [node for node in range(drafter.nodes) if rule == "residual" or node not in drafter.unread]
+        hidden = output.hidden if len(some) == drafter.nodes else output.hidden[:, np.array(some)]
+        logits = target.unembed(target_params, hidden)
     with jax.named_scope("verify"):
         verdict, choice = _check(
-            tree, logits, depth, noise, length=length, sampling=sampling, rule=rule, share_noise=share_noise
+            tree, some, logits, depth, noise, length=length, sampling=sampling, rule=rule, share_noise=share_noise
         )
         written, count, ended = _kept(tree, verdict, state, sampling)
     with jax.named_scope("commit"):

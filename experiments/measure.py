@@ -3,6 +3,7 @@
     python -m experiments.measure --what=pass_costs
 
 pass_costs: a target pass over 1 to 64 tokens behind a prompt. torch: plain decoding against `transformers` and PyTorch.
+peers: plain decoding and EAGLE-3 beside HF transformers and OpenVINO GenAI (`experiments.peers`, prompts of its own).
 length: plain decoding in a large cache and in a small one. sampling: T = 0.7, top-p 0.9 and T = 0. split: where a
 round of --method goes; the flags of drafting methods, --dtype apart, are for this one.
 Numbers are medians in milliseconds; what is compared runs in alternation in one process.
@@ -26,9 +27,10 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import first_largest
 from eagle_jax.types import KVCache, Params
 from experiments import launch, methods
+from experiments.peers import QUESTIONS, compare, peer_writers
 from experiments.torch_baseline import torch_writer
 
-PASS_SIZES = (1, 2, 4, 8, 16, 32, 64)
+PASS_SIZES = (1, 2, 4, 8, 12, 16, 32, 64)
 SMALL, LARGE = 512, 4096
 TEXT = "The tortoise walked on without a pause, and the hare, who had slept too long, came second. "
 
@@ -167,7 +169,21 @@ def split(model: LoadedModel, prompt: list[int]) -> Table:
     ]
 
 
-MEASUREMENTS = {"pass_costs": pass_costs, "torch": torch, "length": length, "sampling": sampling, "split": split}
+def peers(model: LoadedModel, prompt: list[int]) -> Table:
+    """Beside what people use for the same file."""
+    del prompt
+    prompts = [model.tokenizer.chat([{"role": "user", "content": text}]) for text in QUESTIONS]
+    return compare(peer_writers(FLAGS.target, model), prompts, FLAGS.new_tokens, FLAGS.repeats)
+
+
+MEASUREMENTS = {
+    "peers": peers,
+    "pass_costs": pass_costs,
+    "torch": torch,
+    "length": length,
+    "sampling": sampling,
+    "split": split,
+}
 flags.DEFINE_enum("what", "pass_costs", list(MEASUREMENTS), "what to measure", flag_values=FLAGS)
 
 

@@ -12,7 +12,7 @@ from eagle_jax.models.config import ModelConfig, RopeScaling
 from eagle_jax.needed import PIP_INSTALL
 
 
-def torch_writer(model: LoadedModel) -> Callable[[list[int], int], list[int]]:
+def torch_writer(model: LoadedModel, **options: Any) -> Callable[[list[int], int], list[int]]:
     """A function (prompt, number of new tokens) -> greedy tokens, by `generate` of `LlamaForCausalLM` in float32.
 
     Raises:
@@ -40,7 +40,12 @@ def torch_writer(model: LoadedModel) -> Callable[[list[int], int], list[int]]:
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             whole = reference.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_new
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=num_new,
+                min_new_tokens=num_new,
+                **options,
             )
         return [int(token) for token in whole[0, len(prompt) :]]
 

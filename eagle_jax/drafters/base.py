@@ -54,6 +54,8 @@ class Drafter(NamedTuple):
     """Depth of the deepest node that can be accepted, where that is not `max_depth`."""
     learns_from_refused: bool = False
     """`observe` reads what the target says behind nodes that were refused, which a text alone does not tell."""
+    unread: tuple[int, ...] = ()
+    """Nodes whose choice nobody reads: no logits are computed for them, and `Observation.choice` is NO_TOKEN there."""
     needs: str = ""
     """What its weights are, "" for a method without any: named where somebody forgets them."""
     check: Callable[[Params], None] = any_weights

@@ -159,4 +159,5 @@ def make_lookahead(
         observe=observe,
         deepest=level - 1,
         learns_from_refused=True,
+        unread=tuple(range(1, (level - 2) * window)),  # the window but for the root and its last row
     )
