@@ -11,6 +11,7 @@ import pytest
 from eagle_jax.checkpoint.hf import load_config, load_params
 from eagle_jax.models.transformer import make_target
 from tests.models.passes import whole_pass
+from tests.tolerance import assert_close, pass_terms
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # whatever importing torch has to say is not ours
@@ -99,7 +100,7 @@ def test_logits(case: str, tmp_path: Path) -> None:
     config = load_config(tmp_path)
     params = load_params(tmp_path, config)
     _, logits = whole_pass(make_target(config), params, jnp.asarray(tokens, jnp.int32))
-    np.testing.assert_allclose(logits, wanted, atol=1e-4, rtol=0)
+    assert_close(logits, wanted, pass_terms(config, tokens.shape[1]))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -119,4 +120,4 @@ def test_sharded_half_precision(dtype: str, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = reference(torch.from_numpy(tokens)).logits.numpy()
     _, logits = whole_pass(make_target(config), load_params(tmp_path, config), jnp.asarray(tokens, jnp.int32))
-    np.testing.assert_allclose(logits, wanted, atol=1e-4, rtol=0)
+    assert_close(logits, wanted, pass_terms(config, tokens.shape[1]))

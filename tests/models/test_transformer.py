@@ -15,10 +15,12 @@ from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.transformer import init_params, make_target
 from eagle_jax.types import Params
 from tests.models.passes import cached_pass, greedy, whole_pass
+from tests.tolerance import assert_close, pass_terms
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-TOLERANCE = 1e-4  # the fixtures' own, for float32 logits and hidden states
 SEEDS = (0, 1, 2)
+LENGTH = 22
+"""Of the longest text: a prompt of 12 tokens and a tree of 10."""
 
 
 def load(seed: int, family: str) -> tuple[ModelConfig, Params, dict[str, np.ndarray]]:
@@ -34,11 +36,11 @@ def test_whole_pass(seed: int, family: str) -> None:
     config, params, golden = load(seed, family)
     config = dataclasses.replace(config, tap_layers=tuple(range(config.num_layers)))
     output, logits = whole_pass(make_target(config), params, jnp.asarray(golden["input_ids"], jnp.int32))
-    np.testing.assert_allclose(logits, golden["logits"], atol=TOLERANCE, rtol=0)
-    np.testing.assert_allclose(output.hidden, golden["last_hidden"], atol=TOLERANCE, rtol=0)
+    assert_close(logits, golden["logits"], pass_terms(config, LENGTH))
+    assert_close(output.hidden, golden["last_hidden"], pass_terms(config, LENGTH))
     wanted = golden["layer_inputs"].reshape(config.num_layers, -1, *output.hidden.shape[1:])
     inputs = jnp.stack(jnp.split(output.taps, config.num_layers, axis=-1))[:, : wanted.shape[1]]
-    np.testing.assert_allclose(inputs, wanted, atol=TOLERANCE, rtol=0)
+    assert_close(inputs, wanted, pass_terms(config, LENGTH))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
@@ -55,7 +57,7 @@ def test_default_taps(seed: int) -> None:
     config, params, golden = load(seed, "llama")
     assert config.taps == tuple(golden["tap_indices"])
     output, _ = whole_pass(make_target(config), params, jnp.asarray(golden["input_ids"], jnp.int32))
-    np.testing.assert_allclose(output.taps, golden["taps"], atol=TOLERANCE, rtol=0)
+    assert_close(output.taps, golden["taps"], pass_terms(config, LENGTH))
 
 
 @pytest.mark.parametrize("capacity", [12, 40])
@@ -74,9 +76,9 @@ def test_tree_on_cached_prompt(seed: int, prefix_block: int, capacity: int) -> N
     tokens = jnp.asarray(golden["tree_tokens"], jnp.int32)
     mask = jnp.asarray(golden["tree_mask"])[None]
     output, logits = cached_pass(target, params, tokens, 12 + depths[None], dirty, mask)
-    np.testing.assert_allclose(logits, golden["tree_logits"], atol=TOLERANCE, rtol=0)
-    np.testing.assert_allclose(output.hidden, golden["tree_last_hidden"], atol=TOLERANCE, rtol=0)
-    np.testing.assert_allclose(output.taps, golden["tree_taps"], atol=TOLERANCE, rtol=0)
+    assert_close(logits, golden["tree_logits"], pass_terms(config, LENGTH))
+    assert_close(output.hidden, golden["tree_last_hidden"], pass_terms(config, LENGTH))
+    assert_close(output.taps, golden["tree_taps"], pass_terms(config, LENGTH))
 
 
 @pytest.mark.parametrize("family", ["qwen3", "mistral"])  # seed 1: head size of its own, and a window of 8
@@ -94,7 +96,7 @@ def test_cached_pass_equals_whole_pass(family: str) -> None:
         logits.append(found)
         path = jnp.broadcast_to(jnp.arange(length), (2, length))
         cache = commit(cache, output.keys, output.values, path, jnp.full((2,), length))
-    np.testing.assert_allclose(jnp.concatenate(logits, axis=1), golden["logits"], atol=TOLERANCE, rtol=0)
+    assert_close(jnp.concatenate(logits, axis=1), golden["logits"], pass_terms(config, LENGTH))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])

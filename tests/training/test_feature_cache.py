@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eagle_jax.training.data import assemble, pack
 from eagle_jax.training.feature_cache import FeatureCache
 from eagle_jax.training.features import fingerprint
+from tests.tolerance import assert_close, pass_terms
 from tests.training import small
 
 EXAMPLES = [small.document(0, 17, 6), small.document(1, 12, 4), small.document(2, 21, 9, 15), small.document(3, 9, 3)]
+TERMS = pass_terms(small.model()[0], 64)
 
 
 def cache_in(folder: Path, dtype: str = "float32") -> FeatureCache:
@@ -43,7 +46,7 @@ def test_cache_gives_what_a_pass_gives(tmp_path: Path) -> None:
     row = assemble(packing, packing.rows[0], cache.lookup)
     real = row["segments"] > 0
     for name in ("taps", "hidden", "choice"):
-        np.testing.assert_allclose(row[name][real], getattr(online, name)[0][real], atol=1e-5, rtol=1e-5)
+        assert_close(row[name][real], getattr(online, name)[0][real], TERMS)
 
 
 def test_filled_on_a_mesh(tmp_path: Path) -> None:
@@ -55,19 +58,22 @@ def test_filled_on_a_mesh(tmp_path: Path) -> None:
     fill(wanted)
     for document in range(len(EXAMPLES)):
         for name, values in wanted.lookup(document).items():
-            np.testing.assert_allclose(cache.lookup(document)[name], values, atol=1e-5, rtol=1e-5)
+            assert_close(cache.lookup(document)[name], values, TERMS)
     with pytest.raises(ValueError, match="a batch of 3 rows does not divide over the 4 devices of mesh axis data"):
         cache_in(tmp_path / "odd").fill(target, params, length=24, batch=3, mesh=mesh)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 8e-3)])
-def test_stored_in_half(tmp_path: Path, dtype: str, tolerance: float) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_stored_in_half(tmp_path: Path, dtype: str) -> None:
     whole, half = cache_in(tmp_path / "whole"), cache_in(tmp_path / "half", dtype)
     fill(whole)
     fill(half)
     for document in range(len(EXAMPLES)):
         found, wanted = half.lookup(document), whole.lookup(document)
-        np.testing.assert_allclose(found["taps"].astype(np.float32), wanted["taps"], rtol=tolerance, atol=1e-6)
+        # Numbers of one program, rounded once: by at most eps / 2 of themselves, or a step of the smallest numbers.
+        stored_as = jnp.finfo(dtype)
+        allowed = {"rtol": float(stored_as.eps) / 2, "atol": float(stored_as.smallest_subnormal)}
+        np.testing.assert_allclose(found["taps"].astype(np.float32), wanted["taps"], **allowed)
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -82,7 +88,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     fill(whole)
     for document in range(len(EXAMPLES)):
         for name, values in whole.lookup(document).items():
-            np.testing.assert_allclose(again.lookup(document)[name], values, atol=1e-6, rtol=1e-6)
+            assert_close(again.lookup(document)[name], values, TERMS)
 
 
 def test_of_another_text_or_type(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from eagle_jax.training.data import pack
 from eagle_jax.training.features import fingerprint, first_numbers
 from eagle_jax.types import NO_TOKEN
 from tests.models.passes import whole_pass
+from tests.tolerance import assert_close, pass_terms
 from tests.training import small
 
 EXAMPLES = [small.document(0, 17, 6), small.document(1, 12, 4), small.document(2, 21, 9, 15), small.document(3, 9, 3)]
@@ -18,15 +19,15 @@ EXAMPLES = [small.document(0, 17, 6), small.document(1, 12, 4), small.document(2
 def test_packed_features_are_those_of_each_document_alone() -> None:
     batch = small.batch_of(EXAMPLES, 64)
     found = small.features_of(batch)
-    _, target, params = small.model()
+    config, target, params = small.model()
     for number, documents in enumerate(pack(EXAMPLES, 64).rows):
         start = 0
         for document in documents:
             tokens = EXAMPLES[document].tokens
             output, logits = whole_pass(target, params, jnp.asarray(tokens[None]))
             place = slice(start, start + len(tokens))
-            np.testing.assert_allclose(found.taps[number, place], output.taps[0], atol=1e-5, rtol=1e-5)
-            np.testing.assert_allclose(found.hidden[number, place], output.hidden[0], atol=1e-5, rtol=1e-5)
+            seen = (found.taps[number, place], found.hidden[number, place])
+            assert_close(seen, (output.taps[0], output.hidden[0]), pass_terms(config, 64))
             asked = EXAMPLES[document].slots + 1
             choice = np.asarray(found.choice[number, place])
             np.testing.assert_array_equal(choice[asked], np.asarray(logits[0]).argmax(-1)[asked])

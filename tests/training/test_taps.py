@@ -11,6 +11,7 @@ from eagle_jax.training import initialise
 from eagle_jax.training.data import assemble, pack
 from eagle_jax.training.feature_cache import FeatureCache
 from eagle_jax.training.features import fingerprint
+from tests.tolerance import assert_close, pass_terms
 from tests.training import small
 
 CONFIG = tiny_transformer(num_layers=7)[0]  # taps the inputs of layers 2, 3 and 4
@@ -54,7 +55,7 @@ def test_the_disk_gives_a_head_its_part(tmp_path: Path) -> None:
         stored = features_of(head, row["hidden"], row["taps"])
         assert stored.shape == (32, head.feature_width)
         computed = features_of(head, online.hidden, online.taps)[0]
-        np.testing.assert_allclose(stored[real], computed[real], atol=1e-5, rtol=1e-5)
+        assert_close(stored[real], computed[real], pass_terms(config, 32))
 
 
 def test_what_the_target_does_not_give() -> None:
