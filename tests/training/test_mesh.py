@@ -25,6 +25,7 @@ from eagle_jax.training.run import Run
 from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.types import Params
 from experiments.scaling.collectives import read_collectives
+from tests.tolerance import gradient_terms, head_terms, rounding, written
 from tests.training import small
 
 STEPS = 20
@@ -93,8 +94,10 @@ def on_one_device(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 
 def assert_same(found: list[float], wanted: list[float]) -> None:
-    """Of a training that learns."""
-    np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
+    """Of a training that learns, but for rounding: a loss carries that of all steps before it."""
+    of_a_step = gradient_terms(head_terms(subject("eagle3").head.config, 32, 2), rows=16 * 32)
+    allowed = rounding(found, wanted, terms=STEPS * of_a_step) + written(found, wanted)
+    np.testing.assert_allclose(found, wanted, atol=allowed, rtol=0)
     assert len(wanted) == STEPS
     assert wanted[-1] < wanted[0]
 
