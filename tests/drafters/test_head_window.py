@@ -13,6 +13,7 @@ from eagle_jax.models.draft_head import HeadParams, make_head
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import DraftTree
 from tests.checkpoint.heads import random_head
+from tests.tolerance import assert_close, head_terms
 
 CONFIG, TARGET, PARAMS = tiny_transformer(num_layers=7)
 LENGTH, CAPACITY, DEPTH = 40, 64, 3
@@ -57,10 +58,10 @@ def test_only_the_window_counts(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 def test_a_wide_window_is_none(kind: str) -> None:
-    for one, other in zip(
-        jax.tree.leaves(proposal(kind, 100, 0)), jax.tree.leaves(proposal(kind, None, 0)), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    """But for rounding: the two are different programs."""
+    one, other = proposal(kind, 100, 0), proposal(kind, None, 0)
+    terms = head_terms(random_head(kind, CONFIG)[0], LENGTH, DEPTH) + CONFIG.vocab_size
+    assert_close(one, other, terms)
 
 
 def test_a_window_of_one_sees_itself_alone() -> None:

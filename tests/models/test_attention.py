@@ -79,15 +79,15 @@ def test_empty_prefix_gives_no_nan() -> None:
 
 
 def test_empty_row_beside_a_long_one() -> None:
-    """Blocks that only the other row needs leave a row of length 0 untouched."""
+    """Blocks that only the other row needs leave a row of length 0 untouched, to the bit: the program is the same."""
     rng = np.random.default_rng(0)
     queries = jnp.asarray(rng.normal(size=(2, 2, 2, 4)), jnp.float32)
     held = jnp.asarray(rng.normal(size=(2, 8, 1, 4)), jnp.float32)
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((2, 2), bool)), (2, 2, 2))
-    both = _plain(queries, mask, Prefix(held, held, jnp.asarray([0, 8])), 8)
-    alone = _plain(queries[:1], mask[:1], Prefix(held[:1], held[:1], jnp.asarray([0])), 8)
-    np.testing.assert_array_equal(both[0], alone[0])
-    assert np.isfinite(both).all()
+    long, empty = (_plain(queries, mask, Prefix(held, held, jnp.asarray([0, length])), 8) for length in (8, 0))
+    np.testing.assert_array_equal(long[0], empty[0])
+    assert (long[1] != empty[1]).any()
+    assert np.isfinite(long).all()
 
 
 def test_tree_rows_see_their_own_line_only() -> None:
