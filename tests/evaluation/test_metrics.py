@@ -12,6 +12,7 @@ from eagle_jax.evaluation import metrics
 from eagle_jax.generate import Generation, Generator
 from eagle_jax.sampling import gumbel, make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer
+from tests.tolerance import rounding
 
 TOKENS = st.lists(st.integers(0, 2), max_size=5)
 
@@ -58,7 +59,8 @@ def test_margin_against_the_law_of_a_bigram_table(temperature: float) -> None:
     noise = np.asarray(gumbel(sampling, jnp.array([[len(text)]]), 23))[0, 0]
     scores = np.sort(np.asarray(params["table"])[text[-1]] + temperature * noise)
     found = metrics.margin(target, params, text, temperature=temperature, seed=3, sequence=5)
-    assert found == pytest.approx(scores[-1] - scores[-2], rel=1e-6)
+    # The margin is small where the scores are not, and some processors round a product and a sum at once.
+    assert found == pytest.approx(scores[-1] - scores[-2], rel=0, abs=rounding(scores, terms=2))
 
 
 def test_margin_is_infinite_where_one_token_is_left() -> None:
