@@ -174,8 +174,8 @@ def _check(
 ) -> tuple[Verdict, jax.Array]:
     """Verdict on the tree, and the target's choice i32[B, N] after each node as the drafter may know it.
 
-    The choice depends on the target's noise, and a drafter may reuse it as a guess at the same positions. Without shared
-    noise it gets the most probable tokens instead, so that no noise leaks. `logits` are those of the nodes `some`.
+    The choice depends on the target's noise, and a drafter may reuse it as a guess at the same positions. Without
+    shared noise it gets the most probable tokens, so that no noise leaks. `logits` are those of the nodes `some`.
     """
     nodes = np.array(some)
 

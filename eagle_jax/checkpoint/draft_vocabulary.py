@@ -14,6 +14,7 @@ import numpy as np
 
 from eagle_jax.checkpoint.assemble import TensorSource
 from eagle_jax.checkpoint.head_names import D2T, T2D
+from eagle_jax.kernels.packed import PackedMatrix
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.models.layers import lookup_rows
@@ -138,7 +139,10 @@ def with_draft_vocabulary(
     if not 1 <= size <= len(ranked):
         raise ValueError(f"a draft vocabulary of {size} tokens was asked for, the ranking has 1 to {len(ranked)}")
     ids = jnp.asarray(np.sort(ranked[:size]))
-    rows = lookup_rows(whole_lm_head(target_config, target_params), ids)
+    table = whole_lm_head(target_config, target_params)
+    rows = lookup_rows(table, ids)
+    if isinstance(table, PackedMatrix):
+        rows = rows.astype(table.dtype)
     return dataclasses.replace(head_params, lm_head=rows, target_ids=ids)
 
 

@@ -87,11 +87,11 @@ ffi::Error PackedMatmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyB
   if (w.element_type() == ffi::F32) {
     Multiply(pool, x.typed_data(), static_cast<const float*>(w.untyped_data()), y->typed_data(), given[0], given[1],
              shape[0]);
-  } else if (w.element_type() == ffi::BF16) {
+  } else if (w.element_type() == ffi::U16) {
     Multiply(pool, x.typed_data(), static_cast<const uint16_t*>(w.untyped_data()), y->typed_data(), given[0], given[1],
              shape[0]);
   } else {
-    return ffi::Error::InvalidArgument("packed_matmul takes weights of float32 or bfloat16");
+    return ffi::Error::InvalidArgument("packed_matmul takes weights of float32, or of bfloat16 as uint16");
   }
   return ffi::Error::Success();
 }

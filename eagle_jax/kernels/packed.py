@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 
 from eagle_jax.kernels import build
 from eagle_jax.types import Params
@@ -42,10 +43,15 @@ STORED = (jnp.float32.dtype, jnp.bfloat16.dtype)
 class PackedMatrix:
     """One matrix, or several of the same input."""
 
-    tiles: jax.Array  # [tiles, K, 16], float32 or bfloat16
+    tiles: jax.Array  # [tiles, K, 16], float32, or the bits of bfloat16 as uint16
     inputs: tuple[int, ...] = struct.field(pytree_node=False)  # axes that K stands for
     outputs: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)  # axes of each matrix's outputs
     is_table: bool = struct.field(pytree_node=False, default=False)  # the plain weight is [outputs, inputs]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the plain weights."""
+        return jnp.dtype(jnp.float32 if self.tiles.dtype == jnp.float32 else jnp.bfloat16)
 
     def multiply(self, x: jax.Array) -> list[jax.Array]:
         """x [..., *inputs] times each matrix: f32[..., *outputs]."""
@@ -63,8 +69,11 @@ class PackedMatrix:
         return parts
 
     def rows(self, ids: jax.Array) -> jax.Array:
-        """Of a table: rows i32[...] -> [..., E], in the dtype that is stored."""
-        return self.tiles[ids // TILE, :, ids % TILE]
+        """Of a table: rows i32[...] -> f32[..., E]."""
+        found = self.tiles[ids // TILE, :, ids % TILE]
+        if self.dtype == jnp.float32:
+            return found
+        return lax.bitcast_convert_type(found.astype(jnp.uint32) << 16, jnp.float32)
 
     def unpack(self) -> list[jax.Array]:
         """The plain weights."""
@@ -72,6 +81,7 @@ class PackedMatrix:
         for shape in self.outputs:
             size = math.prod(shape)
             tiles = self.tiles[first : first + _num_tiles(size)]
+            tiles = tiles if self.dtype == tiles.dtype else lax.bitcast_convert_type(tiles, self.dtype)
             first += len(tiles)
             if self.is_table:
                 matrix = jnp.swapaxes(tiles, 1, 2).reshape(-1, tiles.shape[1])[:size]
@@ -100,7 +110,8 @@ def pack_matrices(matrices: Sequence[Any], num_inputs: int = 1) -> PackedMatrix:
         if full < size:
             tiles[first + full // TILE, :, : size - full] = flat[:, full:]
         first += _num_tiles(size)
-    return PackedMatrix(jnp.asarray(tiles), inputs, outputs)
+    # Integers, because XLA's CPU backend would convert all of a bfloat16 table before it looks up a row.
+    return PackedMatrix(jnp.asarray(tiles if tiles.dtype == np.float32 else tiles.view(np.uint16)), inputs, outputs)
 
 
 def pack_table(table: Any) -> PackedMatrix:

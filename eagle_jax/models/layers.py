@@ -110,7 +110,7 @@ def joint_products(module: nn.Module, x: jax.Array, *names: str) -> list[jax.Arr
 def lookup_rows(table: jax.Array | PackedMatrix, ids: jax.Array) -> jax.Array:
     """Rows i32[...] of a table [V, E]: [..., E]; those of a packed one in float32, as its activations are."""
     if isinstance(table, PackedMatrix):
-        return table.rows(ids).astype(jnp.float32)
+        return table.rows(ids)
     return jnp.take(table, ids, axis=0)
 
 

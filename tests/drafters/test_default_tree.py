@@ -71,7 +71,7 @@ def test_flat_passes_make_trees_large_and_steep_ones_small_or_none() -> None:
 
 def test_temperature_counts() -> None:
     """What a large tree wins at T = 0 only, it may lose at T = 1; between them tau lies on a line."""
-    steep = costs({4: 10.0, 16: 16.0}, step=0.1)
+    steep = costs({4: 10.0, 16: 15.0}, step=0.1)
     assert best_tree(TABLE, steep, (0.0,)).size == LARGE
     assert best_tree(TABLE, steep, (1.0,)).size == SMALL
     assert TABLE.at(LARGE, 0.5) == pytest.approx(2.1)
