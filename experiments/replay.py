@@ -10,6 +10,7 @@ are there already are not repeated, whatever device and commit they are of.
 """
 
 import contextlib
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,14 @@ from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import Drafter
+from eagle_jax.drafters.default_tree import TreeSize
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.journal import Journal, Record
 from eagle_jax.evaluation.played import listen, play, write
 from eagle_jax.evaluation.replay import check_playable
 from eagle_jax.evaluation.report import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import Question, read_questions
+from eagle_jax.files import write_whole
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params
 from experiments import launch, methods
@@ -42,6 +45,11 @@ flags.DEFINE_integer("num_prompts", 10, "questions from the start of each file",
 flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=FLAGS)
 flags.DEFINE_integer("batch", 10, "answers written and played back together", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
+text = (
+    "file for tau by tree and temperature with shared noise, as tau.json beside a head: from it follows the tree "
+)
+text += "where no size is given. Without the target's noise nothing is then measured"
+flags.DEFINE_string("tau_table", None, text, flag_values=FLAGS)
 flags.DEFINE_string("output", None, "a file to append cells to, of the same target and length", flag_values=FLAGS)
 
 
@@ -82,6 +90,8 @@ def main() -> None:
         cells = Cells(journal)
         measure(model, questions, drafts, temperatures, cells)
     print(cells.table(questions, temperatures, drafts))
+    if FLAGS.tau_table:
+        write_tau_table(FLAGS.tau_table, questions, temperatures, drafts, cells)
 
 
 def measure(
@@ -99,7 +109,7 @@ def measure(
             todo = [
                 (draft, share)
                 for draft in drafts
-                for share in ((True, False) if temperature > 0 else (True,))
+                for share in noises(temperature)
                 if cells.find(task, some, temperature, draft, share) is None
             ]
             if not todo:
@@ -120,6 +130,29 @@ def measure(
                     )
                 how = {"device": jax.devices()[0].device_kind, "commit": commit()}  # may differ from cell to cell
                 cells.add({**about(task, some, temperature, draft, share), **found, **how})
+
+
+def noises(temperature: float) -> tuple[bool, ...]:
+    """Whether the target's noise is shared: yes, and above temperature 0 also no."""
+    return (True, False) if temperature > 0 and not FLAGS.tau_table else (True,)
+
+
+def write_tau_table(
+    path: str,
+    questions: Mapping[str, Sequence[Question]],
+    temperatures: Sequence[float],
+    drafts: Sequence[Draft],
+    cells: "Cells",
+) -> None:
+    """Write what a head ships with (`drafters.default_tree.read_tau_table`), all tasks pooled."""
+    tau: dict[str, dict[str, float]] = {}
+    for draft in drafts:
+        size = TreeSize(*(draft.tree[name] or 0 for name in ("nodes", "depth", "top_k")))
+        for temperature in temperatures:
+            tokens, rounds = cells.pooled(questions, temperature, draft, share_noise=True)
+            tau.setdefault(str(size), {})[f"{temperature:g}"] = round(tokens / rounds, 3)
+    about = {"prompts": sum(map(len, questions.values())), "max_new_tokens": FLAGS.max_new_tokens, "dtype": FLAGS.dtype}
+    write_whole(path, json.dumps({**about, "tau": tau}, indent=1) + "\n")
 
 
 def about(
@@ -175,6 +208,14 @@ class Cells:
         if self._journal:
             self._journal.add(row)
 
+    def pooled(
+        self, questions: Mapping[str, Sequence[Question]], temperature: float, draft: Draft, share_noise: bool
+    ) -> tuple[int, int]:
+        """Tokens after the first of each answer, and rounds, over all tasks that are there."""
+        found = [self.find(task, some, temperature, draft, share_noise) for task, some in questions.items()]
+        rows = [row for row in found if row]
+        return sum(row["tokens"] - row["prompts"] for row in rows), sum(row["rounds"] for row in rows)
+
     def table(
         self, questions: Mapping[str, Sequence[Question]], temperatures: Sequence[float], drafts: Sequence[Draft]
     ) -> str:
@@ -182,11 +223,11 @@ class Cells:
         lines = []
         for draft in drafts:
             for temperature in temperatures:
-                for share in (True, False) if temperature > 0 else (True,):
+                for share in noises(temperature):
                     found = [self.find(task, some, temperature, draft, share) for task, some in questions.items()]
                     rows = [row for row in found if row]
-                    drafted = sum(row["tokens"] - row["prompts"] for row in rows)  # behind the first of each answer
-                    together = drafted / max(1, sum(row["rounds"] for row in rows))
+                    tokens, rounds = self.pooled(questions, temperature, draft, share)
+                    together = tokens / max(1, rounds)
                     noise = "-" if temperature == 0 else "shared" if share else "not shared"
                     lines.append([draft.label, f"{temperature:g}", noise, *(row["tau"] for row in rows), together])
         return markdown_table(["draft", "T", "noise", *questions, "all"], lines)
