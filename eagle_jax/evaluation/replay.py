@@ -28,6 +28,7 @@ from eagle_jax.decode import DecodeState, noise_at, prefill
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.generate import Generation
+from eagle_jax.kernels.packed import pack
 from eagle_jax.sampling import make_sampling
 from eagle_jax.tree import ancestors
 from eagle_jax.types import KVCache, Params, Sampling, Target, TargetOutput
@@ -211,6 +212,7 @@ def replay(
         write (the message gives the place; a lead below `NEAR_TIE` is rounding).
     """
     check_playable(drafter)
+    target_params, drafter_params = pack(target_params), pack(drafter_params)
     if not prompts or len(prompts) != len(answers):
         raise ValueError(f"one answer a prompt, at least one of each: got {len(prompts)} and {len(answers)}")
     starts = np.array([len(prompt) for prompt in prompts], np.int32)
