@@ -45,9 +45,7 @@ flags.DEFINE_integer("num_prompts", 10, "questions from the start of each file",
 flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=FLAGS)
 flags.DEFINE_integer("batch", 10, "answers written and played back together", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
-text = (
-    "file for tau by tree and temperature with shared noise, as tau.json beside a head: from it follows the tree "
-)
+text = "file for tau by tree and temperature with shared noise, as tau.json beside a head: from it follows the tree "
 text += "where no size is given. Without the target's noise nothing is then measured"
 flags.DEFINE_string("tau_table", None, text, flag_values=FLAGS)
 flags.DEFINE_string("output", None, "a file to append cells to, of the same target and length", flag_values=FLAGS)
