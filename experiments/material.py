@@ -10,6 +10,7 @@ from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.training.conversations import read_corpus
 from eagle_jax.training.data import Packing, Trimmed, assemble, pack, trim
 from eagle_jax.training.feature_cache import FeatureCache
+from eagle_jax.training.split import split_by_prompt
 from experiments import launch
 
 
@@ -38,10 +39,7 @@ def read_material(model: LoadedModel, config: Any, paths: Sequence[str], *, skip
         launch.say(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}")
     length, slots = config.data.length, config.data.slots
     text = trim(corpus.examples, length, slots)
-    if not 0 <= config.data.heldout < len(text.examples):
-        raise ValueError(f"cannot hold out {config.data.heldout} of {len(text.examples)} conversations")
-    order = np.random.default_rng(config.seed).permutation(len(text.examples))
-    heldout, training = order[: config.data.heldout], order[config.data.heldout :]
+    training, heldout = split_by_prompt(text.examples, config.data.heldout, config.seed)
     if not 0 < config.data.share <= 1:
         raise ValueError(f"data.share must be above 0 and at most 1, got {config.data.share}")
     training = training[: max(1, round(config.data.share * len(training)))]

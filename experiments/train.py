@@ -139,6 +139,7 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
         identity={
             "config": config.to_dict(),
             "text_and_target": text,
+            "split": "by prompt",  # runs from before held out documents, and are refused
             "features": config.features.dtype if FLAGS.features else None,
             "evaluation_prompts": digest if prompts else None,
             **subject.identity,

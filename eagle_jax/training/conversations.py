@@ -7,12 +7,14 @@ answer is there as token ids, those count:
     prompt_ids   token ids of all before it, as the target read them; made anew by the chat template where left out
     finished     whether the answer ended by itself; then the end token is appended and learnt
     end_id       the token that ended it; the tokenizer's first stop id where left out
+    id           of the prompt: all answers to one are trained on, or all held out (`split`)
 
 Then the last answer alone is supervised. Without ids every assistant turn is: from where the chat template leaves it to
 the assistant up to the end token. A broken line is an error that names file, line and reason.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,6 +48,7 @@ class Example(NamedTuple):
 
     tokens: np.ndarray  # i32[n]
     supervised: np.ndarray  # bool[n]
+    prompt_keys: tuple[str, ...] = ()  # documents that share one answer the same prompt
 
     @property
     def slots(self) -> np.ndarray:
@@ -187,7 +190,14 @@ def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: En
         supervised[start:stop] = True
     if supervised[:2].any():
         raise ValueError("the answer begins in the first two tokens, before any slot of a head")
-    return Example(tokens, supervised)
+    return Example(tokens, supervised, _prompt_keys(record))
+
+
+def _prompt_keys(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The id of a prompt, if it has one, and its text."""
+    text = json.dumps([[message["role"], message["content"]] for message in record["messages"][:-1]])
+    named = record.get("id")
+    return (*([] if named is None else [f"id {named}"]), f"text {hashlib.sha256(text.encode()).hexdigest()}")
 
 
 def _earlier_answers(messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -77,7 +77,7 @@ def trim(examples: Sequence[Example], length: int, num_slots: int | None = None)
         slots = example.slots
         # The first slot too many speaks of the token two behind it.
         end = length if len(slots) <= num_slots else min(length, int(slots[num_slots]) + 2)
-        cut = Example(example.tokens[:end], example.supervised[:end])
+        cut = example._replace(tokens=example.tokens[:end], supervised=example.supervised[:end])
         if len(cut.slots):
             kept.append(cut)
             num_cut += end < len(example.tokens)

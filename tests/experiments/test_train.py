@@ -1,6 +1,7 @@
 """The training script: conversations in, weights out that load; in pieces as at once; mistakes are one line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -310,6 +311,15 @@ def test_another_request_for_the_same_run(task: Task, whole: Path, capsys: pytes
     line = refused(capsys, task, whole, *flags, f"--prompts_file={prompts}")
     assert "is another run: its evaluation_prompts is None, not " in line
     assert contents(whole) == before
+
+
+def test_a_run_of_another_split(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As runs were begun before text was split by prompt."""
+    shutil.copytree(whole / "run", tmp_path / "run")
+    about = tmp_path / "run" / "run.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "split": None}))
+    line = refused(capsys, task, tmp_path, f"--features={whole / 'features'}")
+    assert line.endswith("is another run: its split is None, not 'by prompt'; nothing was written")
 
 
 def test_a_directory_of_something_else(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
