@@ -34,9 +34,17 @@ def read_material(model: LoadedModel, config: Any, paths: Sequence[str], *, skip
         return model.tokenizer.encode(text, add_special_tokens=False)
 
     with launch.status(f"Reading {', '.join(paths)}"):
-        corpus = read_corpus(paths, model.tokenizer, encode_plain=encode_plain, skip_broken=skip_broken)
+        corpus = read_corpus(
+            paths,
+            model.tokenizer,
+            encode_plain=encode_plain,
+            skip_broken=skip_broken,
+            cut_loops=config.data.cut_loops,
+        )
     if corpus.broken:
         launch.say(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}")
+    if corpus.num_loops:
+        launch.say(f"cut {corpus.num_loops} answers where they begin to loop: {corpus.num_loop_tokens} tokens less")
     length, slots = config.data.length, config.data.slots
     text = trim(corpus.examples, length, slots)
     training, heldout = split_by_prompt(text.examples, config.data.heldout, config.seed)

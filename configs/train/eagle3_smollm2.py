@@ -45,6 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.batch = 3  # rows a step
     config.data.accumulate = 1  # micro-batches a step
     config.data.heldout = 32  # conversations never trained on, at least: all answers to a prompt are on one side
+    config.data.cut_loops = True  # answers with token ids end where they begin to repeat themselves
     config.data.share = 1.0  # of all others, the first ones of the order that `seed` draws
 
     config.features = ml_collections.ConfigDict()

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from eagle_jax.training.repetition import loop_start
+
 EncodePlain = Callable[[str], list[int]]
 """Text to token ids, without special tokens."""
 
@@ -62,6 +64,8 @@ class Corpus:
 
     examples: list[Example]
     broken: list[str]  # reasons, with file and line, of the lines left out
+    num_loops: int = 0  # answers that were cut where they begin to repeat themselves
+    num_loop_tokens: int = 0  # and what was cut of them
 
 
 def read_corpus(
@@ -70,6 +74,7 @@ def read_corpus(
     *,
     encode_plain: EncodePlain | None = None,
     skip_broken: bool = False,
+    cut_loops: bool = False,
 ) -> Corpus:
     """Read and tokenise conversations.
 
@@ -78,17 +83,24 @@ def read_corpus(
       tokenizer: the target's.
       encode_plain: for answers without ids.
       skip_broken: leave broken lines out instead of raising; they are listed in the result.
+      cut_loops: cut answers with ids where they begin to repeat themselves (`repetition.loop_start`).
 
     Raises:
       ValueError: a broken line, named and counted, or no conversation at all.
     """
     examples, broken = [], []
+    num_loops = num_loop_tokens = 0
     for path in paths:
         for number, line in enumerate(pathlib.Path(path).read_bytes().split(b"\n"), start=1):
             if not line.strip():
                 continue
             try:
-                examples.append(encode(parse_answered(line, tokenizer.vocab_size), tokenizer, encode_plain))
+                record = parse_answered(line, tokenizer.vocab_size)
+                excess = _loop_tokens(record) if cut_loops else 0
+                if excess:
+                    record = {**record, "answer_ids": record["answer_ids"][:-excess], "finished": False}
+                examples.append(encode(record, tokenizer, encode_plain))
+                num_loops, num_loop_tokens = num_loops + (excess > 0), num_loop_tokens + excess
             except ValueError as error:
                 broken.append(f"{path}:{number}: {error}")
     if broken and not skip_broken:
@@ -96,7 +108,13 @@ def read_corpus(
         raise ValueError(f"{count}, the first is {broken[0]}; skip_broken leaves them out")
     if not examples:
         raise ValueError(f"no conversation in {', '.join(map(str, paths))}")
-    return Corpus(examples, broken)
+    return Corpus(examples, broken, num_loops, num_loop_tokens)
+
+
+def _loop_tokens(record: Mapping[str, Any]) -> int:
+    """Tokens of an answer's ids from where it begins to loop on."""
+    ids = record.get("answer_ids") or []
+    return len(ids) - loop_start(ids)
 
 
 def parse(line: bytes | str) -> dict[str, Any]:

@@ -350,6 +350,20 @@ def test_broken_lines_that_are_left_out_are_counted(
     assert f"left out 1 broken lines, the first: {data}:1: not JSON" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_loops_are_cut_and_counted(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], wanted: bool
+) -> None:
+    records = [conversation(number) for number in range(4)]
+    records[1] |= {"answer_ids": [*(20 * b"1 2 ")], "finished": True}
+    data = write_lines(tmp_path / "data.jsonl", records)
+    # The next mistake comes once the text is read.
+    flags = [f"--data={data}", f"--config.data.cut_loops={wanted}", "--config.data.heldout=4"]
+    assert run(task, tmp_path, *flags) == 2
+    said = "cut 1 answers where they begin to loop: 76 tokens less"
+    assert (said in capsys.readouterr().out.splitlines()) == wanted
+
+
 @pytest.mark.parametrize("flag", ["run", "features", "export"])
 def test_addresses_are_refused_before_anything_is_loaded(
     task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
