@@ -43,12 +43,12 @@ def lock(file: IO[Any], refusal: str) -> None:
         raise ValueError(refusal) from None
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Put a file in place of the one there was; a crash leaves the old one or the new one."""
     path = pathlib.Path(path)
     new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with new.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)

@@ -8,8 +8,7 @@ import numpy as np
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.training.conversations import read_corpus
-from eagle_jax.training.data import Packing, Trimmed, assemble, pack, trim
-from eagle_jax.training.feature_cache import FeatureCache
+from eagle_jax.training.data import Lookup, Packing, RowLookup, Trimmed, assemble, pack, trim
 from eagle_jax.training.split import split_by_prompt
 from experiments import launch
 
@@ -58,14 +57,16 @@ def read_material(model: LoadedModel, config: Any, paths: Sequence[str], *, skip
     )
 
 
-def heldout_rows(material: Material, cache: FeatureCache | None, batch: int) -> list[dict[str, np.ndarray]]:
-    """Rows that are never trained on, in batches."""
+def heldout_rows(
+    material: Material, batch: int, lookup: Lookup | None = None, of_row: RowLookup | None = None
+) -> list[dict[str, np.ndarray]]:
+    """Rows that are never trained on, in batches, with features as `assemble` finds them."""
     packing = material.heldout
     if packing is None:
         return []
     documents = [*packing.rows, *[[]] * (-len(packing.rows) % batch)]
-    rows = [assemble(packing, some, cache.lookup if cache else None) for some in documents]
-    if cache:  # an empty row has no fields of features yet
+    rows = [assemble(packing, some, lookup, of_row) for some in documents]
+    if lookup or of_row:  # an empty row has no fields of features yet
         rows = [{name: row.get(name, np.zeros_like(rows[0][name])) for name in rows[0]} for row in rows]
     return [
         {name: np.stack([row[name] for row in rows[start : start + batch]]) for name in rows[0]}

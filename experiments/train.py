@@ -3,12 +3,13 @@
     python -m experiments.train --config=configs/train/eagle3_smollm2.py --data=answers.jsonl --run=runs/eagle3
 
 The same command goes on where the run stopped: after --time_limit, SIGTERM, Ctrl-C or a crash. With --features the
-frozen target reads the text once and its features are kept on disk; without, it reads along in every step. With
---prompts_file the real tau is measured on them as training goes on, and the best weights are kept.
+frozen target reads the text once and its features are kept on disk, up to --features_budget; without, it reads along in
+every step. With --prompts_file the real tau is measured on them as training goes on, and the best weights are kept.
 
 Several processes train one run on a --mesh of all their devices: start the same command in each, with --distributed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -32,6 +33,7 @@ from eagle_jax.training.data import make_iterator
 from eagle_jax.training.feature_cache import FeatureCache
 from eagle_jax.training.features import fingerprint
 from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
+from eagle_jax.training.row_features import RowFeatures
 from eagle_jax.training.run import Run, check_run
 from eagle_jax.types import Target
 from experiments import launch
@@ -49,6 +51,12 @@ flags.DEFINE_list("data", None, "conversations, JSON lines: one or more files, s
 flags.DEFINE_string("run", None, "directory of the run: checkpoints and metrics", flag_values=FLAGS)
 flags.DEFINE_string(
     "features", None, "directory for the target's features; left out, every step computes its own", flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "features_budget",
+    None,
+    "GB that --features may take; what does not fit is computed whenever it is read. Left out: all must fit",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string("prompts_file", None, "questions for the real tau; left out, none is measured", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -76,7 +84,7 @@ class Plan:
     optimizer: step.OptimizerConfig
     loop: LoopConfig
     evaluate: Evaluate | None
-    cache: FeatureCache | None
+    features: FeatureCache | RowFeatures | None
     identity: dict[str, Any]  # of the run: everything that decides its numbers
 
 
@@ -88,11 +96,13 @@ def main() -> None:
     mesh = launch.parse_mesh(FLAGS.mesh, batch=FLAGS.config.data.batch)
     plan = make_plan(FLAGS.config, mesh)
     check_run(FLAGS.run, plan.identity, FLAGS.export)
-    if plan.cache is not None and not plan.cache.complete and not fill_cache(plan, plan.cache, started):
+    features = plan.features
+    if isinstance(features, FeatureCache) and not features.complete and not fill_cache(plan, features, started):
         launch.say("stopped while computing features; the same command goes on")
         return
     describe(plan)
-    with Run(FLAGS.run, plan.identity) as run:
+    rows = features if isinstance(features, RowFeatures) else contextlib.nullcontext()
+    with Run(FLAGS.run, plan.identity) as run, rows:
         outcome = work(run, plan, started)
         report(outcome, plan.loop.steps)
         if FLAGS.export and outcome.finished:
@@ -104,6 +114,13 @@ def check_flags() -> None:
     launch.need(FLAGS, "config", "data", "run")
     for place in filter(None, (FLAGS.run, FLAGS.features, FLAGS.export)):
         local(place)
+    if FLAGS.features_budget is not None:
+        if not FLAGS.features:
+            raise ValueError("--features_budget needs --features, the directory that it limits")
+        if FLAGS.features_budget < 0:
+            raise ValueError(f"--features_budget must be at least 0, got {FLAGS.features_budget:g}")
+        if FLAGS.mesh or FLAGS.distributed:
+            raise ValueError("--features_budget computes rows on one device: leave --mesh and --distributed out")
     if FLAGS.split_head and FLAGS.mesh is None:
         raise ValueError("--split_head needs --mesh, the devices to split over")
     if FLAGS.config.dtype == "float16":
@@ -135,12 +152,12 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
         optimizer=step.OptimizerConfig(steps=steps, **config.optimizer),
         loop=LoopConfig(steps=steps, **config.loop),
         evaluate=make_evaluate(target, model, subject, prompts, config.evaluation.max_new_tokens) if prompts else None,
-        cache=open_cache(material, config, text),
+        features=plan_features(model, target, material, config, text),
         identity={
             "config": config.to_dict(),
             "text_and_target": text,
             "split": "by prompt",  # runs from before held out documents, and are refused
-            "features": config.features.dtype if FLAGS.features else None,
+            "features": stored_as(config),
             "evaluation_prompts": digest if prompts else None,
             **subject.identity,
         },
@@ -149,22 +166,25 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
 
 def work(run: Run, plan: Plan, started: float) -> Outcome:
     """The training itself."""
-    config, subject, cache = plan.config, plan.subject, plan.cache
+    config, subject = plan.config, plan.subject
+    found: dict[str, Any] = {}
+    if isinstance(plan.features, FeatureCache):
+        found["lookup"] = plan.features.lookup
+    elif plan.features is not None:
+        found["of_row"] = plan.features
     optimizer, schedule = step.make_optimizer(plan.optimizer)
     options = {"dtype": config.dtype, "everywhere": everywhere(config)}
     return train(
         run,
         step.initial_state(subject.first, optimizer, subject.recipe.num_steps),
-        make_iterator(
-            plan.material.training, rows_of(config), seed=config.seed, lookup=cache.lookup if cache else None
-        ),
+        make_iterator(plan.material.training, rows_of(config), seed=config.seed, **found),
         step.make_train_step(
             subject.recipe, plan.target, optimizer, accumulate=config.data.accumulate, seed=config.seed, **options
         ),
         step.Frozen(plan.model.params, subject.vocabulary),
         plan.loop,
         learning_rate=schedule,
-        heldout=heldout_rows(plan.material, cache, config.data.batch),
+        heldout=heldout_rows(plan.material, config.data.batch, **found),
         measure=step.make_measure(subject.recipe, plan.target, **options),
         evaluate=plan.evaluate,
         time_limit=FLAGS.time_limit,
@@ -193,7 +213,16 @@ def evaluation_prompts(model: LoadedModel, config: Any) -> list[list[int]]:
     ]
 
 
-def open_cache(material: Material, config: Any, identity: str) -> FeatureCache | None:
+def stored_as(config: Any) -> str | None:
+    """How features are rounded and read; the budget itself changes no number."""
+    if not FLAGS.features:
+        return None
+    return config.features.dtype if FLAGS.features_budget is None else f"{config.features.dtype}, by row"
+
+
+def plan_features(
+    model: LoadedModel, target: Target, material: Material, config: Any, identity: str
+) -> FeatureCache | RowFeatures | None:
     """The features on disk, as far as they are there; None where they are computed in every step.
 
     Raises:
@@ -201,6 +230,19 @@ def open_cache(material: Material, config: Any, identity: str) -> FeatureCache |
     """
     if not FLAGS.features:
         return None
+    if FLAGS.features_budget is not None:
+        heldout = material.heldout.rows if material.heldout else []
+        return RowFeatures(
+            FLAGS.features,
+            [*heldout, *material.training.rows],
+            config.data.length,
+            identity,
+            target,
+            model.params,
+            budget=1e9 * FLAGS.features_budget,
+            dtype=config.features.dtype,
+            everywhere=everywhere(config),
+        )
     cache = FeatureCache(FLAGS.features, material.text.examples, identity, config.features.dtype)
     if not cache.complete and jax.process_count() > 1:
         raise ValueError(f"{FLAGS.features} is filled by one process: run without --distributed first, or without it")
@@ -243,6 +285,12 @@ def describe(plan: Plan) -> None:
         f" {plan.material.text.num_cut} cut, {plan.material.text.num_dropped} dropped\n"
         f"steps: {plan.loop.steps}"
     )
+    if isinstance(plan.features, RowFeatures):
+        features = plan.features
+        launch.say(
+            f"features of {features.num_kept} of {features.num_rows} rows are kept in {features.directory},"
+            f" {features.num_kept * features.row_bytes / 1e9:.1f} GB; the others are computed whenever they are read"
+        )
 
 
 def export(run: Run, outcome: Outcome, subject: Subject) -> None:

@@ -27,6 +27,9 @@ Row = dict[str, np.ndarray]
 Lookup = Callable[[int], dict[str, np.ndarray]]
 """document -> its features by field name, each [n, ...]"""
 
+RowLookup = Callable[[Sequence[int], Row], Row]
+"""documents of a row, the row -> its features by field name, each [T, ...]"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Trimmed:
@@ -136,8 +139,10 @@ def _pack_window(examples: Sequence[Example], order: np.ndarray, length: int, nu
     return rows
 
 
-def assemble(packing: Packing, documents: Sequence[int], lookup: Lookup | None = None) -> Row:
-    """One packed row: the fields of `Batch`, and those that `lookup` finds for each document."""
+def assemble(
+    packing: Packing, documents: Sequence[int], lookup: Lookup | None = None, of_row: RowLookup | None = None
+) -> Row:
+    """One packed row: the fields of `Batch`, and those that `lookup` finds for each document or `of_row` for all."""
     length = packing.length
     row = {
         "tokens": np.zeros(length, np.int32),
@@ -158,13 +163,28 @@ def assemble(packing: Packing, documents: Sequence[int], lookup: Lookup | None =
             whole = row.setdefault(name, np.zeros((length, *values.shape[1:]), values.dtype))
             whole[place] = values[: len(example.tokens)]
         start, used = place.stop, used + len(slots)
+    if of_row and documents:
+        row |= of_row(documents, row)
     return row
 
 
 def make_iterator(
-    packing: Packing, batch: int, *, seed: int, lookup: Lookup | None = None, prefetch: int = 4
+    packing: Packing,
+    batch: int,
+    *,
+    seed: int,
+    lookup: Lookup | None = None,
+    of_row: RowLookup | None = None,
+    prefetch: int = 4,
 ) -> grain.DatasetIterator:
     """Batches without end of `batch` rows, dicts of arrays [batch, ...]; every epoch in another order.
+
+    Args:
+      packing: the rows.
+      batch: how many at a time.
+      seed: decides the order.
+      lookup, of_row: as `assemble` takes them. `of_row` may compute, so nothing is read ahead then.
+      prefetch: batches that are read ahead.
 
     Raises:
       ValueError: a batch below 1.
@@ -172,6 +192,7 @@ def make_iterator(
     if batch < 1:
         raise ValueError(f"a batch needs at least 1 row, got {batch}")
     rows: Any = grain.MapDataset.source(packing.rows).seed(seed).shuffle().repeat(EPOCHS)
-    rows = rows.map(lambda documents: assemble(packing, documents, lookup)).batch(batch)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    rows = rows.map(lambda documents: assemble(packing, documents, lookup, of_row)).batch(batch)
+    ahead = (0, 0) if of_row else (1, prefetch)
+    options = grain.ReadOptions(num_threads=ahead[0], prefetch_buffer_size=ahead[1])
     return iter(rows.to_iter_dataset(options))

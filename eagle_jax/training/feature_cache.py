@@ -5,13 +5,15 @@ taps.bin, hidden.bin, choice.bin   all documents, one after the other
 done.bin                           a byte a document: whether it is there
 lock                               held by the process that fills them; others read, or are refused
 
-They are filled batch by batch, and after an interruption from where that stopped.
+They are filled batch by batch, and after an interruption from where that stopped. All of them must fit on the disk;
+`row_features` does with less.
 """
 
 import dataclasses
 import json
 import math
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,7 +31,10 @@ from eagle_jax.training.data import Row, assemble, pack
 from eagle_jax.training.features import compute_features
 from eagle_jax.types import Params, Target
 
+ABOUT = "about.json"
 FIELDS = ("taps", "hidden", "choice")
+BY_ROW = "rows"
+"""The `kind` of directories that `row_features` fills; those of this module name none."""
 
 
 class FeatureCache:
@@ -100,7 +105,7 @@ class FeatureCache:
                 raise ValueError(f"conversation {document} has {tokens} tokens, features.length is {length}")
         if mesh is not None:
             sharding.check_batch(mesh, batch)
-        compute = _make_pass(target, params, self.dtype, everywhere, mesh)
+        compute = make_pass(target, params, self.dtype, everywhere, mesh)
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("w") as file:
             lock(file, f"{self.directory}: another process is filling it")
@@ -139,21 +144,17 @@ class FeatureCache:
 
     def _create(self, target: Target, params: Params) -> None:
         """Take the room on the disk."""
-        widths = _widths(target, params)
+        widths = widths_of(target, params)
         for name, (dtype, shape) in self._layouts(widths).items():
             allocate(self.directory / f"{name}.bin", math.prod(shape) * np.dtype(dtype).itemsize)
-        write_whole(self.directory / "about.json", json.dumps({**self._about, "widths": widths}))
+        write_whole(self.directory / ABOUT, json.dumps({**self._about, "widths": widths}))
         self._open("r+")
 
     def _open(self, mode: Literal["r", "r+"]) -> None:
         """Open the files if there are any, and see that they are these features and all of them."""
-        known = self.directory / "about.json"
-        if not known.is_file():
+        found = check_about(self.directory, self._about)
+        if found is None:
             return
-        found = json.loads(known.read_text(encoding="utf-8"))
-        for key, value in self._about.items():
-            if found.get(key) != value:
-                raise ValueError(f"{self.directory} holds other features: {key} is {found.get(key)}, not {value}")
         for name, (dtype, shape) in self._layouts(found["widths"]).items():
             path = self.directory / f"{name}.bin"
             size, wanted = path.stat().st_size, math.prod(shape) * np.dtype(dtype).itemsize
@@ -172,7 +173,27 @@ class FeatureCache:
         }
 
 
-def _widths(target: Target, params: Params) -> dict[str, int]:
+def check_about(directory: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a directory says about its features; None where it has none yet.
+
+    Raises:
+      ValueError: they are others than wanted.
+    """
+    path = directory / ABOUT
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("kind") != wanted.get("kind"):
+        by_row = found.get("kind") == BY_ROW
+        advice = "by row: add --features_budget" if by_row else "of conversations: leave --features_budget out"
+        raise ValueError(f"{directory} holds features {advice}, or give another directory")
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ValueError(f"{directory} holds other features: {key} is {found.get(key)}, not {value}")
+    return found
+
+
+def widths_of(target: Target, params: Params) -> dict[str, int]:
     """Numbers a token in the features that have an axis for them."""
     one = jnp.zeros((1, 1), jnp.int32)
     text = Batch(tokens=one, segments=one, positions=one, supervised=one > 0, slots=one)
@@ -180,8 +201,8 @@ def _widths(target: Target, params: Params) -> dict[str, int]:
     return {"taps": found.taps.shape[-1], "hidden": found.hidden.shape[-1]}
 
 
-def _make_pass(
-    target: Target, params: Params, dtype: str, everywhere: bool, mesh: Mesh | None
+def make_pass(
+    target: Target, params: Params, dtype: str, everywhere: bool, mesh: Mesh | None = None
 ) -> Callable[[Sequence[Row]], Features]:
     """Rows of text -> their features in host memory, as they are stored.
 

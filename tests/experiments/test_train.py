@@ -207,6 +207,62 @@ def test_in_pieces(task: Task, whole: Path, tmp_path: Path, capsys: pytest.Captu
     assert here == there
 
 
+def test_any_budget_of_features_gives_the_same_weights(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit: all kept, none, and some in pieces, each with another budget; rows come by more than once."""
+    flags = ["--config.epochs=2.5", "--config.loop.save_every=1", "--config.loop.heldout_every=1"]
+
+    def head(name: str, *budgets: float, more: tuple[str, ...] = ()) -> dict[str, bytes]:
+        folder = tmp_path / name
+        for budget in budgets:
+            given = [f"--features={folder / 'features'}", f"--features_budget={budget}", f"--export={folder / 'head'}"]
+            assert run(task, folder, *flags, *given, *more) == 0
+        return {path.name: path.read_bytes() for path in (folder / "head").iterdir()}
+
+    wanted = head("all", 1)
+    rows = len([*(tmp_path / "all" / "features").glob("*.bin")])
+    said = capsys.readouterr().out
+    assert f"features of {rows} of {rows} rows are kept in {tmp_path / 'all' / 'features'}, 0.0 GB; the" in said
+    assert head("none", 0) == wanted
+    assert not [*(tmp_path / "none" / "features").glob("*.bin")]
+    size = next((tmp_path / "all" / "features").glob("*.bin")).stat().st_size / 1e9
+    assert rows > 3
+    assert head("some", 2.5 * size, 3.5 * size, 1.5 * size, 0, 1, 1, 1, more=("--time_limit=0",)) == wanted
+    assert metrics(tmp_path / "some") == metrics(tmp_path / "none") == metrics(tmp_path / "all")
+
+
+def test_features_of_another_kind(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of conversations and by row: each is one line for the other, and nothing is written."""
+    before = contents(whole)
+    features = f"--features={whole / 'features'}"
+    line = refused(capsys, task, tmp_path, features, "--features_budget=1")
+    kind = "holds features of conversations: leave --features_budget out, or give another directory"
+    assert line == f"error: {whole / 'features'} {kind}"
+    assert "its features is 'float32', not 'float32, by row'" in refused(
+        capsys, task, whole, f"--features={tmp_path / 'new'}", "--features_budget=1"
+    )
+    assert contents(whole) == before
+    assert not contents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--features_budget=1"], "--features_budget needs --features, the directory that it limits"),
+        (["--features_budget=-1", "--features=x"], "--features_budget must be at least 0, got -1"),
+        (
+            ["--features_budget=1", "--features=x", "--mesh=2x2"],
+            "--features_budget computes rows on one device: leave --mesh and --distributed out",
+        ),
+    ],
+)
+def test_budgets_that_cannot_be(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert refused(capsys, task, tmp_path, *flags) == f"error: {message}"
+
+
 def test_the_finished_command_again(
     task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
