@@ -1,7 +1,7 @@
 // Attention of new tokens over a cached prefix and over each other, on a CPU.
 //
-// One task is a row of the batch and a key/value head, whose keys all its queries share (T tokens x G query heads). Keys
-// are taken 64 at a time and transposed once, so that scores and weighted sums are the blocks of block.h; a running
+// One task is a row of the batch, a key/value head, whose keys its queries share (T tokens x G query heads), and all of
+// the queries or, where tasks would be too few for the threads to end together, a part of them. Keys are taken 64 at a time and transposed once, so that scores and weighted sums are the blocks of block.h; a running
 // softmax (FlashAttention, arXiv 2205.14135, section 3.1) joins them. A query's result depends on no other query.
 //
 //   keys 64 x D -> tiles [D, 16]      scores [rows, 64] = q tiles      p = exp(scores - top)      sum += p values
@@ -13,6 +13,8 @@ namespace {
 constexpr int64_t kSlots = 64;       // keys taken at a time
 constexpr float kMasked = -1e30f;    // score of a key that a query may not see
 constexpr int64_t kParallelWork = 1 << 18;  // multiply-adds below which one thread is as fast
+constexpr int64_t kTasksPerThread = 4;       // so that they end together
+constexpr int64_t kLeastQueries = 4;         // of a part: each transposes the keys for itself
 
 // exp(x) for x <= 0 to a few units of the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes).
 inline Vector Exp(Vector x) {
@@ -162,17 +164,23 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> queries, ffi::B
                      ffi::Buffer<ffi::F32> prefix_values, ffi::Buffer<ffi::S32> lengths, ffi::Buffer<ffi::S32> positions,
                      ffi::Buffer<ffi::S32> key_positions, int64_t window, ffi::ResultBuffer<ffi::F32> out) {
   const auto q = queries.dimensions(), k = keys.dimensions(), p = prefix_keys.dimensions();
-  const Shape shape{q[1], q[2], k[2], q[3], k[1], p[1]};
-  const int64_t batch = q[0], each = shape.kv_heads * shape.size;
+  const Shape all{q[1], q[2], k[2], q[3], k[1], p[1]};
+  const int64_t batch = q[0], each = all.kv_heads * all.size;
   int64_t work = 0;
-  for (int64_t row = 0; row < batch; ++row) work += lengths.typed_data()[row] + shape.new_tokens;
-  work *= shape.queries * shape.heads * shape.size * 2;
-  ForEach(pool, work < kParallelWork ? 1 : pool.num_threads(), batch * shape.kv_heads, [&](int64_t task) {
-    const int64_t row = task / shape.kv_heads, head = task % shape.kv_heads;
-    const int32_t* at = positions.typed_data() + row * shape.queries;
+  for (int64_t row = 0; row < batch; ++row) work += lengths.typed_data()[row] + all.new_tokens;
+  work *= all.queries * all.heads * all.size * 2;
+  const int64_t threads = work < kParallelWork ? 1 : pool.num_threads(), tasks = batch * all.kv_heads;
+  const int64_t wanted = threads > 1 ? (kTasksPerThread * threads + tasks - 1) / tasks : 1;
+  const int64_t parts = std::max<int64_t>(1, std::min(wanted, all.queries / kLeastQueries));
+  ForEach(pool, threads, tasks * parts, [&](int64_t task) {
+    const int64_t row = task / parts / all.kv_heads, head = task / parts % all.kv_heads, part = task % parts;
+    const int64_t begin = row * all.queries + part * all.queries / parts;  // of its queries, among those of all rows
+    Shape shape = all;
+    shape.queries = row * all.queries + (part + 1) * all.queries / parts - begin;
+    const int32_t* at = positions.typed_data() + begin;
     const int32_t* key_at = key_positions.typed_data() + row * shape.new_tokens;
-    const bool* seen = mask.typed_data() + row * shape.queries * shape.new_tokens;
-    Running running(shape, queries.typed_data() + row * shape.queries * shape.heads * shape.size, head);
+    const bool* seen = mask.typed_data() + begin * shape.new_tokens;
+    Running running(shape, queries.typed_data() + begin * shape.heads * shape.size, head);
     int64_t oldest = 0;  // slot that some query sees
     if (window > 0) oldest = std::max<int64_t>(0, *std::min_element(at, at + shape.queries) - window + 1);
     const int64_t length = std::min<int64_t>(lengths.typed_data()[row], shape.slots);
@@ -190,7 +198,7 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> queries, ffi::B
                            (window == 0 || at[query] - key_at[first + key] < window);
                   });
     }
-    running.Write(out->typed_data() + row * shape.queries * shape.heads * shape.size);
+    running.Write(out->typed_data() + begin * shape.heads * shape.size);
   });
   return ffi::Error::Success();
 }
