@@ -71,7 +71,7 @@ class TauTable(NamedTuple):
 
     def at(self, size: TreeSize, temperature: float) -> float:
         """tau of a tree at any temperature: on a line between those measured, the nearest beyond them."""
-        return _between(self.tau[size], temperature)
+        return between(self.tau[size], temperature)
 
 
 TAU_FILE = "tau.json"
@@ -105,20 +105,21 @@ class RoundCosts(NamedTuple):
     """Milliseconds of the parts of a round, for rows of one batch."""
 
     passes: Mapping[int, float]  # of the target over so many nodes a row, their logits and choice included
-    observe: float  # of the head: reading what was accepted, and the root's children
-    steps: Mapping[int, float]  # of the head: one more level, by the nodes that it feeds
+    rest: float  # of a plain round besides its pass
+    draft: float  # of a round that drafts one level, besides its pass: drafting, reading what was accepted, all else
+    step: float  # one more level
 
     def round(self, size: TreeSize) -> float:
         """A round of drafting."""
-        return _between(self.passes, size.nodes) + self.observe + size.depth * _between(self.steps, size.top_k)
+        return between(self.passes, size.nodes) + self.draft + size.depth * self.step
 
     @property
     def plain(self) -> float:
         """A round of plain decoding."""
-        return self.passes[1]
+        return self.passes[1] + self.rest
 
 
-def _between(measured: Mapping[Any, float], place: float) -> float:
+def between(measured: Mapping[Any, float], place: float) -> float:
     """On a line between the places that were measured, the nearest beyond them."""
     places = sorted(measured)
     return float(np.interp(place, places, [measured[one] for one in places]))

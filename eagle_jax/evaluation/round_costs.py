@@ -1,57 +1,68 @@
 """What a pass of the target and a step of its head cost on this machine, measured in seconds and remembered on disk.
 
-Compiling whole programs of all candidate trees would take minutes. The target is timed in groups of a few layers: one
-small program for each number of nodes, run over all groups in turn, which reads all weights from memory as a pass does.
-The head has one layer anyway. Sizes that are not measured lie on lines between those that are.
+Compiling whole programs of all candidate trees would take minutes. Of the target some layers are timed, as many as no
+cache of a processor holds, and its LM head; what drafting, verification and commit cost is the rest of real rounds with
+a target of few layers. All run in loops on the device: a call from the host costs as much as a few tokens. Sizes that
+are not measured lie on lines between those that are.
 """
 
-import functools
+import dataclasses
 import hashlib
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, head_directory
-from eagle_jax.drafters import make_eagle2
-from eagle_jax.drafters.base import Observation
+from eagle_jax.drafters import Drafter, make_eagle2, make_vanilla
 from eagle_jax.drafters.default_tree import (
     TAU_FILE,
     RoundCosts,
     TreeChoice,
+    TreeSize,
     best_tree,
+    between,
     ladder_tree,
     read_tau_table,
 )
 from eagle_jax.files import cache_directory, write_whole
+from eagle_jax.generate import Generator
 from eagle_jax.kernels.packed import is_packed, pack
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.models.transformer import make_target
-from eagle_jax.sampling import first_largest
-from eagle_jax.types import Params, Target, TargetOutput
+from eagle_jax.sampling import first_largest, make_sampling
+from eagle_jax.types import KVCache, Params, Target
 
 PASS_SIZES = (1, 2, 4, 8, 12, 16, 32, 60)
 """Nodes of the passes that are timed; the last is the largest candidate."""
 
-STEP_SIZES = (1, 4, 10)
-"""Nodes of the head's steps that are timed."""
+DRAFTED = TreeSize(2, 0, 1), TreeSize(8, 2, 3)
+"""Trees whose rounds are timed for what drafting costs: one draft step, and two levels more."""
 
-GROUP = 3
-"""Layers of a timed program."""
+STREAMED = 96 * 2**20
+"""Bytes of weights that are read from memory in each loop, not from a cache."""
+
+LOOPS = 4
+"""How often a part runs in one call."""
 
 PREFIX = 192
 """Tokens in the caches, about what a chat has."""
 
 REPEATS = 7
 
-VERSION = 1
+FEW = 2
+"""Layers of the target in these rounds."""
+
+CAPACITY = 512
+"""Cache slots of these rounds: room for `REPEATS` + 1 calls of `LOOPS` rounds."""
+
+VERSION = 3
 """Of the way of measuring: others are not comparable."""
 
 
@@ -93,8 +104,7 @@ def round_costs(model: LoadedModel, head: Head, head_params: HeadParams, batch: 
     path = cache_directory() / "round_costs" / f"{_key(model, params, head, batch)}.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        passes, steps = ({int(size): cost for size, cost in found[name].items()} for name in ("passes", "steps"))
-        return RoundCosts(passes, found["observe"], steps)
+        return RoundCosts(**{**found, "passes": {int(size): cost for size, cost in found["passes"].items()}})
     costs = measure(model, params, head, pack(head_params), batch)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(costs._asdict()))
@@ -110,96 +120,103 @@ def _key(model: LoadedModel, params: Params, head: Head, batch: int) -> str:
 
 
 def measure(model: LoadedModel, params: Params, head: Head, head_params: HeadParams, batch: int) -> RoundCosts:
-    """Time all parts in turn, several times; medians."""
+    """Time all parts in turn, several times; the best of each, for what is wanted are differences."""
     target = make_target(model.config)
-    sizes = [size for size in PASS_SIZES if size * batch <= max(PASS_SIZES)] or [1]
+    sizes = sorted({1, *(size for size in PASS_SIZES if size * batch <= max(PASS_SIZES))})
+    count, few_layers, few = _some_layers(model, params)
     runs: dict[tuple[str, int], Callable[[], object]] = {}
-    for size in {1, *sizes}:
-        runs["pass", size] = _pass_over(model, params, target, batch, size)
-    steps = [size for size in STEP_SIZES if size * batch <= max(PASS_SIZES)] or [1]
-    for name, size, run in _draft_runs(model, params, target, head, head_params, batch, steps):
-        runs[name, size] = run
-    flush = _unembed_of(target, params, jnp.zeros((batch, 1, model.config.width), target.activation_dtype(params)))
+    for size in sizes:
+        runs["layers", size] = _layers(few_layers, few, batch, size)
+        runs["unembed", size] = _unembed(target, params, batch, size, model.config.width)
+    for nodes, drafter in {1: make_vanilla(), **{size.nodes: make_eagle2(head, *size) for size in DRAFTED}}.items():
+        runs["round", nodes] = _rounds(model, params, drafter, () if nodes == 1 else head_params, batch)
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
     for turn in range(REPEATS + 1):
         for key, run in runs.items():
-            jax.block_until_ready(flush())  # in a round, too, other weights have passed through the caches since
             started = time.perf_counter()
             jax.block_until_ready(run())
             if turn:
                 seconds[key].append(time.perf_counter() - started)
-    cost = {key: 1e3 * statistics.median(found) for key, found in seconds.items()}
-    read = cost["read", 1]
+    cost = {key: 1e3 / LOOPS * min(found) for key, found in seconds.items()}
+    layers = {size: cost["layers", size] / count for size in sizes}
+    unembed = {size: cost["unembed", size] for size in sizes}
+    # What a round takes besides its pass, of which `_rounds` has few layers.
+    flat, deep = DRAFTED
+    rest = {
+        nodes: max(0.0, cost["round", nodes] - between(layers, nodes) * FEW - between(unembed, nodes))
+        for nodes in (1, flat.nodes, deep.nodes)
+    }
     return RoundCosts(
-        passes={size: cost["pass", size] for size in sorted({1, *sizes})},
-        observe=cost["observe", 1] + read,
-        steps={size: max(0.0, cost["grow", size] - read) for size in steps},
+        passes={size: layers[size] * model.config.num_layers + unembed[size] for size in sizes},
+        rest=rest[1],
+        draft=rest[flat.nodes],
+        step=max(0.0, rest[deep.nodes] - rest[flat.nodes]) / (deep.depth - flat.depth),
     )
 
 
-def _pass_over(model: LoadedModel, params: Params, target: Target, batch: int, size: int) -> Callable[[], object]:
-    """A pass of the whole target over `size` nodes: groups of layers, then the choice."""
-    count = min(GROUP, model.config.num_layers)
-    firsts = [min(first, model.config.num_layers - count) for first in range(0, model.config.num_layers, count)]
-    groups = [pick_layers(model.config, params, range(first, first + count)) for first in firsts]
-    part = make_target(groups[0][0])
-    cache = _filled(part.init_cache(batch, 2 * PREFIX, target.activation_dtype(params)))
-    tokens = jnp.zeros((batch, size), jnp.int32)
-    positions = jnp.broadcast_to(PREFIX + jnp.arange(size), (batch, size))
-    mask = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
-    layers = jax.jit(functools.partial(_hidden, part))
-    unembed = _unembed_of(target, params, layers(groups[0][1], tokens, positions, cache, mask))
+def _rounds(
+    model: LoadedModel, params: Params, drafter: Drafter, drafter_params: Params, batch: int
+) -> Callable[[], object]:
+    """`LOOPS` rounds of decoding with a target of few layers: drafting, verification, commit and all else are real."""
+    config, few = pick_layers(model.config, params, range(min(FEW, model.config.num_layers)))
+    generator = Generator(make_target(config), few, drafter, drafter_params, capacity=CAPACITY)
+    sampling = make_sampling(batch, max_new_tokens=CAPACITY - PREFIX - drafter.max_depth - 1)
+    state = generator.start([[0] * PREFIX] * batch, sampling)
 
     def run() -> object:
-        for _, some in groups:
-            layers(some, tokens, positions, cache, mask)
-        return unembed()
+        nonlocal state
+        state = generator.advance(drafter, state, sampling, LOOPS)
+        return state.rounds
 
     return run
 
 
-def _hidden(target: Target, params: Params, *given: Any) -> jax.Array:
-    return target.forward(params, *given).hidden
+def _timed(part: Callable[[jax.Array, Params], object], weights: Params) -> Callable[[], jax.Array]:
+    """Runs a part `LOOPS` times in one program, each time after the one before it has ended, as rounds do.
+
+    A part is given a zero that XLA cannot fold, because it is made of all that the last one found.
+    """
+
+    @jax.jit
+    def loop(weights: Params) -> jax.Array:
+        def again(_: jax.Array, zero: jax.Array) -> jax.Array:
+            found = jax.tree.leaves(part(zero, weights))
+            return (sum(leaf.astype(jnp.float32).sum() for leaf in found) == jnp.inf).astype(jnp.int32)
+
+        return lax.fori_loop(0, LOOPS, again, jnp.int32(0))
+
+    return lambda: loop(weights)
 
 
-def _unembed_of(target: Target, params: Params, hidden: jax.Array) -> Callable[[], jax.Array]:
-    choose = jax.jit(lambda params, hidden: first_largest(target.unembed(params, hidden)))
-    return lambda: choose(params, hidden)
+def _some_layers(model: LoadedModel, params: Params) -> tuple[int, Target, Params]:
+    """As many layers as no cache of a processor holds, so that each loop reads their weights from memory."""
+    layer = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers_0"]))
+    count = min(model.config.num_layers, -(-STREAMED // layer))
+    config, few = pick_layers(model.config, params, range(count))
+    return count, make_target(config), few
 
 
-def _filled(cache: Any) -> Any:
-    return cache.replace(length=jnp.full_like(cache.length, PREFIX))
+def _layers(target: Target, params: Params, batch: int, size: int) -> Callable[[], jax.Array]:
+    """The layers over `size` nodes a row."""
+    cache = _filled(target.init_cache(batch, 2 * PREFIX, target.activation_dtype(params)))
+    positions = jnp.broadcast_to(PREFIX + jnp.arange(size), (batch, size))
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
+
+    def part(zero: jax.Array, weights: Params) -> jax.Array:
+        return target.forward(weights, jnp.full((batch, size), zero), positions, cache, mask).hidden
+
+    return _timed(part, params)
 
 
-def _draft_runs(
-    model: LoadedModel,
-    params: Params,
-    target: Target,
-    head: Head,
-    head_params: HeadParams,
-    batch: int,
-    steps: Sequence[int],
-) -> list[tuple[str, int, Callable[[], object]]]:
-    """Reading what was accepted, the root's children alone, and one level more of `steps` nodes."""
-    dtype = target.activation_dtype(params)
-    text, length = jnp.zeros((batch, 2 * PREFIX), jnp.int32), jnp.full(batch, PREFIX, jnp.int32)
-    noise = jnp.zeros((batch, 3, model.config.vocab_size))
-    path = jnp.broadcast_to(jnp.arange(3), (batch, 3))
-    taps = jnp.zeros((batch, 3, model.config.width * len(model.config.taps)), dtype)
-    output = TargetOutput(hidden=taps[..., : model.config.width], taps=taps, keys=(), values=())
-    seen = Observation(text=text, length=length, output=output, path=path, count=jnp.full(batch, 2))
-    first = make_eagle2(head, 2, 0, 1)
-    state = first.init(batch, 2 * PREFIX, dtype)
-    state = state.replace(cache=_filled(state.cache))
-    observe = jax.jit(first.observe)
+def _unembed(target: Target, params: Params, batch: int, size: int, width: int) -> Callable[[], jax.Array]:
+    """Logits and choice for `size` nodes a row."""
 
-    def growing(depth: int, top_k: int) -> Callable[[], object]:
-        drafter = make_eagle2(head, 2, depth, top_k)
-        propose = jax.jit(drafter.propose)
-        return lambda: propose(head_params, params, state, text, length, noise[:, : depth + 1])
+    def part(zero: jax.Array, weights: Params) -> jax.Array:
+        hidden = jnp.full((batch, size, width), zero, target.activation_dtype(weights))
+        return first_largest(target.unembed(weights, hidden))
 
-    return [
-        ("observe", 1, lambda: observe(head_params, params, state, seen)),
-        ("read", 1, growing(0, 1)),
-        *(("grow", size, growing(1, size)) for size in steps),
-    ]
+    return _timed(part, params)
+
+
+def _filled(cache: KVCache) -> KVCache:
+    return dataclasses.replace(cache, length=jnp.full_like(cache.length, PREFIX))

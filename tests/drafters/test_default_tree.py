@@ -51,13 +51,14 @@ TABLE = TauTable({SMALL: {0.0: 1.6, 1.0: 1.4}, LARGE: {0.0: 2.4, 1.0: 1.8}})
 
 
 def costs(passes: dict[int, float], step: float = 1.0) -> RoundCosts:
-    return RoundCosts(passes={1: 10.0, **passes}, observe=2.0, steps={1: step, 4: step})
+    return RoundCosts(passes={1: 10.0, **passes}, rest=0.0, draft=2.0, step=step)
 
 
 def test_a_round_costs_its_parts() -> None:
     """Sizes between those measured lie on lines."""
-    measured = RoundCosts(passes={1: 10.0, 8: 17.0, 16: 33.0}, observe=2.0, steps={1: 1.0, 4: 4.0})
-    assert measured.round(SMALL) == pytest.approx(13.0 + 2.0 + 2.0)
+    measured = RoundCosts(passes={1: 10.0, 8: 17.0, 16: 33.0}, rest=0.5, draft=2.0, step=4.0)
+    assert measured.plain == 10.5
+    assert measured.round(SMALL) == pytest.approx(13.0 + 2.0 + 4.0)
     assert measured.round(TreeSize(12, 3, 4)) == pytest.approx(25.0 + 2.0 + 12.0)
 
 
