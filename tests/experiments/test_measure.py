@@ -20,7 +20,7 @@ def table(capsys: pytest.CaptureFixture[str], tiny_model: Path, what: str) -> li
 def test_pass_costs(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
     header, *rows = table(capsys, tiny_model, "pass_costs")
     assert header == ["tokens", "ms a pass", "over 1 token"]
-    assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 16, 32, 64]
+    assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 12, 16, 32, 64]
     assert rows[0][2] == "1.00"
     assert all(float(row[1]) > 0 for row in rows)
 
@@ -66,7 +66,7 @@ def test_pytorch_is_asked_for_in_one_line(
         (["--prompt_tokens=0"], "got 0 and 128"),
         (["--new_tokens=1"], "got 240 and 1"),
         (["--prompt_tokens=400"], "must come to less than 512, got 400 and 128"),
-        (["--what=speed"], "value should be one of <pass_costs|torch|length|sampling|split>"),
+        (["--what=speed"], "value should be one of <peers|pass_costs|torch|length|sampling|split>"),
         (["--repeats=0", "--prompt_tokens=20", "--new_tokens=8"], "repeats must be at least 1, got 0"),
     ],
 )

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
-from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training.conversations import read_corpus
-from eagle_jax.types import Params
 from experiments import launch, methods, regenerate
 from experiments.settings import Settings
 from tests.checkpoint.heads import edit_tensors
@@ -181,17 +179,17 @@ def test_default_tree_is_that_of_the_rows_of_one_device(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rows on one device, or on two."""
-    seen: list[int | None] = []
+    seen: list[int] = []
 
-    def make_method(name: str, model: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
-        seen.append(settings.nodes)
-        return make_vanilla(), ()
+    def with_tree(name: str, settings: Settings, model: LoadedModel, *, batch: int, **_: Any) -> tuple[str, Settings]:
+        seen.append(batch)
+        return "vanilla", settings
 
-    monkeypatch.setattr(methods, "make_method", make_method)
+    monkeypatch.setattr(methods, "with_tree", with_tree)
     for number, mesh in enumerate(([], ["--mesh=2x1"])):
         output = tmp_path / f"{number}.jsonl"
         assert run(task, output, "--method=eagle3", "--num_prompts=1", "--temperatures=0", *mesh) == 0
-    assert seen == [2, 4]
+    assert seen == [2, 1]
 
 
 def test_again(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
