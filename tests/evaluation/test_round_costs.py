@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
-from eagle_jax.drafters.default_tree import TreeSize
+from eagle_jax.drafters.default_tree import RoundCosts, TreeSize
 from eagle_jax.evaluation import round_costs
 from eagle_jax.files import CACHE
 from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, make_head
@@ -45,9 +45,11 @@ def test_measured_once(model: LoadedModel, tmp_path: pathlib.Path, monkeypatch: 
         round_costs.round_costs(model, head, params, batch=1)
 
 
-def test_the_tree_of_a_head(model: LoadedModel, tmp_path: pathlib.Path) -> None:
+def test_the_tree_of_a_head(model: LoadedModel, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its table and the costs; by platform and batch without a table."""
     head, params = head_of(model)
+    costs = RoundCosts(passes={1: 10.0, 12: 11.0}, rest=0.0, draft=2.0, step=1.0)
+    monkeypatch.setattr(round_costs, "round_costs", lambda *_: costs)
     choice = round_costs.choose_tree(model, str(tmp_path), head, params)
     assert choice.size is not None
     assert "has no tau.json" in choice.reason
