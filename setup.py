@@ -36,13 +36,13 @@ TEST = [
     "scipy>=1.14",  # critical values of the chi-square tests
 ]
 
-# The TPU compiler, which needs no TPU (experiments/compile.py), in the version that fits the installed jax.
+# The TPU compiler, which needs no TPU (experiments/scaling/compile.py), in the version that fits the installed jax.
 TPU = ["jax[tpu]>=0.10.2"]
 
 # Live parity tests and the comparison with PyTorch. Never imported by the package.
 TORCH = ["torch==2.13.0"]
 
-# What `experiments.measure --what=peers` compares with.
+# What `experiments.bench.measure --what=peers` compares with.
 PEERS = ["openvino-genai>=2026.4", *TORCH]
 
 setup(

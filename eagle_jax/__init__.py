@@ -15,7 +15,7 @@ from eagle_jax.drafters import (
     make_prompt_lookup,
     make_vanilla,
 )
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.draft_head import make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sharding import make_mesh

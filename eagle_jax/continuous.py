@@ -25,12 +25,12 @@ from jax.typing import DTypeLike
 
 from eagle_jax.decode import DecodeState, empty_state, keep_state
 from eagle_jax.drafters.base import Drafter
-from eagle_jax.generate import ALL_ROUNDS, Generation, Generator, read
+from eagle_jax.generator import ALL_ROUNDS, Generation, Generator, read_generation
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import DATA, Split, active, check_batch, keep_rows, place_rows, to_host
 from eagle_jax.types import Sampling, Target
 
-Rows = tuple[DecodeState, Sampling]
+BatchState = tuple[DecodeState, Sampling]
 """All that a row is made of; every array has the batch in front."""
 
 IDLE = -1
@@ -43,7 +43,7 @@ SHORTEST_CHUNK = 32
 """Prompt tokens of one row that a pass reads at the least, however many rows read together."""
 
 
-class Answer(NamedTuple):
+class RowAnswer(NamedTuple):
     """One row of a `Generation`."""
 
     tokens: list[int]
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
 class Finished(NamedTuple):
     """Answers that have ended, and the time so far."""
 
-    answers: Mapping[int, Answer]  # by the index of their prompt
+    answers: Mapping[int, RowAnswer]  # by the index of their prompt
     prefill_seconds: float  # prompts were read, while the other rows waited
     decode_seconds: float  # all other time that passed
 
@@ -64,7 +64,7 @@ def write_all(generator: Generator, prompts: Sequence[Sequence[int]], *, batch: 
 
     `prefill_seconds` holds the time in which prompts were read; with `decode_seconds` it is all the time that passed.
     """
-    answers: dict[int, Answer] = {}
+    answers: dict[int, RowAnswer] = {}
     for finished in write_each(generator, prompts, batch=batch, **sampling):
         answers.update(finished.answers)
     in_order = [answers[prompt] for prompt in range(len(prompts))]
@@ -118,7 +118,7 @@ def write_each(
 
     prompt_of, waiting = [IDLE] * batch, deque(range(len(prompts)))
     rows = _idle_rows(generator, settings, batch)
-    answers: dict[int, Answer] = {}
+    answers: dict[int, RowAnswer] = {}
     seconds = {"prefill": 0.0, "decode": 0.0}
     while True:
         started, step = time.perf_counter(), "decode"
@@ -139,12 +139,12 @@ def write_each(
             return
         done = to_host(rows[0].done)  # waits for the device
         ended = [row for row, prompt in enumerate(prompt_of) if prompt != IDLE and done[row]]
-        state = read(rows[0]) if ended else None
+        state = read_generation(rows[0]) if ended else None
         seconds[step] += time.perf_counter() - started
         answers = {}
         if state is not None:
             answers = {
-                prompt_of[row]: Answer(state.tokens[row], state.rounds[row], state.accepted[row]) for row in ended
+                prompt_of[row]: RowAnswer(state.tokens[row], state.rounds[row], state.accepted[row]) for row in ended
             }
             prompt_of = [IDLE if row in ended else prompt for row, prompt in enumerate(prompt_of)]
 
@@ -159,7 +159,7 @@ def group_size(batch: int, shards: int = 1) -> int:
     return max(shards, batch // ROWS_PER_PROMPT // shards * shards)
 
 
-def _idle_rows(generator: Generator, settings: Sampling, batch: int) -> Rows:
+def _idle_rows(generator: Generator, settings: Sampling, batch: int) -> BatchState:
     """Rows that are done, with the settings of the first prompt."""
     some = jax.tree.map(lambda x: x[np.zeros(batch, int)], settings)
     with active(generator.mesh):
@@ -181,10 +181,10 @@ def _read_prompts(
     generator: Generator,
     prompts: Sequence[Sequence[int]],
     settings: Sampling,
-    rows: Rows,
+    rows: BatchState,
     taken: Mapping[int, int],
     group: int,
-) -> Rows:
+) -> BatchState:
     """`rows` in which each row of `taken`, at most `group` of them, has read its prompt."""
     padded = [*taken.items()] + [*taken.items()][:1] * (group - len(taken))  # the same prompt into the same row
     places, chosen = np.array(padded, np.int32).T
@@ -197,7 +197,7 @@ def _read_prompts(
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-def replace_rows(rows: Rows, new: Rows, places: jax.Array, split: Split | None) -> Rows:
+def replace_rows(rows: BatchState, new: BatchState, places: jax.Array, split: Split | None) -> BatchState:
     """Row `places[i]` of `rows` becomes row i of `new`, for i32[G] places."""
     state, settings = jax.tree.map(lambda old, x: old.at[places].set(x), rows, new)
     return keep_state(state, split), keep_rows(settings)

@@ -17,7 +17,7 @@ from eagle_jax import sharding
 from eagle_jax.decode import DecodeState
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.drafters.vanilla import make_vanilla
-from eagle_jax.generate import ALL_ROUNDS, Generation, Generator, read, timed
+from eagle_jax.generator import ALL_ROUNDS, Generation, Generator, read_generation, timed
 from eagle_jax.sampling import make_sampling
 from eagle_jax.types import NO_TOKEN, Sampling
 
@@ -59,7 +59,7 @@ class GivingUp(Generator):
         drafter, comparison = self.drafter, FIRST_COMPARISON
         decode_seconds = 0.0
         while True:
-            generation = read(state, prefill_seconds, decode_seconds, drafter is not self.drafter)
+            generation = read_generation(state, prefill_seconds, decode_seconds, drafter is not self.drafter)
             yield generation
             if generation.complete:
                 return

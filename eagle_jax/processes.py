@@ -12,12 +12,12 @@ LONGEST = 512
 """Bytes of a text that goes around; what is longer is cut."""
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this is process 0."""
     return jax.process_index() == 0
 
 
-def first_said(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """The text of the first process that has one, in all of them; empty where none has.
 
     All processes must ask at the same place: a time limit may pass, or a signal come, in one of them alone.

@@ -6,8 +6,9 @@ position does not depend on who drafted, on the tree, or on the neighbours in th
 formula. Knows neither trees nor drafters.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,43 @@ DRAFT_STREAM = 1
 """Noise of a drafter that draws for itself (verification rule `residual`)."""
 ACCEPT_STREAM = 2
 """Uniforms of the rule `residual`."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keywords of `make_sampling`, for functions that pass them on: `**sampling: Unpack[SamplingOptions]`."""
+
+    temperature: float | Sequence[float]
+    top_k: int | Sequence[int]
+    top_p: float | Sequence[float]
+    seed: int | Sequence[int]
+    sequence: Sequence[int] | None
+    stop_ids: Sequence[int]
+    max_new_tokens: int | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How the answers of a measurement are sampled, the same for every row; values as `make_sampling` takes them."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        make_sampling(1, **self.options())  # refuses values out of range
+
+    def options(self, **more: Any) -> SamplingOptions:
+        """As keywords of `make_sampling` and of all that pass them on; `more` is what differs from row to row."""
+        options: Any = {**dataclasses.asdict(self), **more}
+        return options
+
+    def __str__(self) -> str:
+        parts = [f"T = {self.temperature:g}"]
+        parts += [f"top-k {self.top_k}"] if self.top_k else []
+        parts += [f"top-p {self.top_p:g}"] if self.top_p < 1 else []
+        return ", ".join(parts)
 
 
 def make_sampling(

@@ -34,7 +34,7 @@ DATA, MODEL = "data", "model"
 RULES: Mapping[Any, str] = {"batch": DATA, "vocab": MODEL, "heads": MODEL, "kv_heads": MODEL, "mlp": MODEL}
 """Mesh axis of each logical axis; all others stay whole."""
 
-FREE = PartitionSpec.UNCONSTRAINED
+UNCONSTRAINED = PartitionSpec.UNCONSTRAINED
 """In the place of a name: the compiler decides."""
 
 Names = tuple[Any, ...]
@@ -78,7 +78,7 @@ def spec(mesh: Mesh | AbstractMesh, names: Names, shape: tuple[int, ...]) -> Par
     """Where the axes of an array go by `RULES`, those that do not divide nowhere."""
     axes: list[Any] = []
     for name, size in zip(names, shape, strict=False):
-        axis = name if name is FREE else RULES.get(name)
+        axis = name if name is UNCONSTRAINED else RULES.get(name)
         if axis in mesh.shape and size % mesh.shape[axis]:
             _say_whole(str(name), size, axis, mesh.shape[axis])
             axis = None
@@ -119,7 +119,7 @@ def head_shardings(mesh: Mesh | AbstractMesh, head: Head, params: HeadParams, *,
         are embeddings and, without an LM head of its own, the scores of the target's.
     """
     if not split:
-        return jax.tree.map(lambda _: whole(mesh), params)
+        return jax.tree.map(lambda _: replicated(mesh), params)
 
     def rows(table: Any) -> NamedSharding | None:
         return None if table is None else NamedSharding(mesh, spec(mesh, ("vocab",), table.shape))
@@ -127,13 +127,13 @@ def head_shardings(mesh: Mesh | AbstractMesh, head: Head, params: HeadParams, *,
     parts: dict[str, Any] = {
         "weights": _shardings(mesh, jax.eval_shape(head.init, jax.random.key(0))),
         "lm_head": rows(params.lm_head),
-        "target_ids": None if params.target_ids is None else whole(mesh),
+        "target_ids": None if params.target_ids is None else replicated(mesh),
         "embedding": rows(params.embedding),
     }
     return HeadParams(**parts)
 
 
-def whole(mesh: Mesh | AbstractMesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """All of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -163,7 +163,7 @@ def keep_rows(tree: Tree, *, split: bool | None = None) -> Tree:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
-    heads = FREE if split is None else "kv_heads" if split else None
+    heads = UNCONSTRAINED if split is None else "kv_heads" if split else None
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, _row_specs(mesh, tree, heads))
 
 
@@ -176,7 +176,7 @@ def split_of(target_params: Params, drafter_params: Params) -> Split:
     return Split(*(any(map(split, jax.tree.leaves(params))) for params in (target_params, drafter_params)))
 
 
-def largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def top_k_rows(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """`lax.top_k` of x [B, ..., n], on a mesh of each row where it lies; left to itself XLA gathers the batch first."""
     top_k = functools.partial(jax.lax.top_k, k=k)
     if jax.sharding.get_abstract_mesh().empty:
@@ -212,7 +212,7 @@ def place_weights(mesh: Mesh, params: Params) -> Params:
 
     def one(leaf: Any) -> Any:
         there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
-        return leaf if there else _put(leaf, whole(mesh))
+        return leaf if there else _put(leaf, replicated(mesh))
 
     return jax.tree.map(one, params)
 
@@ -229,5 +229,5 @@ def to_host(value: jax.Array) -> np.ndarray:
     """All of an array, in every process."""
     if not value.is_fully_addressable:
         place: Any = value.sharding
-        value = jax.device_put(value, whole(place.mesh))
+        value = jax.device_put(value, replicated(place.mesh))
     return np.asarray(value)

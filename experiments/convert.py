@@ -24,7 +24,7 @@ from eagle_jax.checkpoint.hf import SINGLE_FILE, read_json
 from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
 from eagle_jax.checkpoint.validate_head import validate
 from eagle_jax.needed import PIP_INSTALL
-from experiments import launch
+from experiments.cli import launch
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("head", None, "directory of the head; with --export also one that ships", flag_values=FLAGS)

@@ -18,20 +18,20 @@ from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import Drafter, make_vanilla
-from eagle_jax.evaluation.draw import draw_tree
-from eagle_jax.evaluation.reliability import expected_error, judge, reliability_diagram
 from eagle_jax.evaluation.rounds import Round, rounds
 from eagle_jax.evaluation.runner import prompt_ids
-from eagle_jax.evaluation.strip import draw_strip
 from eagle_jax.evaluation.tasks import from_prompt, read_questions
-from eagle_jax.evaluation.themes import THEMES, save
-from eagle_jax.evaluation.time_figures import round_split
 from eagle_jax.evaluation.time_split import time_split
-from eagle_jax.evaluation.tree_layout import with_dropped
-from eagle_jax.generate import ALL_ROUNDS, Generator
+from eagle_jax.figures.calibration_diagram import expected_calibration_error, measure_calibration, reliability_diagram
+from eagle_jax.figures.layout import with_dropped
+from eagle_jax.figures.theme import THEMES, save
+from eagle_jax.figures.time_charts import round_split
+from eagle_jax.figures.timeline import draw_strip
+from eagle_jax.figures.tree_picture import draw_tree
+from eagle_jax.generator import ALL_ROUNDS, Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
-from experiments import launch, methods
+from experiments.cli import launch, methods
 
 DYNAMIC = ("eagle2", "eagle3")
 """Methods that drop nodes they have looked at."""
@@ -174,11 +174,11 @@ def draw_reliability(model: LoadedModel) -> None:
                 found += rounds(generator, prompt_ids(model, question), ALL_ROUNDS, **options)
                 progress(number + 1, len(questions))
         for paths, what in ((False, "tokens"), (True, "paths")):
-            judged = judge(found, paths=paths)
+            judged = measure_calibration(found, paths=paths)
             print(
                 f"{name}: {len(found)} rounds, {len(judged.accepted)} {what}, mean confidence"
                 f" {judged.confidence.mean():.3f}, accepted {judged.accepted.mean():.3f},"
-                f" expected error {expected_error(judged):.3f}",
+                f" expected error {expected_calibration_error(judged):.3f}",
                 flush=True,
             )
     for name, theme in THEMES.items():

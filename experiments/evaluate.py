@@ -20,15 +20,15 @@ from tqdm import tqdm
 
 from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.evaluation import tables
-from eagle_jax.evaluation.journal import Journal, Record, write_rows
+from eagle_jax.evaluation.checks import check_type
 from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.tasks import read_tasks
-from eagle_jax.evaluation.typed import check_type
+from eagle_jax.journal import Journal, Record, write_rows
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
-from experiments import launch
-from experiments.cells import TURNS, Evaluation, Key
-from experiments.entries import build, read_entries, with_trees
+from experiments.cli import launch
+from experiments.cli.grid import TURNS, Evaluation, Key
+from experiments.cli.method_entries import build, read_entries, with_trees
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(

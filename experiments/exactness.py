@@ -20,17 +20,17 @@ from absl import flags
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.evaluation import metrics, runner
-from eagle_jax.evaluation.journal import write_rows
-from eagle_jax.evaluation.report import markdown_table, tree_size
+from eagle_jax.evaluation.summary import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import read_questions
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generator import Generation, Generator
+from eagle_jax.journal import write_rows
 from eagle_jax.models.transformer import make_target
+from eagle_jax.provenance import git_commit, weights_digest
 from eagle_jax.sampling import make_sampling
 from eagle_jax.types import Params
-from experiments import launch, methods
-from experiments.cells import commit, digests
-from experiments.entries import weights_digest
-from experiments.settings import Settings
+from experiments.cli import launch, methods
+from experiments.cli.grid import digests
+from experiments.cli.method_settings import Settings
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
@@ -62,7 +62,7 @@ def main() -> None:
     asked = digests({"": dict(enumerate(questions))})[""]
     rows: list[Row] = []
     for found in check(model, [runner.prompt_ids(model, question) for question in questions], built, laws):
-        rows.append({**run_with(), "questions": asked, **drafts[found["method"]], **found, "commit": commit()})
+        rows.append({**run_with(), "questions": asked, **drafts[found["method"]], **found, "commit": git_commit()})
         if FLAGS.output:
             write_rows(FLAGS.output, [{name: finite(value) for name, value in row.items()} for row in rows])
     print(

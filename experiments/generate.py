@@ -24,15 +24,15 @@ from absl import flags
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.continuous import write_all
 from eagle_jax.drafters import make_vanilla
-from eagle_jax.evaluation import report, runner
+from eagle_jax.evaluation import runner, summary
 from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.give_up import GivingUp
 from eagle_jax.models.transformer import make_target
-from eagle_jax.processes import leads
+from eagle_jax.processes import is_primary
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import DATA
-from experiments import launch, methods
+from experiments.cli import launch, methods
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -105,10 +105,10 @@ def main() -> None:
         "batch": FLAGS.batch,
     }
     margin = runner.margin_at_difference(method, prompts, answers, **law)
-    tree = report.tree_size(drafter, methods.children(name, settings))
-    record = report.summarise(settings_shown, tree, answers, margin)
-    launch.say("\n".join(report.closing_lines(record)))
-    if FLAGS.json_output and leads():
+    tree = summary.tree_size(drafter, methods.children(name, settings))
+    record = summary.summarise(settings_shown, tree, answers, margin)
+    launch.say("\n".join(summary.closing_lines(record)))
+    if FLAGS.json_output and is_primary():
         pathlib.Path(FLAGS.json_output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -132,12 +132,12 @@ def one_by_one(
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
     options: dict[str, Any],
-) -> list[report.Answer]:
+) -> list[summary.Answer]:
     """The answers, each shown as it appears."""
     with launch.status("Compiling"):
         for generator in filter(None, (method, plain)):
             generator.warm_up(prompts[:1], stop_ids=model.stop_ids, **options)
-    answers: list[report.Answer] = []
+    answers: list[summary.Answer] = []
     coming = runner.ask(model, method, plain, questions, prompts, show=functools.partial(launch.say, end=""), **options)
     for index in range(len(questions)):
         launch.say(heading(index, questions), end="")
@@ -153,7 +153,7 @@ def together(
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
     options: dict[str, Any],
-) -> list[report.Answer]:
+) -> list[summary.Answer]:
     """The answers, `--batch` of them under way at a time, shown at the end."""
     with launch.status("Compiling"):  # one prompt more than there are rows, so that a row is refilled; few tokens
         brief = {**options, "max_new_tokens": min(3, FLAGS.max_new_tokens), "stop_ids": model.stop_ids}

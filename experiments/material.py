@@ -8,13 +8,13 @@ import numpy as np
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.training.conversations import read_corpus
-from eagle_jax.training.data import Lookup, Packing, RowLookup, Trimmed, assemble, pack, trim
+from eagle_jax.training.data import Lookup, Packing, RowLookup, Trimmed, assemble_row, pack, trim
 from eagle_jax.training.split import split_by_prompt
-from experiments import launch
+from experiments.cli import launch
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
+class TrainingText:
     """Text ready for training."""
 
     text: Trimmed
@@ -22,7 +22,7 @@ class Material:
     heldout: Packing | None
 
 
-def read_material(model: LoadedModel, config: Any, paths: Sequence[str], *, skip_broken: bool) -> Material:
+def read_training_text(model: LoadedModel, config: Any, paths: Sequence[str], *, skip_broken: bool) -> TrainingText:
     """Conversations to packed rows, some of them held out.
 
     Raises:
@@ -50,7 +50,7 @@ def read_material(model: LoadedModel, config: Any, paths: Sequence[str], *, skip
     if not 0 < config.data.share <= 1:
         raise ValueError(f"data.share must be above 0 and at most 1, got {config.data.share}")
     training = training[: max(1, round(config.data.share * len(training)))]
-    return Material(
+    return TrainingText(
         text,
         pack(text.examples, length, slots, documents=training, seed=config.seed),
         pack(text.examples, length, slots, documents=heldout) if len(heldout) else None,
@@ -58,14 +58,14 @@ def read_material(model: LoadedModel, config: Any, paths: Sequence[str], *, skip
 
 
 def heldout_rows(
-    material: Material, batch: int, lookup: Lookup | None = None, of_row: RowLookup | None = None
+    material: TrainingText, batch: int, lookup: Lookup | None = None, of_row: RowLookup | None = None
 ) -> list[dict[str, np.ndarray]]:
-    """Rows that are never trained on, in batches, with features as `assemble` finds them."""
+    """Rows that are never trained on, in batches, with features as `assemble_row` finds them."""
     packing = material.heldout
     if packing is None:
         return []
     documents = [*packing.rows, *[[]] * (-len(packing.rows) % batch)]
-    rows = [assemble(packing, some, lookup, of_row) for some in documents]
+    rows = [assemble_row(packing, some, lookup, of_row) for some in documents]
     if lookup or of_row:  # an empty row has no fields of features yet
         rows = [{name: row.get(name, np.zeros_like(rows[0][name])) for name in rows[0]} for row in rows]
     return [

@@ -15,17 +15,17 @@ from ml_collections import ConfigDict
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.evaluation import runner
-from eagle_jax.evaluation.journal import Record
-from eagle_jax.evaluation.played import listen, play, write
+from eagle_jax.evaluation.played import accept, decode_plain, record_answers
 from eagle_jax.evaluation.recording import Recording
 from eagle_jax.evaluation.replay import check_playable
-from eagle_jax.evaluation.report import tree_size
+from eagle_jax.evaluation.summary import tree_size
 from eagle_jax.evaluation.tasks import read_task
 from eagle_jax.files import write_whole
+from eagle_jax.journal import Record
 from eagle_jax.models.transformer import make_target
-from experiments import launch, methods
-from experiments.cells import commit
-from experiments.entries import build, read_entries, weights_digest
+from eagle_jax.provenance import git_commit, weights_digest
+from experiments.cli import launch, methods
+from experiments.cli.method_entries import build, read_entries
 
 BATCH = 10
 """Answers written and played back together."""
@@ -70,7 +70,7 @@ def playback(config: ConfigDict, data: str, kept: pathlib.Path) -> list[Record]:
                 for entry in filter(lambda entry: entry.runs_at(temperature), entries):
                     one = contestants[entry.label]
                     with launch.status(f"{task}, T = {temperature:g}: {entry.label}"):
-                        found = play(
+                        found = accept(
                             model, target, one.drafter, one.params, prompts, answers, said,
                             batch=BATCH, share_noise=one.share_noise, **law,
                         )  # fmt: skip
@@ -87,7 +87,7 @@ def playback(config: ConfigDict, data: str, kept: pathlib.Path) -> list[Record]:
                         "share_noise": entry.share_noise,
                         "prompts": len(prompts),
                     }
-                    rows.append({**about, "turns": len(prompts), **found, "speedup": None, "commit": commit()})
+                    rows.append({**about, "turns": len(prompts), **found, "speedup": None, "commit": git_commit()})
     return rows
 
 
@@ -119,6 +119,6 @@ def _answers(
     with launch.status(f"{task}, T = {temperature:g}: plain decoding"):
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(write(model, target, prompts, batch=BATCH, **law)))
+            write_whole(file, json.dumps(decode_plain(model, target, prompts, batch=BATCH, **law)))
         answers = json.loads(file.read_text(encoding="utf-8"))
-        return prompts, answers, listen(model, target, prompts, answers, batch=BATCH)
+        return prompts, answers, record_answers(model, target, prompts, answers, batch=BATCH)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from eagle_jax.evaluation.typed import check_type
-from experiments.entries import read_entries
+from eagle_jax.evaluation.checks import check_type
+from experiments.cli.method_entries import read_entries
 from experiments.evaluate import check_config
 
 TRAIN: dict[str, Any] = {"config": str, "fields": dict, "time_limit": float}

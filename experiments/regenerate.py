@@ -19,14 +19,14 @@ from tqdm import tqdm
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.continuous import write_each
 from eagle_jax.files import local
-from eagle_jax.generate import Generator, cache_slots
+from eagle_jax.generator import Generator, cache_slots
 from eagle_jax.models.transformer import make_target
+from eagle_jax.provenance import weights_digest
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import DATA
-from eagle_jax.training.answers import AnswerFile, Request, in_order, record_of, requests_for
-from eagle_jax.training.prompts import Prompt, read_prompts
-from experiments import launch, methods
-from experiments.entries import weights_digest
+from eagle_jax.training.answer_file import AnswerFile, Request, in_order, record_of, requests_for
+from eagle_jax.training.prompt_files import Prompt, read_prompts
+from experiments.cli import launch, methods
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -74,7 +74,7 @@ def main() -> None:
     with AnswerFile(FLAGS.output, {**decides, "weights": weights_digest(model.params)}) as file:
         missing = file.missing(in_order(requests, FLAGS.batch * WINDOW))
         print(f"{len(requests)} answers asked for, {len(requests) - len(missing)} there already", flush=True)
-        left = len(missing) - (write_all(writer, model, missing, file, started) if missing else 0)
+        left = len(missing) - (write_answers(writer, model, missing, file, started) if missing else 0)
     print(f"stopped, {left} answers left; the same command goes on" if left else "finished", flush=True)
 
 
@@ -120,7 +120,7 @@ def prompts_of(model: LoadedModel) -> list[Prompt]:
     return found.prompts[: FLAGS.num_prompts]
 
 
-def write_all(
+def write_answers(
     writer: Generator, model: LoadedModel, missing: Sequence[Request], file: AnswerFile, started: float
 ) -> int:
     """Write answers until all are there or time is up; how many were written."""

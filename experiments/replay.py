@@ -23,17 +23,17 @@ from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import Drafter
 from eagle_jax.drafters.default_tree import TreeSize
 from eagle_jax.evaluation import runner
-from eagle_jax.evaluation.journal import Journal, Record
-from eagle_jax.evaluation.played import listen, play, write
+from eagle_jax.evaluation.played import accept, decode_plain, record_answers
 from eagle_jax.evaluation.replay import check_playable
-from eagle_jax.evaluation.report import markdown_table, tree_size
+from eagle_jax.evaluation.summary import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import Question, read_questions
 from eagle_jax.files import write_whole
+from eagle_jax.journal import Journal, Record
 from eagle_jax.models.transformer import make_target
+from eagle_jax.provenance import git_commit, weights_digest
 from eagle_jax.types import Params
-from experiments import launch, methods
-from experiments.cells import commit, digests
-from experiments.entries import weights_digest
+from experiments.cli import launch, methods
+from experiments.cli.grid import digests
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
@@ -119,14 +119,14 @@ def measure(
                 "max_new_tokens": FLAGS.max_new_tokens,
             }
             with launch.status(f"{task}, T = {temperature:g}: plain decoding"):
-                answers = write(model, target, prompts, **way)
-                said = listen(model, target, prompts, answers, batch=FLAGS.batch)
+                answers = decode_plain(model, target, prompts, **way)
+                said = record_answers(model, target, prompts, answers, batch=FLAGS.batch)
             for draft, share in todo:
                 with launch.status(f"{task}, T = {temperature:g}: {draft.label}{'' if share else ', own top-k'}"):
-                    found = play(
+                    found = accept(
                         model, target, draft.drafter, draft.params, prompts, answers, said, share_noise=share, **way
                     )
-                how = {"device": jax.devices()[0].device_kind, "commit": commit()}  # may differ from cell to cell
+                how = {"device": jax.devices()[0].device_kind, "commit": git_commit()}  # may differ from cell to cell
                 cells.add({**about(task, some, temperature, draft, share), **found, **how})
 
 

@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 
 from eagle_jax.evaluation import tables
 from eagle_jax.evaluation.acceptance import LEAST_ROUNDS
-from eagle_jax.evaluation.curves import Line, accuracy_by_step, read_metrics, training_curves
-from eagle_jax.evaluation.figures import CHARTS
 from eagle_jax.evaluation.tables import Row
-from eagle_jax.evaluation.themes import THEMES, Theme, save
-from experiments import launch
+from eagle_jax.figures.charts import CHARTS
+from eagle_jax.figures.theme import THEMES, Theme, save
+from eagle_jax.figures.training_curves import Line, accuracy_by_step, read_metrics, training_curves
+from experiments.cli import launch
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list(

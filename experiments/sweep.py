@@ -27,14 +27,14 @@ from absl import flags
 
 from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.evaluation import tables
-from eagle_jax.evaluation.journal import Record, write_rows
 from eagle_jax.evaluation.tasks import read_tasks
 from eagle_jax.files import local, write_whole
+from eagle_jax.journal import Record, write_rows
 from eagle_jax.resume import check_same
-from experiments import children, drafts, launch
-from experiments.cells import digests
+from experiments.cli import children, draft_weights, launch
+from experiments.cli.grid import digests
+from experiments.cli.methods import METHODS
 from experiments.evaluate import evaluate
-from experiments.methods import METHODS
 from experiments.playback import playback, why_not
 from experiments.points import Point, read_points
 
@@ -139,9 +139,9 @@ def drafts_of(point: Point) -> dict[str, list[pathlib.Path]]:
     method, found = METHODS[given["method"]], {}
     if method.takes_head:
         kind: Kind = "eagle3" if given["method"] == "eagle3" else "eagle"
-        found["head"] = drafts.head_files(given.get("head", ""), kind, target)
+        found["head"] = draft_weights.head_files(given.get("head", ""), kind, target)
     if method.takes_draft:
-        found["draft"] = drafts.draft_files(given.get("draft", ""), target)
+        found["draft"] = draft_weights.draft_files(given.get("draft", ""), target)
     return found
 
 

@@ -27,7 +27,7 @@ from eagle_jax.evaluation.runner import prompt_ids
 from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.files import local
 from eagle_jax.models.transformer import make_target
-from eagle_jax.processes import first_said, leads
+from eagle_jax.processes import broadcast_text, is_primary
 from eagle_jax.training import step
 from eagle_jax.training.data import make_iterator
 from eagle_jax.training.feature_cache import FeatureCache
@@ -36,9 +36,9 @@ from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
 from eagle_jax.training.row_features import RowFeatures
 from eagle_jax.training.run import Run, check_run
 from eagle_jax.types import Target
-from experiments import launch
-from experiments.material import Material, heldout_rows, read_material
-from experiments.subjects import Subject, coverage, make_evaluate, make_subject
+from experiments.cli import launch
+from experiments.material import TrainingText, heldout_rows, read_training_text
+from experiments.training_setup import TrainingSetup, coverage, make_evaluate, make_training_setup
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(
@@ -79,8 +79,8 @@ class Plan:
     config: Any
     model: LoadedModel
     target: Target
-    material: Material
-    subject: Subject
+    material: TrainingText
+    subject: TrainingSetup
     optimizer: step.OptimizerConfig
     loop: LoopConfig
     evaluate: Evaluate | None
@@ -136,8 +136,8 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
     target = make_target(model.config)
-    material = read_material(model, config, FLAGS.data, skip_broken=FLAGS.skip_broken)
-    subject = make_subject(target, model, material.training, config, split_head=FLAGS.split_head)
+    material = read_training_text(model, config, FLAGS.data, skip_broken=FLAGS.skip_broken)
+    subject = make_training_setup(target, model, material.training, config, split_head=FLAGS.split_head)
     steps = config.steps or round(config.epochs * len(material.training.rows) / rows_of(config))
     prompts = evaluation_prompts(model, config)
     asked = (everywhere(config), model.config.tap_layers)
@@ -221,7 +221,7 @@ def stored_as(config: Any) -> str | None:
 
 
 def plan_features(
-    model: LoadedModel, target: Target, material: Material, config: Any, identity: str
+    model: LoadedModel, target: Target, material: TrainingText, config: Any, identity: str
 ) -> FeatureCache | RowFeatures | None:
     """The features on disk, as far as they are there; None where they are computed in every step.
 
@@ -293,11 +293,11 @@ def describe(plan: Plan) -> None:
         )
 
 
-def export(run: Run, outcome: Outcome, subject: Subject) -> None:
+def export(run: Run, outcome: Outcome, subject: TrainingSetup) -> None:
     """Write the weights with the best real tau, or the last ones where none was measured; nothing a second time."""
     done, trained = run.best(outcome.state.trained) or (int(outcome.state.step), outcome.state.trained)
     # One process looks for all: the files need not be there for the others.
-    if first_said("there" if leads() and run.exported(FLAGS.export) == done else ""):
+    if broadcast_text("there" if is_primary() and run.exported(FLAGS.export) == done else ""):
         launch.say(f"the weights of step {done} are in {FLAGS.export} already")
         return
     subject.export(FLAGS.export, trained)

@@ -27,7 +27,7 @@ from eagle_jax.drafters import (
     make_prompt_lookup,
     make_vanilla,
 )
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer

@@ -9,7 +9,7 @@ import pytest
 from eagle_jax.continuous import group_size, write_all, write_each
 from eagle_jax.decode import DecodeState
 from eagle_jax.drafters import make_chain, make_lookahead, make_ouroboros, make_prompt_lookup, make_vanilla
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.sharding import make_mesh
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import Sampling

@@ -13,7 +13,7 @@ import pytest
 from eagle_jax.decode import decode, prefill
 from eagle_jax.drafters import make_chain, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer
 from eagle_jax.types import Params, Target

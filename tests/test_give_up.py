@@ -11,7 +11,7 @@ import pytest
 
 from eagle_jax.drafters import make_prompt_lookup
 from eagle_jax.drafters.base import Drafter, DrafterState
-from eagle_jax.generate import Generation
+from eagle_jax.generator import Generation
 from eagle_jax.give_up import FIRST_COMPARISON, TIMED_ROUNDS, GivingUp
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer

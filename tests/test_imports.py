@@ -14,17 +14,19 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 
 LAYERS = [
     ["eagle_jax.needed", "eagle_jax.types", "eagle_jax.files", "eagle_jax.resume", "eagle_jax.processes"],
+    ["eagle_jax.journal"],
     ["eagle_jax.kernels"],
     ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],
     ["eagle_jax.verify", "eagle_jax.models"],
-    ["eagle_jax.sharding"],
+    ["eagle_jax.sharding", "eagle_jax.provenance"],
     ["eagle_jax.drafters.base"],
     ["eagle_jax.drafters.head", "eagle_jax.drafters.draft_model", "eagle_jax.drafters.ngram_pool"],
     ["eagle_jax.drafters"],
-    ["eagle_jax.prompts", "eagle_jax.decode", "eagle_jax.generate", "eagle_jax.give_up", "eagle_jax.continuous"],
+    ["eagle_jax.prompts", "eagle_jax.decode", "eagle_jax.generator", "eagle_jax.give_up", "eagle_jax.continuous"],
     ["eagle_jax.checkpoint", "eagle_jax.chat", "eagle_jax.testing"],
     ["eagle_jax.training"],
     ["eagle_jax.evaluation"],
+    ["eagle_jax.figures"],
     ["configs"],
     ["experiments"],
 ]
@@ -40,7 +42,7 @@ FORBIDDEN = [
 ]
 ALLOWED = {("eagle_jax.decode", "eagle_jax.drafters.base"), ("eagle_jax.drafters.eagle3", "eagle_jax.drafters.eagle2")}
 # Published .bin heads are read with PyTorch, and speed is measured against it.
-MAY_IMPORT_TORCH = {"experiments.convert", "experiments.torch_baseline"}
+MAY_IMPORT_TORCH = {"experiments.convert", "experiments.bench.torch_baseline"}
 
 
 def module_name(path: Path) -> str:
@@ -110,7 +112,7 @@ def test_every_module_has_a_layer() -> None:
         ("eagle_jax.drafters.chain", "eagle_jax.drafters.base.Drafter", True),
         ("eagle_jax.decode", "eagle_jax.drafters.base.Drafter", True),
         ("eagle_jax.decode", "eagle_jax.drafters.chain", False),
-        ("eagle_jax.evaluation.tasks", "experiments.launch", False),
+        ("eagle_jax.evaluation.tasks", "experiments.cli.launch", False),
     ],
 )
 def test_rule(module: str, other: str, allowed: bool) -> None:

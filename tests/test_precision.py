@@ -19,7 +19,7 @@ from eagle_jax.drafters import (
     make_vanilla,
 )
 from eagle_jax.evaluation.replay import replay
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.kernels import packed
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target

@@ -12,7 +12,7 @@ from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
 from eagle_jax.continuous import write_all
 from eagle_jax.drafters import make_eagle2, make_prompt_lookup
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.draft_head import make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sharding import make_mesh

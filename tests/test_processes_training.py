@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import launch, train
+from experiments import train
+from experiments.cli import launch
 from tests.experiments.conftest import write_model
 from tests.experiments.test_train import CONFIG, conversation, metrics, write_lines
 from tests.processes import run_two

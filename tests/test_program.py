@@ -13,11 +13,11 @@ from flax import linen as nn
 from jax.extend import core
 
 from eagle_jax.cache import commit
-from eagle_jax.continuous import Rows, replace_rows
+from eagle_jax.continuous import BatchState, replace_rows
 from eagle_jax.decode import Rule, decode, empty_state, prefill
 from eagle_jax.drafters import make_chain, make_eagle3, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
@@ -199,7 +199,7 @@ class TestCopies:
         """They are written into the caches of the batch, and those of the other rows stay in place."""
         _, target, _ = tiny_transformer(num_layers=2)
 
-        def rows(count: int) -> Rows:
+        def rows(count: int) -> BatchState:
             text, lengths = jnp.zeros((count, self.SLOTS), jnp.int32), jnp.ones(count, jnp.int32)
             state = jax.eval_shape(
                 functools.partial(empty_state, target, make_vanilla(), dtype="float32"), text, lengths

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from eagle_jax import sharding
 from eagle_jax.decode import DecodeState, Rule, decode, prefill
 from eagle_jax.drafters import make_vanilla
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer

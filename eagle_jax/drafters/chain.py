@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
-from eagle_jax.drafters.draft_model import Step, read, read_prompt
+from eagle_jax.drafters.draft_model import Step, read_prompt, read_tokens
 from eagle_jax.tree import chain_tree, root_of
 from eagle_jax.types import DraftTree, KVCache, Params, Target
 
@@ -36,7 +36,7 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
 
         def extend(carry: tuple[KVCache, jax.Array], noise: jax.Array) -> tuple[tuple[KVCache, jax.Array], Step]:
             cache, token = carry
-            drafted, cache = read(draft, params, cache, token[:, None], jnp.ones_like(length), noise)
+            drafted, cache = read_tokens(draft, params, cache, token[:, None], jnp.ones_like(length), noise)
             return (cache, drafted.token), drafted
 
         root = root_of(text, length)
@@ -44,7 +44,7 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
         fed = jnp.stack([root_of(text, length - 1), root], axis=1)
         by_depth = jnp.moveaxis(noise, 1, 0)
         cache = dataclasses.replace(state, length=length - 1)
-        first, cache = read(draft, params, cache, fed, jnp.full_like(length, 2), by_depth[0])
+        first, cache = read_tokens(draft, params, cache, fed, jnp.full_like(length, 2), by_depth[0])
         (cache, _), later = lax.scan(extend, (cache, first.token), by_depth[1:num_drafted])
         drafted = jax.tree.map(
             lambda one, rest: jnp.concatenate([one[:, None], jnp.moveaxis(rest, 0, 1)], axis=1), first, later

@@ -39,7 +39,7 @@ class Step(NamedTuple):
     logits: jax.Array  # f32[B, V], what it was chosen from
 
 
-def read(
+def read_tokens(
     draft: Target, params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, noise: jax.Array
 ) -> tuple[Step, KVCache]:
     """Feed the first `count` i32[B] of tokens i32[B, T], choose the token behind the last of them."""
@@ -61,4 +61,4 @@ def read_prompt(draft: Target, params: Params, cache: KVCache, observation: Obse
     positions = observation.length[:, None] + observation.path
     tokens = jnp.take_along_axis(observation.text, positions, axis=1, mode="clip")
     cache = dataclasses.replace(cache, length=observation.length)
-    return read(draft, params, cache, tokens, observation.count, jnp.zeros(()))[1]
+    return read_tokens(draft, params, cache, tokens, observation.count, jnp.zeros(()))[1]

@@ -95,7 +95,7 @@ def grow(
     vocab_size = noise.shape[-1]
     draft_logits = jnp.full((batch, num_nodes, vocab_size), -jnp.inf)
     ids = jnp.arange(vocab_size) if params.target_ids is None else params.target_ids
-    outputs, fed, offset = state.newest[:, None], heads.nothing_fed(head, state), 0
+    outputs, fed, offset = state.newest[:, None], heads.no_drafted_nodes(head, state), 0
     for depth, level in enumerate(shape.levels):
         if depth:
             states = outputs[:, level.parent_rows]
@@ -103,11 +103,11 @@ def grow(
             if depth > 1:
                 rows = jnp.broadcast_to(jnp.asarray(offset + level.parent_rows), (batch, len(level.inner)))
                 offset += outputs.shape[1]
-            outputs, fed = heads.feed(
+            outputs, fed = heads.extend(
                 head, params, target_params, state, fed, tokens[:, level.inner], states, rows, depth
             )
         width = int(level.child_ranks.max()) + 1
-        best = heads.best_children(head, params, target_params, outputs, noise[:, depth], width)
+        best = heads.top_children(head, params, target_params, outputs, noise[:, depth], width)
         tokens = tokens.at[:, level.children].set(best.tokens[:, level.child_rows, level.child_ranks])
         confidence = best.values[:, level.child_rows, level.child_ranks]
         values = values.at[:, level.children].set(values[:, level.inner[level.child_rows]] + confidence)

@@ -18,7 +18,7 @@ from eagle_jax.drafters import head as heads
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.drafters.head import HeadState
 from eagle_jax.models.draft_head import Head, HeadParams
-from eagle_jax.sharding import largest
+from eagle_jax.sharding import top_k_rows
 from eagle_jax.tree import root_of
 from eagle_jax.types import NO_PARENT, DraftTree, Params
 
@@ -48,22 +48,22 @@ def expand(
     Without values the k nodes of a level are those of the highest confidence of their own, and what stands for a value
     is the lowest confidence on the path, which like a value is never above the parent's.
     """
-    best = heads.best_children(head, params, target_params, state.newest[:, None], noise[:, 0], top_k)
+    best = heads.top_children(head, params, target_params, state.newest[:, None], noise[:, 0], top_k)
     tokens, values = best.tokens[:, 0], best.values[:, 0]
     batch = tokens.shape[0]
     flat = jnp.broadcast_to(jnp.arange(top_k), (batch, top_k))  # flat index of the nodes to feed
     found = [Candidates(tokens, values, jnp.full_like(tokens, NO_PARENT), flat)]
     states = jnp.broadcast_to(state.newest[:, None], (batch, top_k, state.newest.shape[1]))
     rows: jax.Array | None = None  # index of their parents among the nodes fed before
-    fed = heads.nothing_fed(head, state)
+    fed = heads.no_drafted_nodes(head, state)
     for step in range(depth):
-        outputs, fed = heads.feed(head, params, target_params, state, fed, tokens, states, rows, step + 1)
-        best = heads.best_children(head, params, target_params, outputs, noise[:, step + 1], top_k)
+        outputs, fed = heads.extend(head, params, target_params, state, fed, tokens, states, rows, step + 1)
+        best = heads.top_children(head, params, target_params, outputs, noise[:, step + 1], top_k)
         block_tokens = best.tokens.reshape(batch, -1)
         join = jnp.add if use_value else jnp.minimum
         block_values = join(values[:, :, None], best.values).reshape(batch, -1)
         parents = jnp.repeat(flat, top_k, axis=1)
-        _, kept = largest(block_values if use_value else best.values.reshape(batch, -1), top_k)
+        _, kept = top_k_rows(block_values if use_value else best.values.reshape(batch, -1), top_k)
         values = jnp.take_along_axis(block_values, kept, axis=1)
         tokens = jnp.take_along_axis(block_tokens, kept, axis=1)
         states = jnp.take_along_axis(outputs, (kept // top_k)[:, :, None], axis=1)
@@ -75,7 +75,7 @@ def expand(
 
 def rerank(candidates: Candidates, root: jax.Array, nodes: int, max_depth: int) -> DraftTree:
     """Keep the `nodes` - 1 most valuable candidates below `root` i32[B]."""
-    _, chosen = largest(candidates.log_values, nodes - 1)
+    _, chosen = top_k_rows(candidates.log_values, nodes - 1)
     return keep(candidates, jnp.sort(chosen, axis=1), root, max_depth)
 
 

@@ -22,7 +22,7 @@ from eagle_jax.drafters.base import Observation
 from eagle_jax.kernels.packed import is_packed
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.draft_head import Head, HeadParams, features_of
-from eagle_jax.sharding import largest
+from eagle_jax.sharding import top_k_rows
 from eagle_jax.types import KVCache, Params
 
 
@@ -34,7 +34,7 @@ class HeadState:
     newest: jax.Array  # [B, E], the head's output at its last slot, which speaks of the root's children
 
 
-class Fed(NamedTuple):
+class DraftedNodes(NamedTuple):
     """Tree nodes that the head has read in this round, in the order of reading."""
 
     keys: jax.Array  # [B, M, K, D]
@@ -43,7 +43,7 @@ class Fed(NamedTuple):
     slots: jax.Array  # i32[B, M], where each stands
 
 
-class Best(NamedTuple):
+class TopChildren(NamedTuple):
     """The best children of some nodes."""
 
     values: jax.Array  # f32[B, T, k], log-confidence, best first
@@ -75,11 +75,11 @@ def observe(
     prefix = Prefix(state.cache.keys[0], state.cache.values[0], observation.length)
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
 
-    def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def attend_fn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         kernel = is_packed(params.weights)
         return attend(queries, keys, values, causal, prefix, slots, window=head.config.layer.window(0), kernel=kernel)
 
-    states, keys, values = head.step(params, head.fuse(params, features), embedded, slots, mix)
+    states, keys, values = head.step(params, head.fuse(params, features), embedded, slots, attend_fn)
     last = jnp.maximum(observation.count - 1, 0)
     newest = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
     count = count_after(observation.count, newest[:, 0] > -jnp.inf)
@@ -93,24 +93,26 @@ def observe(
     return HeadState(cache=cache, newest=jnp.where((observation.count > 0)[:, None], newest, state.newest))
 
 
-def nothing_fed(head: Head, state: HeadState) -> Fed:
+def no_drafted_nodes(head: Head, state: HeadState) -> DraftedNodes:
     """Before the first pass over tree nodes."""
     batch, layer = state.newest.shape[0], head.config.layer
     rows = jnp.zeros((batch, 0, layer.num_kv_heads, layer.head_dim), state.cache.keys[0].dtype)
-    return Fed(keys=rows, values=rows, seen=jnp.zeros((batch, 0, 0), bool), slots=jnp.zeros((batch, 0), jnp.int32))
+    return DraftedNodes(
+        keys=rows, values=rows, seen=jnp.zeros((batch, 0, 0), bool), slots=jnp.zeros((batch, 0), jnp.int32)
+    )
 
 
-def feed(
+def extend(
     head: Head,
     params: HeadParams,
     target_params: Params,
     state: HeadState,
-    fed: Fed,
+    fed: DraftedNodes,
     tokens: jax.Array,
     states: jax.Array,
     parents: jax.Array | None,
     depth: int,
-) -> tuple[jax.Array, Fed]:
+) -> tuple[jax.Array, DraftedNodes]:
     """Have the head read one more level of the tree.
 
     Args:
@@ -134,15 +136,15 @@ def feed(
     stand = jnp.concatenate([fed.slots, slots], axis=1)
     prefix = Prefix(state.cache.keys[0], state.cache.values[0], state.cache.length)
 
-    def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def attend_fn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         keys = jnp.concatenate([fed.keys, keys.astype(fed.keys.dtype)], axis=1)
         values = jnp.concatenate([fed.values, values.astype(fed.values.dtype)], axis=1)
         window, kernel = head.config.layer.window(0), is_packed(params.weights)
         return attend(queries, keys, values, mask, prefix, slots, key_positions=stand, window=window, kernel=kernel)
 
-    outputs, keys, values = head.step(params, states, head.embed(params, target_params, tokens), slots, mix)
+    outputs, keys, values = head.step(params, states, head.embed(params, target_params, tokens), slots, attend_fn)
     seen = jnp.concatenate([jnp.pad(fed.seen, ((0, 0), (0, 0), (0, size))), mask], axis=1)
-    fed = Fed(
+    fed = DraftedNodes(
         keys=jnp.concatenate([fed.keys, keys.astype(fed.keys.dtype)], axis=1),
         values=jnp.concatenate([fed.values, values.astype(fed.values.dtype)], axis=1),
         seen=seen,
@@ -151,9 +153,9 @@ def feed(
     return outputs, fed
 
 
-def best_children(
+def top_children(
     head: Head, params: HeadParams, target_params: Params, states: jax.Array, noise: jax.Array, count: int
-) -> Best:
+) -> TopChildren:
     """The `count` most confident children of nodes whose outputs are `states` [B, T, E].
 
     `noise` f32[B, V] is that of the position behind the nodes; a draft vocabulary gathers its share of the target's.
@@ -167,6 +169,6 @@ def best_children(
         raise ValueError(f"top_k is {count}, the draft vocabulary has {logits.shape[-1]} tokens")
     if params.target_ids is not None:
         noise = jnp.take(noise, params.target_ids, axis=1)
-    values, ids = largest(jax.nn.log_softmax(logits + noise[:, None, :]), count)
+    values, ids = top_k_rows(jax.nn.log_softmax(logits + noise[:, None, :]), count)
     tokens = ids if params.target_ids is None else jnp.take(params.target_ids, ids)
-    return Best(values=values, tokens=tokens.astype(jnp.int32), logits=logits)
+    return TopChildren(values=values, tokens=tokens.astype(jnp.int32), logits=logits)

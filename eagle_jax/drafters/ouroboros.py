@@ -31,7 +31,7 @@ from jax.typing import DTypeLike
 from eagle_jax import verify
 from eagle_jax.cache import commit
 from eagle_jax.drafters.base import Drafter, Observation
-from eagle_jax.drafters.draft_model import read, read_prompt
+from eagle_jax.drafters.draft_model import read_prompt, read_tokens
 from eagle_jax.drafters.ngram_pool import NgramPool, check_pool, empty_pool, insert, newest, text_ngrams, with_branches
 from eagle_jax.sampling import first_largest
 from eagle_jax.tree import ancestors, chain_tree, root_of
@@ -56,7 +56,7 @@ class Chain(NamedTuple):
     passes: jax.Array  # i32[], of the draft model so far
 
 
-def choose(draft: Target, params: Params, hidden: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+def choose_drafts(draft: Target, params: Params, hidden: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The draft model's tokens i32[...] behind states [..., E], with noise f32[..., V], and their log-confidence."""
     scores = draft.unembed(params, hidden) + noise
     return first_largest(scores), jax.nn.log_softmax(scores).max(-1)
@@ -76,7 +76,7 @@ def extend(draft: Target, params: Params, chain: Chain, pool: NgramPool, noise: 
     depth = seen.sum(-1, dtype=jnp.int32) - 1
     output = draft.forward(params, tree.tokens, chain.cache.length[:, None] + depth, chain.cache, seen)
     at_node = jnp.take_along_axis(noise, (end + depth)[:, :, None], axis=1)
-    choice, confidence = choose(draft, params, output.hidden, at_node)
+    choice, confidence = choose_drafts(draft, params, output.hidden, at_node)
     verdict = verify.match(tree, choice)
     count = jnp.minimum(verdict.num_accepted + 1, room - chain.known)
     steps = jnp.arange(tree.max_depth + 1)[None, :]
@@ -113,7 +113,7 @@ def draft_chain(
     unread = state.pool.phrases.shape[2] + 1
     start = jnp.maximum(length - unread, 0)
     fed = start[:, None] + jnp.arange(unread + 1)[None, :]
-    first, cache = read(
+    first, cache = read_tokens(
         draft,
         params,
         dataclasses.replace(state.cache, length=start),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eagle_jax.evaluation.recording import Recording, record
-from eagle_jax.generate import Generation
+from eagle_jax.generator import Generation
 from eagle_jax.sampling import gumbel, make_sampling, noisy_scores
 from eagle_jax.sharding import to_host
 from eagle_jax.types import Params, Sampling, Target

@@ -1,7 +1,7 @@
 """Tau of drafts on answers that plain decoding wrote once: `replay` in batches of one size, one program for all.
 
-`write` has plain decoding answer, `listen` reads the answers once more and keeps what the target says along them,
-`play` measures one drafter.
+`decode_plain` has plain decoding answer, `record_answers` reads the answers once more and stores the target's outputs
+along them, `accept` measures one drafter.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.acceptance import n_alpha
 from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.evaluation.replay import replay, texts_of
-from eagle_jax.generate import Generator, cache_slots
+from eagle_jax.generator import Generator, cache_slots
 from eagle_jax.types import Params, Target
 
 LONGEST_DRAFT = 31
 """Levels of a draft for which a recording has room."""
 
 
-def write(
+def decode_plain(
     model: LoadedModel, target: Target, prompts: Sequence[list[int]], *, batch: int, max_new_tokens: int, **law: Any
 ) -> list[list[int]]:
     """The answers of plain decoding; the sequence id of a prompt is its index.
@@ -43,14 +43,14 @@ def write(
     return write_all(writer, prompts, batch=batch, sequence=range(len(prompts)), **law).tokens
 
 
-def listen(
+def record_answers(
     model: LoadedModel, target: Target, prompts: Sequence[list[int]], answers: Sequence[list[int]], *, batch: int
 ) -> list[Recording]:
     """What the target says along the answers, a recording a batch, for drafts of up to `LONGEST_DRAFT` levels.
 
     Args:
-      model, target: as for `write`.
-      prompts, answers: what was asked and what `write` gave.
+      model, target: as for `decode_plain`.
+      prompts, answers: what was asked and what `decode_plain` gave.
       batch: answers that are played back together.
     """
     said = []
@@ -62,7 +62,7 @@ def listen(
     return said
 
 
-def play(
+def accept(
     model: LoadedModel,
     target: Target,
     drafter: Drafter,
@@ -78,13 +78,13 @@ def play(
     """What a drafter would have needed: tokens, the first of each answer included, rounds, tau, accepted and n_alpha.
 
     Args:
-      model, target: as for `write`.
+      model, target: as for `decode_plain`.
       drafter, params: the method.
-      prompts, answers: what was asked and what `write` gave.
-      said: of `listen` with the same batch; not looked at for deeper drafts.
+      prompts, answers: what was asked and what `decode_plain` gave.
+      said: of `record_answers` with the same batch; not looked at for deeper drafts.
       batch: answers played back together.
       share_noise: the drafter drafts with the target's noise.
-      **law: as for `write`, max_new_tokens included.
+      **law: as for `decode_plain`, max_new_tokens included.
     """
     tokens = rounds = 0
     accepted = np.zeros(drafter.most_accepted + 1, np.int64)

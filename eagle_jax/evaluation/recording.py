@@ -17,7 +17,7 @@ from eagle_jax.cache import append
 from eagle_jax.decode import prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.drafters.vanilla import make_vanilla
-from eagle_jax.generate import ALL_ROUNDS, Generator, read
+from eagle_jax.generator import ALL_ROUNDS, Generator, read_generation
 from eagle_jax.sampling import make_sampling
 from eagle_jax.types import Params, Target
 
@@ -58,7 +58,7 @@ def write_recorded(
     writer = Generator(target, params, _recorder_of(target, params), capacity=capacity, prefill_chunk=CHUNK)
     settings = make_sampling(len(prompts), **law)
     state = writer.advance(writer.drafter, writer.start(prompts, settings), settings, ALL_ROUNDS)
-    return read(state).tokens, Recording(params, *state.drafter)
+    return read_generation(state).tokens, Recording(params, *state.drafter)
 
 
 def _recorder_of(target: Target, params: Params) -> Drafter:

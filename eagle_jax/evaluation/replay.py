@@ -27,7 +27,7 @@ from eagle_jax.cache import init_cache
 from eagle_jax.decode import DecodeState, noise_at, prefill
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.evaluation.recording import Recording, record
-from eagle_jax.generate import Generation
+from eagle_jax.generator import Generation
 from eagle_jax.kernels.packed import pack
 from eagle_jax.sampling import make_sampling
 from eagle_jax.tree import ancestors
@@ -44,7 +44,7 @@ Answers are written in passes over a token or a tree and read in long ones, whic
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
-def leads(
+def lead_in_logits(
     target: Target, recording: Recording, sampling: Sampling, texts: jax.Array, start: jax.Array, stop: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The target's own tokens for the positions from `start` to `stop` i32[], and by how much they lead the text's.
@@ -109,7 +109,7 @@ def _reading(drafter: Drafter) -> Drafter:
 
 
 @functools.partial(jax.jit, static_argnames=("target", "drafter", "share_noise"), donate_argnames=("state",))
-def play(
+def play_rounds(
     target: Target,
     drafter: Drafter,
     recording: Recording,
@@ -226,11 +226,11 @@ def replay(
     if recording is None:
         recording = record(target, target_params, jnp.asarray(texts), jnp.asarray(ends))
     rows, span = jnp.asarray(texts), (jnp.int32(starts.min()), jnp.int32(ends.max()))
-    chosen, lead = map(np.asarray, leads(target, recording, sampling, rows, *span))
+    chosen, lead = map(np.asarray, lead_in_logits(target, recording, sampling, rows, *span))
     _check(texts, chosen, lead, starts, ends, NEAR_TIE[recording.hidden.dtype.name])
     models = playback(target), _reading(drafter), recording, drafter_params
     state = prefill(*models, rows, jnp.asarray(starts), sampling)
-    state = play(*models, state, rows, jnp.asarray(ends), sampling, share_noise=share_noise)
+    state = play_rounds(*models, state, rows, jnp.asarray(ends), sampling, share_noise=share_noise)
     return Generation(
         tokens=[list(answer) for answer in answers],
         rounds=np.asarray(state.rounds).tolist(),

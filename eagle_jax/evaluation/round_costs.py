@@ -32,7 +32,7 @@ from eagle_jax.drafters.default_tree import (
     read_tau_table,
 )
 from eagle_jax.files import cache_directory, write_whole
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.kernels.packed import is_packed, pack
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.models.transformer import make_target

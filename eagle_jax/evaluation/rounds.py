@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from eagle_jax.decode import decode, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.sampling import make_sampling
 from eagle_jax.types import NO_NODE, NO_PARENT, DraftTree, Params, Verdict
 
@@ -45,7 +45,7 @@ class Round:
 
 
 @functools.cache
-def recording(drafter: Drafter, wider: Drafter | None = None) -> Drafter:
+def observing(drafter: Drafter, wider: Drafter | None = None) -> Drafter:
     """The same drafter, whose state is a pair: its own, and what it was shown after the last round.
 
     `wider` is the same method with more nodes: it drafts beside, from the same state, and what it drafts is kept too.
@@ -109,7 +109,7 @@ def rounds(
         raise ValueError(
             f"the wider drafter must be as deep as the other, {generator.drafter.max_depth}, got {wider.max_depth}"
         )
-    drafter = recording(generator.drafter, wider)
+    drafter = observing(generator.drafter, wider)
     settings = make_sampling(1, **sampling)
     text = np.zeros((1, generator.slots([prompt], settings)), np.int32)
     text[0, : len(prompt)] = prompt

@@ -19,7 +19,7 @@ import numpy as np
 from eagle_jax.evaluation import metrics
 from eagle_jax.evaluation.acceptance import n_alpha
 from eagle_jax.evaluation.side_by_side import PLAIN, SideBySide, Turn
-from eagle_jax.generate import Generation
+from eagle_jax.generator import Generation
 
 Record = dict[str, Any]
 

@@ -12,9 +12,9 @@ from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.continuous import write_all
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.evaluation import metrics
-from eagle_jax.evaluation.report import Answer
+from eagle_jax.evaluation.summary import Answer
 from eagle_jax.evaluation.tasks import Question
-from eagle_jax.generate import Generation, Generator, cache_slots
+from eagle_jax.generator import Generation, Generator, cache_slots
 from eagle_jax.types import Target
 
 Show = Callable[[str], None]

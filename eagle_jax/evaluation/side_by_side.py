@@ -15,7 +15,7 @@ from eagle_jax.decode import Rule
 from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.tasks import Question
-from eagle_jax.generate import Generation, Generator, cache_slots
+from eagle_jax.generator import Generation, Generator, cache_slots
 from eagle_jax.give_up import GivingUp
 from eagle_jax.types import Params, Target
 
@@ -26,7 +26,7 @@ TURN_STRIDE = 1 << 16
 """Turn t of question i has the sequence id t * TURN_STRIDE + i, so a first turn has the id that `runner.ask` gives."""
 
 
-class Contestant(NamedTuple):
+class MethodUnderTest(NamedTuple):
     """A drafting method as it is to be run."""
 
     drafter: Drafter
@@ -63,7 +63,7 @@ class SideBySide:
         self,
         model: LoadedModel,
         target: Target,
-        contestants: Mapping[str, Contestant],
+        contestants: Mapping[str, MethodUnderTest],
         *,
         max_new_tokens: int,
         warm_ups: int = 3,
@@ -71,7 +71,7 @@ class SideBySide:
         if PLAIN in contestants:
             raise ValueError(f"a method cannot be labelled {PLAIN!r}: that is what plain decoding is called")
         self.model, self.target = model, target
-        self.contestants = {PLAIN: Contestant(make_vanilla()), **contestants}
+        self.contestants = {PLAIN: MethodUnderTest(make_vanilla()), **contestants}
         self.max_new_tokens, self.warm_ups = max_new_tokens, warm_ups
         self.generators: dict[str, Generator] = self._build(None)
         self.capacity = 0  # of all programs that are used now; those of the task at least

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eagle_jax.evaluation.acceptance import well_seen
-from eagle_jax.evaluation.report import markdown_table
+from eagle_jax.evaluation.summary import markdown_table
 
 Row = dict[str, Any]
 

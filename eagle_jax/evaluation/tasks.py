@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from eagle_jax.evaluation.typed import check_type
+from eagle_jax.evaluation.checks import check_type
 
 
 @dataclasses.dataclass(frozen=True)

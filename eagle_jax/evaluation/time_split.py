@@ -16,7 +16,7 @@ from jax import lax
 from eagle_jax.decode import DecodeState, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.evaluation.timing import alternate, seconds
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.sampling import first_largest, make_sampling
 from eagle_jax.tree import ancestors
 from eagle_jax.types import DraftTree, Params, Target, TargetOutput

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eagle_jax.kernels import attention as kernels
+from eagle_jax.kernels import tree_attention as kernels
 
 BLOCKS = {"gpu": 2048}
 """Prefix slots handled at a time, by platform: few where the host waits for the length of a loop, else `BLOCK`."""

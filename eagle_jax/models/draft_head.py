@@ -10,7 +10,7 @@ EAGLE-3 (arXiv 2503.01840, section 3.1): three tapped layers are fused once; aft
     state'  = layer([norm(embedding(x_{p+1})); norm(state_p)]), residual around state_p
 
 Slot p joins the target's features at position p with the token at p + 1; its output speaks of position p + 2. Knows
-neither trees nor caches: who attends to whom is the caller's `mix`.
+neither trees nor caches: who attends to whom is the caller's `attend_fn`.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from flax import struct
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.layers import (
     MLP,
+    AttendFn,
     Attention,
-    Mix,
-    Mixed,
+    LayerOutput,
     Projection,
     RMSNorm,
     in_full_precision,
@@ -117,14 +117,16 @@ class EagleLayer(nn.Module):
     fused_input: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedded: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
+    def __call__(
+        self, x: jax.Array, embedded: jax.Array, rope: tuple[jax.Array, jax.Array], attend_fn: AttendFn
+    ) -> LayerOutput:
         """State and embedding [B, T, E] -> [B, T, E], new keys, new values."""
         config = self.config
         read = x  # EAGLE-1 has no norm here
         if self.fused_input:
             embedded = RMSNorm(config.width, config.norm_eps, name="input_layernorm")(embedded)
             read = jnp.concatenate([embedded, RMSNorm(config.width, config.norm_eps, name="hidden_norm")(x)], axis=-1)
-        mixed, keys, values = Attention(config, read.shape[-1], name="self_attn")(read, turn, mix)
+        mixed, keys, values = Attention(config, read.shape[-1], name="self_attn")(read, rope, attend_fn)
         x = x + mixed
         normed = RMSNorm(config.width, config.norm_eps, name="post_attention_layernorm")(x)
         return x + MLP(config, name="mlp")(normed), keys, values
@@ -150,9 +152,11 @@ class EagleModule(nn.Module):
         """What the LM head reads: the state itself."""
         return x
 
-    def __call__(self, states: jax.Array, embedded: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
+    def __call__(
+        self, states: jax.Array, embedded: jax.Array, rope: tuple[jax.Array, jax.Array], attend_fn: AttendFn
+    ) -> LayerOutput:
         """One pass, as `Head.step`."""
-        return self.layers_0(self.fc(jnp.concatenate([embedded, states], axis=-1)), embedded, turn, mix)
+        return self.layers_0(self.fc(jnp.concatenate([embedded, states], axis=-1)), embedded, rope, attend_fn)
 
 
 class Eagle3Module(nn.Module):
@@ -181,9 +185,11 @@ class Eagle3Module(nn.Module):
         """What the LM head reads: the normed state."""
         return x if self.config.norm_output else self.norm(x)
 
-    def __call__(self, states: jax.Array, embedded: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
+    def __call__(
+        self, states: jax.Array, embedded: jax.Array, rope: tuple[jax.Array, jax.Array], attend_fn: AttendFn
+    ) -> LayerOutput:
         """One pass, as `Head.step`."""
-        x, keys, values = self.midlayer(states, embedded, turn, mix)
+        x, keys, values = self.midlayer(states, embedded, rope, attend_fn)
         return (self.norm(x) if self.config.norm_output else x), keys, values
 
 
@@ -197,9 +203,9 @@ class Head(NamedTuple):
     """(params, the target's features [B, T, feature_width]) -> states [B, T, E]"""
     embed: Callable[[HeadParams, Params, jax.Array], jax.Array]
     """(params, target_params, tokens i32[...]) -> [..., E]"""
-    step: Callable[[HeadParams, jax.Array, jax.Array, jax.Array, Mix], Mixed]
-    """(params, states [B,T,E], embedded [B,T,E], positions i32[B,T], mix) -> next states, keys, values. Positions are
-    the head's own: slot p stands at p."""
+    step: Callable[[HeadParams, jax.Array, jax.Array, jax.Array, AttendFn], LayerOutput]
+    """(params, states [B,T,E], embedded [B,T,E], positions i32[B,T], attend_fn) -> next states, keys, values. Positions
+    are the head's own: slot p stands at p."""
     readout: Callable[[HeadParams, jax.Array], jax.Array]
     """(params, states [..., E]) -> what the LM head reads [..., E]"""
     logits: Callable[[HeadParams, Params, jax.Array], jax.Array]
@@ -217,8 +223,8 @@ def make_head(config: HeadConfig, target: Target) -> Head:
     def init(key: jax.Array) -> Params:
         def everything(module: nn.Module) -> jax.Array:
             features = jnp.zeros((1, 1, config.feature_width))
-            none, turn = jnp.zeros((1, 1, width)), angles(config.layer, jnp.zeros((1, 1), jnp.int32))
-            return module.readout(module(module.fuse(features), none, turn, lambda q, k, v: q)[0])
+            none, rope = jnp.zeros((1, 1, width)), angles(config.layer, jnp.zeros((1, 1), jnp.int32))
+            return module.readout(module(module.fuse(features), none, rope, lambda q, k, v: q)[0])
 
         return nn.init(everything, module)(key)["params"]
 
@@ -230,8 +236,10 @@ def make_head(config: HeadConfig, target: Target) -> Head:
             return target.embed(target_params, tokens)
         return lookup_rows(params.embedding, tokens)
 
-    def step(params: HeadParams, states: jax.Array, embedded: jax.Array, positions: jax.Array, mix: Mix) -> Mixed:
-        return module.apply({"params": params.weights}, states, embedded, angles(config.layer, positions), mix)
+    def step(
+        params: HeadParams, states: jax.Array, embedded: jax.Array, positions: jax.Array, attend_fn: AttendFn
+    ) -> LayerOutput:
+        return module.apply({"params": params.weights}, states, embedded, angles(config.layer, positions), attend_fn)
 
     def readout(params: HeadParams, states: jax.Array) -> jax.Array:
         return module.apply({"params": params.weights}, states, method="readout")

@@ -21,10 +21,10 @@ Init = jax.nn.initializers.Initializer
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+AttendFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(queries [B, T, H, D], keys and values [B, T, K, D]) -> what each query gathers, [B, T, H, D]."""
 
-Mixed = tuple[jax.Array, jax.Array, jax.Array]
+LayerOutput = tuple[jax.Array, jax.Array, jax.Array]
 """Output [B, T, E], new keys and new values [B, T, K, D]."""
 
 
@@ -122,13 +122,13 @@ def score_rows(table: jax.Array | PackedMatrix, hidden: jax.Array) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Projections, rotation and output of grouped-query attention; who sees whom is the caller's `mix`."""
+    """Projections, rotation and output of grouped-query attention; who sees whom is the caller's `attend_fn`."""
 
     config: ModelConfig
     input_width: int | None = None  # 2E in an EAGLE-3 head, else E
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
+    def __call__(self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend_fn: AttendFn) -> LayerOutput:
         """[B, T, input width] -> [B, T, E], and the new keys (after RoPE) and values, [B, T, K, D] each."""
         config = self.config
         inputs = {"embed": self.input_width or config.width}
@@ -143,7 +143,7 @@ class Attention(nn.Module):
             keys = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="k_norm")(keys)
         queries, keys = rotate(queries, *angles), rotate(keys, *angles)
         output = Projection(heads, {"embed": config.width}, config.output_bias, name="o_proj")
-        return output(mix(queries, keys, values)), keys, values
+        return output(attend_fn(queries, keys, values)), keys, values
 
 
 class MLP(nn.Module):

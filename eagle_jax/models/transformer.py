@@ -17,9 +17,9 @@ from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.layers import (
     MLP,
+    AttendFn,
     Attention,
-    Mix,
-    Mixed,
+    LayerOutput,
     RMSNorm,
     in_full_precision,
     lookup_rows,
@@ -37,11 +37,11 @@ class DecoderLayer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, turn: tuple[jax.Array, jax.Array], mix: Mix) -> Mixed:
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend_fn: AttendFn) -> LayerOutput:
         """[B, T, E] -> [B, T, E], new keys, new values."""
         config = self.config
         normed = RMSNorm(config.width, config.norm_eps, name="input_layernorm")(x)
-        mixed, keys, values = Attention(config, name="self_attn")(normed, turn, mix)
+        mixed, keys, values = Attention(config, name="self_attn")(normed, rope, attend_fn)
         x = x + mixed
         normed = RMSNorm(config.width, config.norm_eps, name="post_attention_layernorm")(x)
         return x + MLP(config, name="mlp")(normed), keys, values
@@ -84,11 +84,11 @@ class Transformer(nn.Module):
                 f"weights give activations of {x.dtype}, the cache is {cache.keys[0].dtype}: load both alike"
             )
         packed = is_packed(self.variables["params"])
-        turn = angles(self.config, positions)
+        rope = angles(self.config, positions)
         inputs, keys, values = [], [], []
         for index, layer in enumerate(self.layers):
             inputs.append(x)
-            mix = functools.partial(
+            attend_fn = functools.partial(
                 attend,
                 mask=block_mask,
                 prefix=Prefix(cache.keys[index], cache.values[index], cache.length),
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
                 block=self.prefix_block,
                 kernel=packed,
             )
-            x, new_keys, new_values = layer(x, turn, mix)
+            x, new_keys, new_values = layer(x, rope, attend_fn)
             keys.append(new_keys)
             values.append(new_values)
         return TargetOutput(

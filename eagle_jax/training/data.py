@@ -12,8 +12,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from eagle_jax.training.batch import NO_SLOT
 from eagle_jax.training.conversations import Example
+from eagle_jax.training.records import NO_SLOT
 
 WINDOW = 4096
 """Documents packed at a time: enough for full rows, few enough to stay fast on millions."""
@@ -21,13 +21,13 @@ WINDOW = 4096
 EPOCHS = 1 << 20
 """More than any run takes; an endless data set would have a length that grain cannot count."""
 
-Row = dict[str, np.ndarray]
+PackedRow = dict[str, np.ndarray]
 """One packed row by the field names of `Batch`, and of `Features` where they are cached."""
 
 Lookup = Callable[[int], dict[str, np.ndarray]]
 """document -> its features by field name, each [n, ...]"""
 
-RowLookup = Callable[[Sequence[int], Row], Row]
+RowLookup = Callable[[Sequence[int], PackedRow], PackedRow]
 """documents of a row, the row -> its features by field name, each [T, ...]"""
 
 
@@ -139,9 +139,9 @@ def _pack_window(examples: Sequence[Example], order: np.ndarray, length: int, nu
     return rows
 
 
-def assemble(
+def assemble_row(
     packing: Packing, documents: Sequence[int], lookup: Lookup | None = None, of_row: RowLookup | None = None
-) -> Row:
+) -> PackedRow:
     """One packed row: the fields of `Batch`, and those that `lookup` finds for each document or `of_row` for all."""
     length = packing.length
     row = {
@@ -183,7 +183,7 @@ def make_iterator(
       packing: the rows.
       batch: how many at a time.
       seed: decides the order.
-      lookup, of_row: as `assemble` takes them. `of_row` may compute, so nothing is read ahead then.
+      lookup, of_row: as `assemble_row` takes them. `of_row` may compute, so nothing is read ahead then.
       prefetch: batches that are read ahead.
 
     Raises:
@@ -192,7 +192,7 @@ def make_iterator(
     if batch < 1:
         raise ValueError(f"a batch needs at least 1 row, got {batch}")
     rows: Any = grain.MapDataset.source(packing.rows).seed(seed).shuffle().repeat(EPOCHS)
-    rows = rows.map(lambda documents: assemble(packing, documents, lookup, of_row)).batch(batch)
+    rows = rows.map(lambda documents: assemble_row(packing, documents, lookup, of_row)).batch(batch)
     ahead = (0, 0) if of_row else (1, prefetch)
     options = grain.ReadOptions(num_threads=ahead[0], prefetch_buffer_size=ahead[1])
     return iter(rows.to_iter_dataset(options))

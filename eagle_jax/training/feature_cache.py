@@ -25,10 +25,10 @@ from jax.sharding import Mesh
 from eagle_jax import sharding
 from eagle_jax.checkpoint.assemble import DTYPES
 from eagle_jax.files import allocate, local, lock, write_whole
-from eagle_jax.training.batch import Batch, Features
 from eagle_jax.training.conversations import Example
-from eagle_jax.training.data import Row, assemble, pack
+from eagle_jax.training.data import PackedRow, assemble_row, pack
 from eagle_jax.training.features import compute_features
+from eagle_jax.training.records import Batch, Features
 from eagle_jax.types import Params, Target
 
 ABOUT = "about.json"
@@ -117,7 +117,7 @@ class FeatureCache:
             progress(0, len(passes))
             for index, documents in enumerate(passes):
                 rows = [*documents, *[[]] * (batch - len(documents))]
-                self._write(rows, compute([assemble(packing, row) for row in rows]))
+                self._write(rows, compute([assemble_row(packing, row) for row in rows]))
                 progress(index + 1, len(passes))
                 if stop():
                     break
@@ -203,7 +203,7 @@ def widths_of(target: Target, params: Params) -> dict[str, int]:
 
 def make_pass(
     target: Target, params: Params, dtype: str, everywhere: bool, mesh: Mesh | None = None
-) -> Callable[[Sequence[Row]], Features]:
+) -> Callable[[Sequence[PackedRow]], Features]:
     """Rows of text -> their features in host memory, as they are stored.
 
     Raises:
@@ -217,7 +217,7 @@ def make_pass(
         small = dataclasses.replace(found, taps=found.taps.astype(wanted), hidden=found.hidden.astype(wanted))
         return small, jnp.maximum(jnp.abs(found.taps).max(), jnp.abs(found.hidden).max())
 
-    def compute(rows: Sequence[Row]) -> Features:
+    def compute(rows: Sequence[PackedRow]) -> Features:
         text = Batch(**{name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]})
         if mesh is not None:
             text = sharding.place_rows(mesh, text)

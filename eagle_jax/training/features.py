@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 
 import jax
@@ -16,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eagle_jax import sharding
 from eagle_jax.models.config import ModelConfig
+from eagle_jax.provenance import first_numbers
 from eagle_jax.sampling import first_largest
-from eagle_jax.training.batch import NO_SLOT, Batch, Features
 from eagle_jax.training.conversations import Example
-from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, most
+from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, max_over_groups
+from eagle_jax.training.records import NO_SLOT, Batch, Features
 from eagle_jax.types import NO_TOKEN, Params, Target
 
 
@@ -71,7 +70,7 @@ def _find_choices(
         found = first_largest(target.unembed(params, hidden.at[some].get(mode="fill", fill_value=0)))
         return choices.at[some].set(found, mode="drop")
 
-    num_chunks = most((asked.sum() + chunk - 1) // chunk, axis)
+    num_chunks = max_over_groups((asked.sum() + chunk - 1) // chunk, axis)
     return lax.fori_loop(0, num_chunks, find, jnp.full(num_rows, NO_TOKEN, jnp.int32))
 
 
@@ -96,10 +95,3 @@ def fingerprint(
     for leaf in jax.tree.leaves(params):
         digest.update(first_numbers(leaf, 64).tobytes())
     return digest.hexdigest()
-
-
-def first_numbers(array: jax.Array, count: int) -> np.ndarray:
-    """The first of `array.ravel()`, without making that of a weight that lies on several devices."""
-    behind = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
-    corner = array[tuple(slice(-(-count // max(size, 1))) for size in behind)]
-    return sharding.to_host(corner).ravel()[:count]

@@ -33,6 +33,6 @@ def by_group(work: Callable[..., Any], num_rows: int, in_specs: Any, out_specs: 
     return jax.shard_map(work, in_specs=in_specs, out_specs=out_specs, axis_names={DATA}, check_vma=False)
 
 
-def most(count: jax.Array, axis: str | None) -> jax.Array:
+def max_over_groups(count: jax.Array, axis: str | None) -> jax.Array:
     """The largest of the groups' counts: loops of one length, so that all come to the next sum together."""
     return count if axis is None else jax.lax.pmax(count, axis)

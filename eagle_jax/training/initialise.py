@@ -17,8 +17,8 @@ from eagle_jax.checkpoint.draft_vocabulary import whole_lm_head
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadConfig, parts_of
 from eagle_jax.sharding import to_host
-from eagle_jax.training.batch import Vocabulary
 from eagle_jax.training.conversations import Example
+from eagle_jax.training.records import Vocabulary
 from eagle_jax.types import Params
 
 

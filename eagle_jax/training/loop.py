@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from eagle_jax import sharding
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.processes import first_said, leads
-from eagle_jax.training.batch import Tally, summarise
+from eagle_jax.processes import broadcast_text, is_primary
+from eagle_jax.training.records import Tally, rates_of
 from eagle_jax.training.run import Run
-from eagle_jax.training.step import Frozen, Rows, TrainState, head_params
+from eagle_jax.training.step import Frozen, RowBatch, TrainState, head_params
 
 Evaluate = Callable[[HeadParams], Mapping[str, float]]
 """Head -> numbers measured with the real decoder; `tau` decides which weights are best."""
@@ -73,13 +73,13 @@ def train(
     run: Run,
     state: TrainState,
     data: grain.DatasetIterator,
-    step: Callable[[TrainState, Frozen, Rows], TrainState],
+    step: Callable[[TrainState, Frozen, RowBatch], TrainState],
     frozen: Frozen,
     config: LoopConfig,
     *,
     learning_rate: Callable[[int], Any] | None = None,
     heldout: Iterable[Mapping[str, Any]] = (),
-    measure: Callable[[dict[str, Any], Frozen, Rows], Tally] | None = None,
+    measure: Callable[[dict[str, Any], Frozen, RowBatch], Tally] | None = None,
     evaluate: Evaluate | None = None,
     time_limit: float | None = None,
     started: float | None = None,
@@ -124,7 +124,7 @@ def train(
             if evaluate is not None and _due(done, config.evaluate_every, config.steps):
                 _evaluate(run, state, frozen, evaluate)
             if jax.process_count() == 1 or done % config.log_every == 0:
-                reason = first_said(asked[0] if asked else _time_up(started, time_limit))
+                reason = broadcast_text(asked[0] if asked else _time_up(started, time_limit))
             if done % config.save_every == 0 or done == config.steps or reason:
                 _check_finite(state)
                 run.save(state, data)
@@ -133,7 +133,7 @@ def train(
 
 def _bar(steps: int, done: int, quiet: bool) -> tqdm:
     """Progress on stderr, one for all processes."""
-    hidden = quiet or not leads()
+    hidden = quiet or not is_primary()
     return tqdm(total=steps, initial=done, disable=hidden, unit="step", dynamic_ncols=True, file=sys.stderr)
 
 
@@ -141,7 +141,7 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def _on_device(rows: Mapping[str, Any], mesh: Mesh | None) -> Rows:
+def _on_device(rows: Mapping[str, Any], mesh: Mesh | None) -> RowBatch:
     if mesh is not None:
         return sharding.place_rows(mesh, dict(rows))
     return {name: jnp.asarray(values) for name, values in rows.items()}
@@ -161,7 +161,7 @@ def _log(
     numbers = {
         "loss": float(window.loss) / steps,
         "grad_norm": float(window.grad_norm) / steps,
-        **summarise(window.tally),
+        **rates_of(window.tally),
     }
     if learning_rate is not None:
         numbers["learning_rate"] = float(learning_rate(done - 1))
@@ -192,11 +192,11 @@ def _check_finite(state: TrainState) -> None:
 def _measure(
     state: TrainState,
     frozen: Frozen,
-    heldout: Iterable[Rows],
-    measure: Callable[[dict[str, Any], Frozen, Rows], Tally],
+    heldout: Iterable[RowBatch],
+    measure: Callable[[dict[str, Any], Frozen, RowBatch], Tally],
 ) -> dict[str, float]:
     tallies = [measure(state.trained, frozen, rows) for rows in heldout]
-    return summarise(jax.tree.map(lambda *sums: sum(sums[1:], start=sums[0]), *tallies))
+    return rates_of(jax.tree.map(lambda *sums: sum(sums[1:], start=sums[0]), *tallies))
 
 
 def _evaluate(run: Run, state: TrainState, frozen: Frozen, evaluate: Evaluate) -> None:

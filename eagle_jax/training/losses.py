@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from eagle_jax.sampling import first_largest
 from eagle_jax.sharding import DATA
-from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, most
+from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, max_over_groups
 from eagle_jax.types import NO_TOKEN
 
 
@@ -195,7 +195,7 @@ def _scan_rows(
         **({"reads": jnp.zeros_like(reads)} if grads else {}),
         **({"lm_head": jnp.zeros(lm_head.shape, jnp.float32)} if "lm_head" in grads else {}),
     }
-    num_chunks = most((active.sum() + chunk - 1) // chunk, axis)
+    num_chunks = max_over_groups((active.sum() + chunk - 1) // chunk, axis)
     found = lax.fori_loop(0, num_chunks, measure, start)
     if axis is not None and "lm_head" in grads:
         found["lm_head"] = lax.psum(found["lm_head"], axis)

@@ -24,7 +24,7 @@ import numpy as np
 
 from eagle_jax.checkpoint.assemble import DTYPES
 from eagle_jax.files import local, lock, write_whole
-from eagle_jax.training.data import Row
+from eagle_jax.training.data import PackedRow
 from eagle_jax.training.feature_cache import ABOUT, BY_ROW, check_about, make_pass, widths_of
 from eagle_jax.types import Params, Target
 
@@ -89,7 +89,7 @@ class RowFeatures:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def __call__(self, documents: Sequence[int], row: Row) -> Row:
+    def __call__(self, documents: Sequence[int], row: PackedRow) -> PackedRow:
         """Features of the row of these documents by field name: `taps`, `hidden` and `choice`, [T, ...] each."""
         path = self._path(documents[0])
         found = self._read(path)
@@ -126,7 +126,7 @@ class RowFeatures:
             self._lock.close()
             self._lock = None
 
-    def _read(self, path: os.PathLike[str]) -> Row | None:
+    def _read(self, path: os.PathLike[str]) -> PackedRow | None:
         """What a file has; None where there is none."""
         try:
             data = np.fromfile(path, np.uint8)

@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
 from eagle_jax.files import local, lock, write_whole
-from eagle_jax.processes import first_said, leads
+from eagle_jax.processes import broadcast_text, is_primary
 from eagle_jax.resume import check_same
 from eagle_jax.training.step import TrainState
 
@@ -105,14 +105,14 @@ class Run:
             # Every process reads all rows, so that one's place is that of all, however many there are now.
             (place,) = (self.directory / "checkpoints" / str(step) / "data").glob("process_0-of-*.json")
             data.set_state(json.loads(place.read_text(encoding="utf-8")))
-        if leads():
+        if is_primary():
             self._forget_after(step)
             self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
         return state
 
     def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append a line of metrics, and show it in TensorBoard under `kind`/."""
-        if not leads():
+        if not is_primary():
             return
         rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}
         line = json.dumps({"step": step, "kind": kind, **rounded})
@@ -125,7 +125,7 @@ class Run:
 
     def last_logged(self, name: str) -> int:
         """The newest number of this name among the metrics; 0 where there is none, and in processes that write none."""
-        if not leads() or not self._metrics.is_file():
+        if not is_primary() or not self._metrics.is_file():
             return 0
         lines = self._metrics.read_text(encoding="utf-8").splitlines()
         return next((found[name] for found in map(json.loads, reversed(lines)) if name in found), 0)
@@ -153,7 +153,7 @@ class Run:
 
     def keep_export(self, directory: Directory, step: int) -> None:
         """Remember that `directory` has the weights of `step`."""
-        if leads():
+        if is_primary():
             known = {**_exports(self.directory), _key(directory): step}
             write_whole(self.directory / EXPORTS, json.dumps(known, indent=1) + "\n")
 
@@ -188,12 +188,12 @@ class Run:
 def _together(work: Callable[[], None]) -> None:
     """Let process 0 do something; what it cannot do, all refuse."""
     failure: Exception | None = None
-    if leads():
+    if is_primary():
         try:
             work()
         except (ValueError, OSError) as error:
             failure = error
-    said = first_said(str(failure or ""))  # the other processes wait for it
+    said = broadcast_text(str(failure or ""))  # the other processes wait for it
     if failure:
         raise failure
     if said:

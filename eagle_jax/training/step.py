@@ -17,11 +17,11 @@ from flax import struct
 
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.sharding import keep_rows
-from eagle_jax.training.batch import Batch, Features, Recipe, Tally, Vocabulary
 from eagle_jax.training.features import compute_features
+from eagle_jax.training.records import Batch, Features, Recipe, Tally, Vocabulary
 from eagle_jax.types import Params, Target
 
-Rows = dict[str, jax.Array]
+RowBatch = dict[str, jax.Array]
 """Packed rows by field name, [rows, ...]: those of `Batch`, and those of `Features` where they are cached."""
 
 
@@ -146,11 +146,11 @@ def head_params(trained: dict[str, Any], vocabulary: Vocabulary) -> HeadParams:
 
 def make_loss(
     recipe: Recipe, target: Target, dtype: str, everywhere: bool = False
-) -> Callable[[dict[str, Any], Frozen, Rows, jax.Array, jax.Array | None], tuple[jax.Array, Tally]]:
+) -> Callable[[dict[str, Any], Frozen, RowBatch, jax.Array, jax.Array | None], tuple[jax.Array, Tally]]:
     """The loss of rows as a function of (trained, frozen, rows, divisors, key); features are computed where missing."""
 
     def loss(
-        trained: dict[str, Any], frozen: Frozen, rows: Rows, divisors: jax.Array, key: jax.Array | None
+        trained: dict[str, Any], frozen: Frozen, rows: RowBatch, divisors: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, Tally]:
         batch = text_of(rows)
         if "taps" in rows:
@@ -164,7 +164,7 @@ def make_loss(
     return loss
 
 
-def text_of(rows: Rows) -> Batch:
+def text_of(rows: RowBatch) -> Batch:
     """The text among the fields of packed rows."""
     return Batch(**{field: rows[field] for field in ("tokens", "segments", "positions", "supervised", "slots")})
 
@@ -178,7 +178,7 @@ def make_train_step(
     seed: int = 0,
     dtype: str = "float32",
     everywhere: bool = False,
-) -> Callable[[TrainState, Frozen, Rows], TrainState]:
+) -> Callable[[TrainState, Frozen, RowBatch], TrainState]:
     """The compiled step: (state, frozen, rows) -> state; the old state is donated.
 
     Args:
@@ -192,11 +192,11 @@ def make_train_step(
     differentiate = jax.value_and_grad(loss, has_aux=True)
 
     @functools.partial(jax.jit, donate_argnames=("state",))
-    def step(state: TrainState, frozen: Frozen, rows: Rows) -> TrainState:
+    def step(state: TrainState, frozen: Frozen, rows: RowBatch) -> TrainState:
         divisors = recipe.divisors(text_of(rows))
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
 
-        def add(sums: Any, one: tuple[jax.Array, Rows]) -> tuple[Any, None]:
+        def add(sums: Any, one: tuple[jax.Array, RowBatch]) -> tuple[Any, None]:
             index, some = one
             (value, tally), grads = differentiate(
                 state.trained, frozen, keep_rows(some), divisors, jax.random.fold_in(key, index)
@@ -227,12 +227,12 @@ def make_train_step(
 
 def make_measure(
     recipe: Recipe, target: Target, *, dtype: str = "float32", everywhere: bool = False
-) -> Callable[[dict[str, Any], Frozen, Rows], Tally]:
+) -> Callable[[dict[str, Any], Frozen, RowBatch], Tally]:
     """The compiled measurement: (trained, frozen, rows) -> tally; nothing is trained, and no noise is added."""
     loss = make_loss(recipe, target, dtype, everywhere)
 
     @jax.jit
-    def measure(trained: dict[str, Any], frozen: Frozen, rows: Rows) -> Tally:
+    def measure(trained: dict[str, Any], frozen: Frozen, rows: RowBatch) -> Tally:
         return loss(trained, frozen, rows, recipe.divisors(text_of(rows)), None)[1]
 
     return measure

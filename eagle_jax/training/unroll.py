@@ -21,8 +21,8 @@ from jax import lax
 
 from eagle_jax.models.attention import MASKED
 from eagle_jax.models.draft_head import Head, HeadParams
-from eagle_jax.training.batch import Batch
-from eagle_jax.training.rows import take
+from eagle_jax.training.alignment import take
+from eagle_jax.training.records import Batch
 from eagle_jax.types import Params
 
 
@@ -81,9 +81,9 @@ def unroll(
     own: tuple[tuple[jax.Array, jax.Array], ...] = ()  # keys and values of the steps behind step 0
     states = []
     for step in range(num_steps):
-        mix = functools.partial(_mix, step=step, own=own, slots=slots, segments=segments, base=base, block=block)
+        attend_fn = functools.partial(_mix, step=step, own=own, slots=slots, segments=segments, base=base, block=block)
         embedded = embed(take(batch.tokens, slots + 1 + step))
-        state, keys, values = head.step(params, state, embedded, positions + step, mix)
+        state, keys, values = head.step(params, state, embedded, positions + step, attend_fn)
         if step:
             own = (*own, (keys, values))
         states.append(state)

@@ -23,7 +23,7 @@ from configs.targets.shapes import DRAFT_VOCAB, head_of
 from eagle_jax import sharding
 from eagle_jax.decode import DecodeState, one_round, prefill
 from eagle_jax.drafters import Drafter, make_eagle1, make_eagle2, make_eagle3, make_vanilla
-from eagle_jax.generate import default_chunk
+from eagle_jax.generator import default_chunk
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import init_params, make_target
@@ -31,8 +31,8 @@ from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import Split
 from eagle_jax.types import Params, Sampling, Target
 
-METHODS = ("eagle", "eagle2", "eagle3")
-"""Drafting methods that are compiled: those with a head, by the names of `experiments.methods`."""
+HEAD_METHODS = ("eagle", "eagle2", "eagle3")
+"""Drafting methods that are compiled: those with a head, by the names of `experiments.cli.methods`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

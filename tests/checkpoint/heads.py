@@ -67,11 +67,11 @@ def logits(config: HeadConfig, params: HeadParams) -> jax.Array:
     slot = jnp.zeros((1, 1, config.layer.num_kv_heads, config.layer.head_dim))
     nothing = Prefix(slot, slot, jnp.zeros(1, jnp.int32))
 
-    def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def attend_fn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         return attend(queries, keys, values, mask, nothing, positions)
 
     embedded = head.embed(params, PARAMS, tokens)
-    states, _, _ = head.step(params, head.fuse(params, features), embedded, positions, mix)
+    states, _, _ = head.step(params, head.fuse(params, features), embedded, positions, attend_fn)
     return head.logits(params, PARAMS, states)
 
 

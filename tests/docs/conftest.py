@@ -21,9 +21,10 @@ from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import load_target
-from eagle_jax.evaluation.figures import CHARTS
+from eagle_jax.figures.charts import CHARTS
 from eagle_jax.testing import tiny_transformer
-from experiments import evaluate, generate, launch, report, sweep
+from experiments import evaluate, generate, report, sweep
+from experiments.cli import launch
 from tests.checkpoint.files import stored_tensors, write_gguf
 from tests.checkpoint.heads import random_head
 from tests.checkpoint.test_gguf_tokenizer import byte_level_metadata
@@ -189,7 +190,7 @@ def with_successor(
     diffs = [changed_file(block) for block in blocks(page, "diff")]
     changes = {path: text for path, text in diffs if path.endswith(".py")}
     changed = {path: new_module(f"changed.{Path(path).stem}", text) for path, text in changes.items()}
-    monkeypatch.setattr(generate, "methods", changed["experiments/methods.py"])
+    monkeypatch.setattr(generate, "methods", changed["experiments/cli/methods.py"])
     return changed
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from configs.eval import heads
 from configs.train import distill_draft, eagle3_smollm2, eagle_smollm2
-from experiments.methods import METHODS
+from experiments.cli.methods import METHODS
 from tests.docs.pages import INDEXES, PAGES, ROOT, blocks, explained_methods
 
 SCRIPTS = sorted(

@@ -81,7 +81,7 @@ def test_the_drafter_of_the_page(with_successor: dict[str, types.ModuleType]) ->
             test(**given, **more)
         asked.append(name)
     assert len(asked) >= 6
-    methods, field = (with_successor[path].METHODS for path in ("experiments/methods.py", "configs/eval/field.py"))
+    methods, field = (with_successor[path].METHODS for path in ("experiments/cli/methods.py", "configs/eval/field.py"))
     assert set(methods) <= set(field)
     changed = dict(changed_file(block) for block in blocks(ROOT / "docs" / "add_a_drafter.md", "diff"))
     assert explained_methods(changed["docs/how_it_works.md"]) == list(methods)

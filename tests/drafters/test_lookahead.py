@@ -10,7 +10,7 @@ import pytest
 
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.drafters.lookahead import LookaheadState, make_lookahead
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.testing import bigram_target
 from eagle_jax.tree import depths
 from eagle_jax.types import DraftTree, Params, Target, TargetOutput

@@ -13,7 +13,7 @@ from eagle_jax.drafters import make_chain
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.drafters.ngram_pool import NgramPool, empty_pool, insert, newest
 from eagle_jax.drafters.ouroboros import Chain, OuroborosState, draft_chain, make_ouroboros, recycled
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer
 from eagle_jax.types import DraftTree, TargetOutput

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation import metrics
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.sampling import gumbel, make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer
 from tests.tolerance import rounding

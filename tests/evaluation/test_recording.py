@@ -7,7 +7,7 @@ import pytest
 from eagle_jax.drafters import make_prompt_lookup, make_vanilla
 from eagle_jax.evaluation.recording import CHUNK, record, write_recorded
 from eagle_jax.evaluation.replay import replay
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.testing import tiny_transformer
 
 CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=24, max_positions=2 * CHUNK)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from eagle_jax.drafters import Drafter, make_chain, make_eagle2, make_eagle3, make_prompt_lookup
 from eagle_jax.evaluation.replay import replay
-from eagle_jax.generate import Generation, Generator
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import Params

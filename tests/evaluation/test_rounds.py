@@ -8,7 +8,7 @@ import pytest
 
 from eagle_jax.drafters import Drafter, make_chain, make_prompt_lookup
 from eagle_jax.evaluation.rounds import Round, rounds
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.testing import bigram_target
 from eagle_jax.types import NO_NODE, Params
 

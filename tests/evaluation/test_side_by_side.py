@@ -9,13 +9,13 @@ import pytest
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import make_prompt_lookup
 from eagle_jax.evaluation import side_by_side
-from eagle_jax.evaluation.side_by_side import PLAIN, TURN_STRIDE, Contestant, SideBySide
+from eagle_jax.evaluation.side_by_side import PLAIN, TURN_STRIDE, MethodUnderTest, SideBySide
 from eagle_jax.evaluation.tasks import Question
-from eagle_jax.generate import Generation
+from eagle_jax.generator import Generation
 from eagle_jax.testing import ByteTokenizer, bigram_target
 
 TARGET, PARAMS = bigram_target(258)
-LOOKUP = Contestant(make_prompt_lookup(2))
+LOOKUP = MethodUnderTest(make_prompt_lookup(2))
 
 
 class Bytes(ByteTokenizer):

@@ -15,7 +15,7 @@ from eagle_jax.drafters import make_chain, make_eagle3, make_prompt_lookup, make
 from eagle_jax.drafters.base import Drafter, DrafterState
 from eagle_jax.evaluation import time_split as module
 from eagle_jax.evaluation.time_split import PARTS, time_split
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from eagle_jax.drafters import default_tree
-from eagle_jax.generate import Generation, Generator
-from experiments import batches, cells, generate, launch
+from eagle_jax.generator import Generation, Generator
+from eagle_jax.provenance import git_commit
+from experiments import generate
+from experiments.bench import batches
+from experiments.cli import launch
 from tests.experiments.test_methods import heads  # noqa: F401
 
 SHORT = ["--max_new_tokens=10", "--repeats=1", "--temperature=1"]
@@ -48,7 +51,7 @@ def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.
     for row in rows:
         assert (row["prompts"], row["identical_prompts"]) == (5, 5)
         assert row["tree"] == {"nodes": 4, "depth": 2, "top_k": 1}
-        assert (row["device"], row["repeats"], row["commit"]) == ("cpu", 1, cells.commit())
+        assert (row["device"], row["repeats"], row["commit"]) == ("cpu", 1, git_commit())
         assert (row["tokens"], row["tau"]) == (one["tokens"], pytest.approx(one["tau"]))
         for ending in ("", "_with_prefill"):
             own, plain = (row[f"{side}tokens_per_second{ending}"] for side in ("", "plain_"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import children
+from experiments.cli import children
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,15 +13,15 @@ from configs.targets.shapes import DRAFT_VOCAB, TARGETS, head_of
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import make_head
 from eagle_jax.models.transformer import init_params, make_target
+from eagle_jax.provenance import git_commit
 from eagle_jax.sharding import active, make_mesh
-from experiments import compile as script
-from experiments import launch
-from experiments.cells import commit
+from experiments.cli import launch
+from experiments.scaling import compile as script
 from experiments.scaling.chips import CHIPS, get_topology, links_of
 from experiments.scaling.collectives import bytes_sent, layer_sums, read_collectives, table
 from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible
 from experiments.scaling.programs import PROGRAMS, Setting, check_places, make_shapes
-from experiments.scaling.training import lower_train_step
+from experiments.scaling.training_step import lower_train_step
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
@@ -139,7 +139,7 @@ def test_arguments_of_prefill(tmp_path: Path) -> None:
     held, rows = bytes_by_hand(2, 4, split=False), BATCH // 2
     given = rows * 4 * (CONTEXT + 1 + 7)  # text, length, sampling
     assert row["argument_bytes"] == held["target_weights"] + held["head_weights"] + given
-    assert row["commit"] == commit()
+    assert row["commit"] == git_commit()
 
 
 def test_prefill_that_leaves_its_state_elsewhere() -> None:

@@ -7,8 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.eval import field, heads
-from experiments import methods, points
-from experiments.entries import Entry, read_entries
+from experiments import points
+from experiments.cli import methods
+from experiments.cli.method_entries import Entry, read_entries
 from experiments.evaluate import check_config
 
 ROOT = Path(__file__).parents[2]

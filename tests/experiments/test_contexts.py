@@ -8,10 +8,12 @@ import pytest
 from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.evaluation.runner import prompt_ids
 from eagle_jax.evaluation.tasks import from_prompt
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
-from experiments import cells, contexts, launch, methods
-from experiments.settings import Settings
+from eagle_jax.provenance import git_commit
+from experiments.bench import contexts
+from experiments.cli import launch, methods
+from experiments.cli.method_settings import Settings
 from tests.experiments.test_methods import heads  # noqa: F401
 
 QUESTIONS = ["abc abc?", "why why?"]
@@ -58,7 +60,7 @@ def test_rows(
     assert "| context | looking back all | looking back 30 |" in capsys.readouterr().out
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     for row in rows:
-        assert (row["max_new_tokens"], row["device"], row["commit"]) == (6, "cpu", cells.commit())
+        assert (row["max_new_tokens"], row["device"], row["commit"]) == (6, "cpu", git_commit())
     asked = [(row["context"], row["head_window"]) for row in rows]
     assert asked == [(24, None), (40, None), (40, 30)]
     model = load_target(str(tiny_model))

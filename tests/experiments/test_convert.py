@@ -17,7 +17,8 @@ from eagle_jax.checkpoint.heads import load_head, save_head
 from eagle_jax.checkpoint.hf import load_config
 from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.checkpoint.validate_head import validate
-from experiments import convert, launch
+from experiments import convert
+from experiments.cli import launch
 from tests import golden
 from tests.checkpoint.heads import random_head
 

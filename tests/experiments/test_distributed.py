@@ -10,7 +10,8 @@ from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.evaluation import metrics
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sharding import make_mesh
-from experiments import generate, launch
+from experiments import generate
+from experiments.cli import launch
 from tests.processes import run_two
 
 ASKED = ["abab", "cc", "one two one"]

@@ -9,7 +9,8 @@ import pytest
 
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_target
-from experiments import draw, launch
+from experiments import draw
+from experiments.cli import launch
 from tests.checkpoint.heads import random_head
 
 COMMON = ["--nodes=5", "--depth=1", "--top_k=2", "--max_new_tokens=12"]

@@ -9,8 +9,9 @@ import pytest
 from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
-from experiments import methods
-from experiments.entries import build, read_entries, weights_digest
+from eagle_jax.provenance import weights_digest
+from experiments.cli import methods
+from experiments.cli.method_entries import build, read_entries
 from tests.checkpoint.heads import random_head
 
 TREE = {"nodes": 9, "depth": 2, "top_k": 3}

@@ -14,9 +14,11 @@ from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.drafters import make_prompt_lookup
 from eagle_jax.evaluation.rows import TIMINGS
 from eagle_jax.evaluation.side_by_side import TURN_STRIDE
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
-from experiments import cells, evaluate, launch
+from eagle_jax.provenance import git_commit
+from experiments import evaluate
+from experiments.cli import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -105,7 +107,7 @@ def test_a_row_for_each_cell(undisturbed: Path, tiny_model: Path) -> None:
     assert (rows[-1]["label"], rows[-1]["method"], rows[-1]["share_noise"]) == ("short", "prompt_lookup", False)
     assert (rows[-1]["target"], rows[-1]["dtype"], rows[-1]["rule"]) == (str(tiny_model), "float32", "match")
     assert rows[-1]["tree"] == {"nodes": 2, "depth": 0, "top_k": 1}
-    assert rows[-1]["commit"] == cells.commit()
+    assert rows[-1]["commit"] == git_commit()
 
 
 def test_conversations_are_played_out(undisturbed: Path, tiny_model: Path) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from experiments import cells, exactness, launch
+from eagle_jax.provenance import git_commit
+from experiments import exactness
+from experiments.cli import launch
 
 SHORT = ["--num_prompts=3", "--batch=2", "--max_new_tokens=12", "--laws=0,0.7:0.9"]
 
@@ -40,7 +42,7 @@ def test_rows(tiny_model: Path, questions: Path, tmp_path: Path, capsys: pytest.
         assert (row["target"], row["dtype"], row["device"]) == (str(tiny_model), "float32", "cpu")
         assert (row["seed"], row["batch"], row["max_new_tokens"], row["prompts"]) == (0, 2, 12, 3)
         assert (row["answers"], row["differing"], row["first_difference_margin"]) == (3, 0, None)
-        assert row["commit"] == cells.commit()
+        assert row["commit"] == git_commit()
         assert row["tokens"] <= 36
         assert line.startswith(f"| {row['method']} | T = {row['temperature']:g}")
         assert line.endswith(f"| 3 | {row['tokens']} | {row['tau']:.2f} | 0 | - |")

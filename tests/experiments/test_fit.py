@@ -9,8 +9,9 @@ import pytest
 
 from configs.targets.shapes import TARGETS
 from eagle_jax.sharding import make_mesh
-from experiments import compile as compiling
-from experiments import fit, launch
+from experiments.cli import launch
+from experiments.scaling import compile as compiling
+from experiments.scaling import fit
 from experiments.scaling.chips import CHIPS, GIB, get_topology
 from experiments.scaling.cost import memory_of
 from experiments.scaling.programs import Setting, make_shapes

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from eagle_jax.evaluation import runner
-from eagle_jax.generate import Generation
-from experiments import generate, launch
+from eagle_jax.generator import Generation
+from experiments import generate
+from experiments.cli import launch
 from tests.experiments.conftest import CONTEXT, write_model
 
 KEYS = {

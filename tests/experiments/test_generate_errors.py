@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import generate, launch
+from experiments import generate
+from experiments.cli import launch
 from tests.experiments.conftest import CONTEXT, write_model
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.sampling import make_sampling
-from experiments import launch
+from experiments.cli import launch
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,8 @@ import pytest
 
 from configs.targets.shapes import get_target
 from eagle_jax.checkpoint import hf
-from experiments import launch, loading
+from experiments.bench import loading
+from experiments.cli import launch
 
 MIB = 2**20
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import launch, measure
+from experiments.bench import measure
+from experiments.cli import launch
 
 SHORT = ["--prompt_tokens=20", "--new_tokens=8", "--repeats=1"]
 

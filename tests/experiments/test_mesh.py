@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec
 from eagle_jax.checkpoint.pretrained import load_pretrained_head
 from eagle_jax.models.draft_head import HeadConfig, HeadParams
 from eagle_jax.types import Params, Target
-from experiments import drafts, generate, launch
+from experiments import generate
+from experiments.cli import draft_weights, launch
 from tests.experiments.conftest import write_model
 from tests.experiments.test_methods import heads  # noqa: F401
 
@@ -67,7 +68,7 @@ def test_places_of_the_head(
         seen.append(found[1])
         return found
 
-    monkeypatch.setattr(drafts, "load_pretrained_head", load)
+    monkeypatch.setattr(draft_weights, "load_pretrained_head", load)
     flags = ["--prompt=abab", "--method=eagle3", "--nodes=4", "--depth=1", "--top_k=2", f"--head={heads / 'eagle3'}"]
     flags += ["--mesh=1x2", "--compare", *(["--split_head"] if split else [])]
     record = run(tiny_model, tmp_path / "record.json", *flags)
@@ -82,14 +83,14 @@ def test_places_of_a_draft_model(
 ) -> None:
     """Split like the target; it drafts what it drafts on one device."""
     seen: list[Params] = []
-    load_draft = drafts.load_draft
+    load_draft = draft_weights.load_draft
 
     def load(*arguments: Any) -> tuple[Target, Params]:
         found = load_draft(*arguments)
         seen.append(found[1])
         return found
 
-    monkeypatch.setattr(drafts, "load_draft", load)
+    monkeypatch.setattr(draft_weights, "load_draft", load)
     flags = [f"--method={method}", f"--draft={write_model(tmp_path / 'draft', seed=1)}", "--prompt=abab"]
     one, two = (run(tiny_model, tmp_path / "record.json", *flags, *mesh) for mesh in ([], ["--mesh=1x2", "--compare"]))
     assert two["identical_prompts"] == 1

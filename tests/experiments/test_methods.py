@@ -11,7 +11,8 @@ from eagle_jax.checkpoint.distilled import save_draft
 from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_target
-from experiments import generate, launch
+from experiments import generate
+from experiments.cli import launch
 from tests.checkpoint.heads import random_head
 
 ASK = ("--prompt=Hello hello", "--max_new_tokens=16")

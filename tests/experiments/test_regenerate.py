@@ -11,8 +11,9 @@ import pytest
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training.conversations import read_corpus
-from experiments import launch, methods, regenerate
-from experiments.settings import Settings
+from experiments import regenerate
+from experiments.cli import launch, methods
+from experiments.cli.method_settings import Settings
 from tests.checkpoint.heads import edit_tensors
 from tests.experiments.conftest import CONTEXT, EOS
 from tests.reference.decode import decode

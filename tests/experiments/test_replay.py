@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells, generate, launch, replay
+from eagle_jax.provenance import git_commit
+from experiments import generate, replay
+from experiments.cli import launch
 
 SHORT = ["--num_prompts=2", "--batch=2", "--max_new_tokens=12", "--temperatures=0,1"]
 
@@ -32,7 +34,7 @@ def test_cells_are_those_of_decoding(
     tiny_model: Path, tasks: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Tau of each task, the table over both, and a second run that repeats nothing."""
-    output = tmp_path / "cells.jsonl"
+    output = tmp_path / "grid.jsonl"
     more = ["--drafts=prompt_lookup:5/3/1", f"--output={output}"]
     assert call(tiny_model, tasks, *more) == 0
     table = capsys.readouterr().out.strip().split("\n")
@@ -57,7 +59,7 @@ def test_cells_are_those_of_decoding(
         real = json.loads(record.read_text())
         assert (cell["tokens"], cell["rounds"]) == (real["tokens"], real["rounds"])
         assert cell["tau"] == pytest.approx(real["tau"])
-        assert (cell["device"], cell["commit"]) == ("cpu", cells.commit())
+        assert (cell["device"], cell["commit"]) == ("cpu", git_commit())
     capsys.readouterr()
     whole = output.read_text()
     output.write_text(whole[:-20])  # the last cell is cut short, as by a crash
@@ -69,7 +71,7 @@ def test_cells_are_those_of_decoding(
 def test_other_questions_are_other_cells(
     tiny_model: Path, tasks: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "cells.jsonl"
+    output = tmp_path / "grid.jsonl"
     more = ["--drafts=prompt_lookup:5/3/1", f"--output={output}", "--temperatures=0"]
     assert call(tiny_model, tasks[:1], *more) == 0
     tasks[0].write_text(tasks[0].read_text().replace("sums 0", "sums 7"))
@@ -89,7 +91,7 @@ def test_cells_of_several_commits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A journal goes on with other code; the table is of all its cells, and as that of one go."""
-    output = tmp_path / "cells.jsonl"
+    output = tmp_path / "grid.jsonl"
     more = ["--drafts=prompt_lookup:5/3/1", "--temperatures=0"]
     assert call(tiny_model, tasks, *more) == 0
     table = capsys.readouterr().out
@@ -107,7 +109,7 @@ def test_cells_that_leave_first_tokens_out(
     tiny_model: Path, tasks: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Written by earlier code: their sums would not go with the others'."""
-    output = tmp_path / "cells.jsonl"
+    output = tmp_path / "grid.jsonl"
     more = ["--drafts=prompt_lookup:5/3/1", "--temperatures=0", f"--output={output}"]
     assert call(tiny_model, tasks[:1], *more) == 0
     tokens = json.loads(output.read_text().splitlines()[1])["tokens"]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eagle_jax.evaluation.figures import CHARTS
-from experiments import launch, report
+from eagle_jax.figures.charts import CHARTS
+from experiments import report
+from experiments.cli import launch
 from tests.evaluation.synthetic import METHODS, make_row, make_rows, played
 
 

@@ -15,7 +15,8 @@ from eagle_jax.checkpoint.distilled import save_draft
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import load_target
-from experiments import children, drafts, evaluate, launch, playback, sweep
+from experiments import evaluate, playback, sweep
+from experiments.cli import children, draft_weights, launch
 from tests.checkpoint.heads import edit_config, edit_tensors, random_head
 
 ROOT = Path(__file__).parents[2]
@@ -441,4 +442,4 @@ def test_drafts_that_have_no_files(config: Path, data: Path, tmp_path: Path, mon
 def test_a_draft_that_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "draft.gguf"
     path.touch()
-    assert drafts.draft_files(str(path), "tiny") == [path]
+    assert draft_weights.draft_files(str(path), "tiny") == [path]

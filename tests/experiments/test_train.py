@@ -16,7 +16,8 @@ from eagle_jax.checkpoint.validate_head import validate
 from eagle_jax.models.draft_head import layers_of
 from eagle_jax.training.run import Run
 from eagle_jax.training.step import TrainState, initial_state
-from experiments import launch, train
+from experiments import train
+from experiments.cli import launch
 
 # How ml_collections reads a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -16,7 +16,7 @@ WRITE = """
 import logging, sys
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
 from eagle_jax.drafters import make_vanilla
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.kernels import build
 from eagle_jax.testing import tiny_transformer
 _, target, params = tiny_transformer()

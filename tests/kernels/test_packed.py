@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eagle_jax.drafters import make_eagle3, make_vanilla
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.kernels import build
 from eagle_jax.kernels.packed import PackedMatrix, pack, pack_matrices, pack_table, unpack
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head

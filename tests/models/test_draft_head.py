@@ -34,10 +34,10 @@ def read(
     slots = prefix.length[:, None] + jnp.arange(size)[None, :]
     mask = jnp.tril(jnp.ones((1, size, size), bool))
 
-    def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def attend_fn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         return attend(queries, keys, values, mask, prefix, slots)
 
-    output, keys, values = head.step(params, states, head.embed(params, target_params, tokens), slots, mix)
+    output, keys, values = head.step(params, states, head.embed(params, target_params, tokens), slots, attend_fn)
     return Reading(output, head.logits(params, target_params, output), keys, values)
 
 

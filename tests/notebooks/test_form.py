@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import eagle_jax
-from experiments.methods import METHODS
+from experiments.cli.methods import METHODS
 from tests.notebooks.notebooks import NOTEBOOKS, ROOT, cells, source
 
 MOST_CELLS = 25

@@ -8,7 +8,7 @@ import numpy as np
 from eagle_jax.checkpoint.head_names import head_tensors
 from eagle_jax.checkpoint.names import lookup
 from eagle_jax.models.draft_head import Head, HeadParams
-from eagle_jax.training.batch import Batch, Features, Vocabulary
+from eagle_jax.training.records import Batch, Features, Vocabulary
 from eagle_jax.types import Params
 from tests import golden
 

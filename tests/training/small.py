@@ -14,10 +14,10 @@ from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.sharding import make_mesh, place, target_shardings
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.training import initialise
-from eagle_jax.training.batch import Batch, Features, Vocabulary
 from eagle_jax.training.conversations import Example
-from eagle_jax.training.data import assemble, pack
+from eagle_jax.training.data import assemble_row, pack
 from eagle_jax.training.features import compute_features
+from eagle_jax.training.records import Batch, Features, Vocabulary
 from eagle_jax.types import Params, Target
 
 KINDS: tuple[Literal["eagle", "eagle3"], ...] = ("eagle", "eagle3")
@@ -62,7 +62,7 @@ def batch_of(examples: list[Example], length: int, num_slots: int | None = None,
     """The documents packed into as few rows as `pack` needs, or one document a row where `rows` asks for that."""
     packing = pack(examples, length, num_slots)
     documents = [[index] for index in range(rows)] if rows else packing.rows
-    made = [assemble(packing, row) for row in documents]
+    made = [assemble_row(packing, row) for row in documents]
     return Batch(**{name: jnp.asarray(np.stack([row[name] for row in made])) for name in made[0]})
 
 

@@ -20,11 +20,11 @@ import pytest
 
 from eagle_jax.drafters import make_eagle2
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
-from eagle_jax.generate import Generator
+from eagle_jax.generator import Generator
 from eagle_jax.models.draft_head import Head, HeadParams
-from eagle_jax.training.batch import Batch, Features, Tally, summarise
 from eagle_jax.training.conversations import Example
-from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.training.records import Batch, Features, Tally, rates_of
 from eagle_jax.types import DraftTree, Params, TargetOutput
 from tests.models.passes import whole_pass
 from tests.reference.decode import decode
@@ -151,7 +151,7 @@ def test_joint_accuracy_is_what_the_decoder_accepts(kind: str, draft_size: int, 
     assert tally.rows.tolist() == chains.tolist()
     assert tally.joint.tolist() == accepted.tolist()
     # n-alpha as papers give it: accepted at step n of those accepted until then; both sides by the same words.
-    rates = summarise(tally)
+    rates = rates_of(tally)
     assert rates["simulated_tau"] == pytest.approx(1 + (accepted / chains).sum())
     # The equalities above would be cheap if all chains were right, or none.
     assert (accepted > 0).all()

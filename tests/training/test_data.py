@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from eagle_jax.training.batch import NO_SLOT
 from eagle_jax.training.conversations import Example
-from eagle_jax.training.data import assemble, make_iterator, pack, trim
+from eagle_jax.training.data import assemble_row, make_iterator, pack, trim
+from eagle_jax.training.records import NO_SLOT
 from tests.training import small
 
 
@@ -29,7 +29,7 @@ def test_every_document_is_in_one_row_and_fits(num_slots: int | None) -> None:
 
 def test_a_row_by_hand() -> None:
     examples = [small.document(0, 5, 3), small.document(1, 4, 2)]
-    row = assemble(pack(examples, 12, 5), [0, 1])
+    row = assemble_row(pack(examples, 12, 5), [0, 1])
     assert row["tokens"].tolist() == [*examples[0].tokens, *examples[1].tokens, 0, 0, 0]
     assert row["segments"].tolist() == [1] * 5 + [2] * 4 + [0] * 3
     assert row["positions"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0]
@@ -41,7 +41,9 @@ def test_features_lie_where_their_tokens_lie() -> None:
     examples = documents(6)
     packing = pack(examples, 64)
     for documents_of_row in packing.rows:
-        row = assemble(packing, documents_of_row, lambda document: {"twice": 2 * examples[document].tokens[:, None]})
+        row = assemble_row(
+            packing, documents_of_row, lambda document: {"twice": 2 * examples[document].tokens[:, None]}
+        )
         np.testing.assert_array_equal(row["twice"][:, 0], 2 * row["tokens"])
 
 

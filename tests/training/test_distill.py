@@ -10,8 +10,8 @@ from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.models.transformer import make_target
 from eagle_jax.training import initialise, step
-from eagle_jax.training.batch import Batch, Features, Tally, Vocabulary, summarise
-from eagle_jax.training.distill_recipe import FROZEN, make_distill_recipe, whole_student
+from eagle_jax.training.recipes.distill_recipe import FROZEN, make_distill_recipe, whole_student
+from eagle_jax.training.records import Batch, Features, Tally, Vocabulary, rates_of
 from eagle_jax.types import Params, Target
 from tests.training import small
 
@@ -79,10 +79,10 @@ def test_a_student_learns() -> None:
     train = step.make_train_step(RECIPE, TARGET, optimizer)
     measure = step.make_measure(RECIPE, TARGET)
     frozen = step.Frozen(PARAMS, VOCABULARY)
-    before = summarise(measure(state.trained, frozen, rows))
+    before = rates_of(measure(state.trained, frozen, rows))
     for _ in range(30):
         state = train(state, frozen, rows)
-    after = summarise(measure(state.trained, frozen, rows))
+    after = rates_of(measure(state.trained, frozen, rows))
     assert after["cross_entropy_0"] < before["cross_entropy_0"] - 0.1
     assert after["accuracy_0"] > before["accuracy_0"]
     assert not set(state.trained["weights"]) & set(FROZEN)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eagle_jax.training.data import assemble, pack
+from eagle_jax.training.data import assemble_row, pack
 from eagle_jax.training.feature_cache import FeatureCache
 from eagle_jax.training.features import fingerprint
 from tests.tolerance import assert_close, pass_terms
@@ -43,7 +43,7 @@ def test_cache_gives_what_a_pass_gives(tmp_path: Path) -> None:
     packing = pack(EXAMPLES, 64)
     batch = small.batch_of(EXAMPLES, 64)
     online = small.features_of(batch)
-    row = assemble(packing, packing.rows[0], cache.lookup)
+    row = assemble_row(packing, packing.rows[0], cache.lookup)
     real = row["segments"] > 0
     for name in ("taps", "hidden", "choice"):
         assert_close(row[name][real], getattr(online, name)[0][real], TERMS)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eagle_jax.provenance import first_numbers
 from eagle_jax.training.data import pack
-from eagle_jax.training.features import fingerprint, first_numbers
+from eagle_jax.training.features import fingerprint
 from eagle_jax.types import NO_TOKEN
 from tests.models.passes import whole_pass
 from tests.tolerance import assert_close, pass_terms
@@ -69,6 +70,6 @@ def test_fingerprint_of_a_target_on_a_mesh() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (100,), (5, 7), (70, 2), (2, 100), (3, 4, 2), (2, 9, 8), (4, 1, 200)])
-def testfirst_numbers(shape: tuple[int, ...]) -> None:
+def test_first_numbers(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     np.testing.assert_array_equal(first_numbers(jnp.asarray(array), 64), array.ravel()[:64])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.training.batch import Tally
+from eagle_jax.training.recipes.unroll_recipe import OFFICIAL, make_unroll_recipe
+from eagle_jax.training.records import Tally
 from eagle_jax.training.unroll import unroll
-from eagle_jax.training.unroll_recipe import OFFICIAL, make_unroll_recipe
 from tests.tolerance import assert_close, gradient_terms, head_terms
 from tests.training import golden as fixtures
 

@@ -16,10 +16,10 @@ import pytest
 
 from eagle_jax.training import step as steps
 from eagle_jax.training.data import make_iterator, pack
-from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.loop import LoopConfig, Outcome, train
+from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.training.run import Run, check_run
-from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
 from tests.training import small
 
 EXAMPLES = [small.document(seed, 12 + seed % 5, 4) for seed in range(12)]

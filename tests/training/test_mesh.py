@@ -17,12 +17,12 @@ from eagle_jax.sharding import active, head_shardings, make_mesh, place, place_r
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.training import initialise
 from eagle_jax.training import step as steps
-from eagle_jax.training.batch import Recipe, Vocabulary
 from eagle_jax.training.data import make_iterator, pack
-from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.loop import LoopConfig, Outcome, train
+from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.training.records import Recipe, Vocabulary
 from eagle_jax.training.run import Run
-from eagle_jax.training.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.types import Params
 from experiments.scaling.collectives import read_collectives
 from tests.tolerance import gradient_terms, head_terms, rounding, written

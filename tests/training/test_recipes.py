@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.training import rows as which
+from eagle_jax.training import alignment as which
 from eagle_jax.training import step
-from eagle_jax.training.batch import NO_SLOT, Batch, Features, Recipe, Tally, summarise
-from eagle_jax.training.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.losses import smooth_l1
+from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.recipes.unroll_recipe import OFFICIAL, UnrollConfig, make_unroll_recipe
+from eagle_jax.training.records import NO_SLOT, Batch, Features, Recipe, Tally, rates_of
 from eagle_jax.training.unroll import unroll
-from eagle_jax.training.unroll_recipe import OFFICIAL, UnrollConfig, make_unroll_recipe
 from tests.tolerance import assert_close, gradient_terms, head_terms
 from tests.training import reference, small
 
@@ -132,7 +132,7 @@ def test_joint_accuracy_and_tau_by_hand() -> None:
         joint=jnp.array([6.0, 4.0]),
         feature_error=jnp.zeros(()),
     )
-    rates = summarise(tally)
+    rates = rates_of(tally)
     assert rates["accuracy_0"] == pytest.approx(0.6)
     assert rates["joint_1"] == pytest.approx(0.5)
     assert rates["cross_entropy_1"] == pytest.approx(3.0)
@@ -167,8 +167,8 @@ def test_feature_loss_of_the_unrolled_recipe() -> None:
     assert float(total - plain) == pytest.approx(2.5 * wanted, rel=1e-4)
     assert float(tally.feature_error) == pytest.approx(sum(errors[0]), rel=1e-4)
     assert_close(dataclasses.replace(tally, feature_error=before.feature_error), before, terms_of("eagle3"))
-    assert summarise(tally)["feature_error"] == pytest.approx(np.mean(errors[0]), rel=1e-4)
-    assert "feature_error" not in summarise(before)
+    assert rates_of(tally)["feature_error"] == pytest.approx(np.mean(errors[0]), rel=1e-4)
+    assert "feature_error" not in rates_of(before)
 
 
 def test_smooth_l1() -> None:

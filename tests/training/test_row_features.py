@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eagle_jax.training.data import Row, assemble, make_iterator, pack
+from eagle_jax.training.data import PackedRow, assemble_row, make_iterator, pack
 from eagle_jax.training.feature_cache import FeatureCache
 from eagle_jax.training.features import fingerprint
 from eagle_jax.training.row_features import RowFeatures
@@ -32,17 +32,17 @@ def features_in(folder: Path, budget: float = EVERYTHING, dtype: str = "float16"
     return RowFeatures(folder, target=target, params=params, budget=budget, dtype=dtype, **wanted)
 
 
-def read(features: RowFeatures, rows: list[list[int]] = ROWS) -> list[Row]:
+def read(features: RowFeatures, rows: list[list[int]] = ROWS) -> list[PackedRow]:
     """Every row once."""
     with features:
-        return [assemble(PACKING, row, of_row=features) for row in rows]
+        return [assemble_row(PACKING, row, of_row=features) for row in rows]
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*.bin")}
 
 
-def assert_same(one: list[Row], other: list[Row]) -> None:
+def assert_same(one: list[PackedRow], other: list[PackedRow]) -> None:
     for found, wanted in zip(one, other, strict=True):
         assert found.keys() == wanted.keys()
         for name, values in wanted.items():
@@ -96,8 +96,8 @@ def test_an_iterator_goes_on_with_another_budget(tmp_path: Path) -> None:
 def test_one_process_writes_and_others_read(tmp_path: Path) -> None:
     other = features_in(tmp_path, 0)
     with features_in(tmp_path) as one:
-        row = assemble(PACKING, ROWS[0], of_row=one)
-        assert_same(read(other), [row, *(assemble(PACKING, some, of_row=other) for some in ROWS[1:])])
+        row = assemble_row(PACKING, ROWS[0], of_row=one)
+        assert_same(read(other), [row, *(assemble_row(PACKING, some, of_row=other) for some in ROWS[1:])])
     assert names(tmp_path) == {f"{ROWS[0][0]}.bin"}  # neither dropped nor written
 
 

@@ -8,7 +8,7 @@ import pytest
 from eagle_jax.models.draft_head import features_of, layers_of, parts_of
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.training import initialise
-from eagle_jax.training.data import assemble, pack
+from eagle_jax.training.data import assemble_row, pack
 from eagle_jax.training.feature_cache import FeatureCache
 from eagle_jax.training.features import fingerprint
 from tests.tolerance import assert_close, pass_terms
@@ -47,7 +47,7 @@ def test_the_disk_gives_a_head_its_part(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, examples, fingerprint(examples, "tiny", config, params, False), "float32")
     assert cache.fill(target, params, length=24, batch=1)
     packing = pack(examples, 32)
-    row = assemble(packing, packing.rows[0], cache.lookup)
+    row = assemble_row(packing, packing.rows[0], cache.lookup)
     online = small.features_of(small.batch_of(examples, 32))
     real = row["segments"] > 0
     for layers in ((-1,), (0,), (1, -1)):

@@ -13,7 +13,7 @@ import pytest
 from eagle_jax.cache import commit, init_cache
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.training.batch import NO_SLOT, Batch
+from eagle_jax.training.records import NO_SLOT, Batch
 from eagle_jax.training.unroll import unroll
 from eagle_jax.types import KVCache
 from tests.tolerance import assert_close, gradient_terms, head_terms
@@ -52,10 +52,10 @@ def feed(
     positions = jnp.full((1, 1), place, jnp.int32)
     prefix = Prefix(cache.keys[0], cache.values[0], cache.length)
 
-    def mix(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def attend_fn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         return attend(queries, keys, values, jnp.ones((1, 1, 1), bool), prefix, positions)
 
-    state, keys, values = head.step(params, state, embedded, positions, mix)
+    state, keys, values = head.step(params, state, embedded, positions, attend_fn)
     return state, commit(cache, (keys,), (values,), jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
 
 

@@ -1,0 +1,159 @@
+"""Answers that the target writes itself: which are asked for, in what order, and the file that they go to.
+
+answers.jsonl            an answer a line, as `conversations` reads it
+answers.jsonl.run.json   what decides the text of an answer; another request for the same file is refused
+
+Each answer has noise of its own, named after prompt, temperature and number, so its text does not depend on the other
+requests. They are written in an order that does not depend on what is there already: after an interruption the file
+grows into the one that uninterrupted work would have written. Knows no model.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from eagle_jax.files import local, lock, write_whole
+from eagle_jax.resume import check_same
+from eagle_jax.training.conversations import parse
+from eagle_jax.training.prompt_files import Prompt
+
+Key = tuple[str, float, int]
+"""What tells an answer from all others: id of its prompt, temperature, number."""
+
+
+class Request(NamedTuple):
+    """One answer to be written."""
+
+    prompt: Prompt
+    temperature: float
+    number: int  # among the answers at this temperature
+
+    @property
+    def key(self) -> Key:
+        """What tells it from all others."""
+        return self.prompt.identifier, self.temperature, self.number
+
+    @property
+    def sequence(self) -> int:
+        """Names its noise, in [0, 2**32)."""
+        return zlib.crc32("/".join(map(str, self.key)).encode())
+
+
+def requests_for(prompts: Iterable[Prompt], temperatures: Sequence[float], count: int) -> list[Request]:
+    """`count` answers to each prompt at each temperature, but one at temperature 0, where all would be the same.
+
+    Raises:
+      ValueError: a temperature that is there twice, or a count below 1.
+    """
+    if len(set(temperatures)) < len(temperatures):
+        raise ValueError(f"a temperature is there twice: {', '.join(map(str, temperatures))}")
+    if count < 1:
+        raise ValueError(f"at least 1 answer must be asked for, got {count}")
+    return [
+        Request(prompt, temperature, number)
+        for prompt in prompts
+        for temperature in temperatures
+        for number in range(count if temperature else 1)
+    ]
+
+
+def in_order(requests: Sequence[Request], window: int) -> list[Request]:
+    """Requests as they are written: each `window` of them sorted by prompt length, so that batches are even."""
+    windows = [requests[start : start + window] for start in range(0, len(requests), window)]
+    return [request for some in windows for request in sorted(some, key=lambda request: len(request.prompt.tokens))]
+
+
+def record_of(request: Request, tokens: Sequence[int], text: str, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """An answer as a line of the file holds it; `tokens` with the stop id, where one ended it."""
+    finished = tokens[-1] in stop_ids
+    return {
+        "id": request.prompt.identifier,
+        "answer": request.number,
+        "temperature": request.temperature,
+        "finished": finished,
+        **({"end_id": tokens[-1]} if finished else {}),
+        "messages": [*request.prompt.messages, {"role": "assistant", "content": text}],
+        "prompt_ids": list(request.prompt.tokens),
+        "answer_ids": list(tokens[:-1] if finished else tokens),
+    }
+
+
+class AnswerFile:
+    """A file of answers, new or to be continued; a context manager, one process at a time.
+
+    What a crash left of a line is cut off. A file without an answer belongs to nobody yet.
+
+    Args:
+      path: of the file.
+      law: JSON-able description of what decides the text of an answer besides its request.
+
+    Raises:
+      ValueError: another process writes to the file, it was written by another law, it is no file of answers, or it is
+        an address.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], law: Mapping[str, Any]) -> None:
+        self.path = local(path)
+        self._file = self.path.open("ab")
+        try:
+            lock(self._file, f"{self.path}: another process is writing answers to it")
+            self._claim(json.loads(json.dumps(law)))
+            self._answered = self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def missing(self, requests: Iterable[Request]) -> list[Request]:
+        """Those that the file does not answer.
+
+        Raises:
+          ValueError: the file has an answer to another prompt of the same id.
+        """
+        requests = list(requests)
+        for request in requests:
+            if self._answered.get(request.key, request.prompt.messages) != request.prompt.messages:
+                raise ValueError(f"{self.path} answers another prompt of id {request.prompt.identifier!r}")
+        return [request for request in requests if request.key not in self._answered]
+
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append answers; once this returns, they are safe."""
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        self._file.write("".join(lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _claim(self, law: Any) -> None:
+        """Check who wrote the file, or say who is about to."""
+        about = self.path.with_name(self.path.name + ".run.json")
+        if self.path.stat().st_size:
+            if not about.is_file():
+                raise ValueError(f"{self.path} is there already, without {about.name}: nothing was written")
+            check_same(self.path, json.loads(about.read_text(encoding="utf-8")), law)
+            return
+        write_whole(about, json.dumps(law) + "\n")
+
+    def _read(self) -> dict[Key, Any]:
+        """What the file answers, each with the messages of its prompt."""
+        text = self.path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            self._file.truncate(whole)
+        answered = {}
+        for number, line in enumerate(text[:whole].split(b"\n")[:-1], start=1):
+            try:
+                record = parse(line)
+                lacking = {"id", "answer", "temperature", "messages"} - record.keys()
+                if lacking:
+                    raise ValueError(f"it has no {', '.join(sorted(lacking))}")
+                answered[record["id"], record["temperature"], record["answer"]] = record["messages"][:-1]
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{self.path}:{number} is no answer: {error}; nothing was written") from error
+        return answered

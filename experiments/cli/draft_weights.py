@@ -1,0 +1,112 @@
+"""What a method drafts with: the draft model that `--draft` names, the draft head that `--head` does."""
+
+import dataclasses
+import logging
+import pathlib
+from typing import get_args
+
+from eagle_jax.checkpoint import distilled
+from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE
+from eagle_jax.checkpoint.head_names import Kind
+from eagle_jax.checkpoint.pick_layers import truncate_layers
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target, shipped
+from eagle_jax.drafters.draft_model import with_vocabulary
+from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.models.transformer import make_target
+from eagle_jax.types import Params, Target
+from experiments.cli.launch import status
+from experiments.cli.method_settings import Settings
+
+_LOG = logging.getLogger(__name__)
+_SELF = "self:"
+
+DECISIVE = ("*.safetensors", "*.safetensors.index.json", "config.json", RANKS_FILE)
+"""Files of a directory that decide what its head or draft model drafts."""
+
+
+def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]:
+    """The model that --draft names or, left out, the one that ships for the target; on a mesh it is split like that.
+
+    Raises:
+      ValueError: a number of layers that the target has not, a vocabulary that is not the target's, or no model that
+        ships for it.
+    """
+    name = settings.draft or distilled.NAME
+    if name.startswith(_SELF):
+        count = name.removeprefix(_SELF)
+        if not count.isdecimal():
+            raise ValueError(f"--draft={_SELF}K takes a number of layers, got {count!r}")
+        config, params = truncate_layers(target.config, target.params, int(count))
+    elif name == distilled.NAME:
+        with status(f"Loading draft {name}"):
+            config, params = distilled.load_pretrained_draft(target, settings.dtype)
+    elif name == target.name:
+        config, params = target.config, target.params
+    else:
+        with status(f"Loading draft {name}") as progress:
+            draft = load_target(name, settings.dtype, mesh=target.mesh, packed=True, progress=progress)
+        check_vocabulary(target, draft)
+        config, params = draft.config, draft.params
+    if config.max_positions < target.config.max_positions:
+        _LOG.warning("draft %s knows %d positions only: what it drafts beyond is guesswork", name, config.max_positions)
+    return with_vocabulary(make_target(config), target.config.vocab_size), params
+
+
+def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
+    """Refuse a draft whose token ids mean something else.
+
+    Raises:
+      ValueError: the tokenizers' sizes differ, or the text of some id (about 500 ids are compared).
+    """
+    sizes = draft.tokenizer.vocab_size, target.tokenizer.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"draft {draft.name} has a vocabulary of {sizes[0]}, target {target.name} one of {sizes[1]}")
+    for token in range(0, target.tokenizer.vocab_size, max(1, target.tokenizer.vocab_size // 500)):
+        theirs, ours = draft.tokenizer.decode([token]), target.tokenizer.decode([token])
+        if theirs != ours:
+            raise ValueError(
+                f"draft {draft.name} has another vocabulary: token {token} is {theirs!r}, "
+                f"in target {target.name} {ours!r}"
+            )
+
+
+def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head, HeadParams]:
+    """The head that --head names or, left out, the one of this kind that ships for the target."""
+    with status(f"Loading head {settings.head or kind}"):
+        config, params = load_pretrained_head(
+            settings.head or kind,
+            target,
+            settings.dtype,
+            draft_vocab=settings.draft_vocab,
+            split=settings.split_head,
+        )
+    if settings.head_window is not None:
+        layer = dataclasses.replace(config.layer, windows=(settings.head_window,))
+        config = dataclasses.replace(config, layer=layer)
+    return make_head(config, make_target(target.config)), params
+
+
+def draft_files(name: str, target: str) -> list[pathlib.Path]:
+    """The files behind --draft that decide what is drafted: none of the target's own layers and of the hub's models.
+
+    Raises:
+      ValueError: no model ships for the target.
+    """
+    return _decisive(shipped("distilled draft model", distilled.NAME, target) if name in ("", distilled.NAME) else name)
+
+
+def head_files(name: str, kind: Kind, target: str) -> list[pathlib.Path]:
+    """The files behind --head that decide what is drafted, as `draft_files`; `kind` where --head is left out.
+
+    Raises:
+      ValueError: no head ships for the target.
+    """
+    name = name or kind
+    return _decisive(shipped(f"trained {name} head", name, target) if name in get_args(Kind) else name)
+
+
+def _decisive(place: str | pathlib.Path) -> list[pathlib.Path]:
+    path = pathlib.Path(place).expanduser()
+    if path.is_file():  # .gguf
+        return [path]
+    return sorted(file for pattern in DECISIVE for file in path.glob(pattern))

@@ -1,0 +1,134 @@
+"""The `methods` of an evaluation's config: one mapping for each, checked, then built for a target.
+
+    {"label": "eagle3, own noise", "method": "eagle3", "nodes": 60, "depth": 7, "top_k": 10, "share_noise": False}
+
+`label` and `method` are needed. Then whatever `Settings` holds but the dtype, how drafts are checked (`rule`,
+`share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of EAGLE-2 that an ablation
+leaves out (`use_value`, `reranks`), and `temperatures`, where a method shall not run at all of the config's.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from eagle_jax.checkpoint.head_names import Kind
+from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.decode import Rule
+from eagle_jax.drafters import Drafter, make_eagle2, make_eagle3
+from eagle_jax.evaluation.checks import check_type
+from eagle_jax.evaluation.side_by_side import MethodUnderTest
+from eagle_jax.types import Params
+from experiments.cli import draft_weights, methods
+from experiments.cli.method_settings import Settings, tree_sizes
+
+_DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
+"""Methods with the parts of EAGLE-2, and the kind of head that they draft with."""
+
+
+class Entry(NamedTuple):
+    """One method of a config."""
+
+    label: str
+    method: str
+    settings: Settings
+    rule: Rule = "match"
+    share_noise: bool = True
+    give_up: bool = False  # then rounds, and with them tau, depend on the clock; tokens do not
+    use_value: bool = True
+    reranks: bool = True
+    temperatures: tuple[float, ...] | None = None  # None: all of the config's
+
+    def runs_at(self, temperature: float) -> bool:
+        """Whether the method takes part at this temperature."""
+        return self.temperatures is None or temperature in self.temperatures
+
+
+_OWN = tuple(field for field in Entry._fields if field != "settings")
+_SETTINGS = tuple(field for field in Settings._fields if field != "dtype")
+_TYPES = {**Settings.__annotations__, **Entry.__annotations__}
+
+
+def read_entries(listed: Sequence[Mapping[str, Any]], dtype: str, temperatures: Sequence[float]) -> list[Entry]:
+    """Check the entries as far as that goes without loading anything.
+
+    Raises:
+      ValueError: no entry, a field unknown, missing or of another type than `Entry` and `Settings` say, a label given
+        twice, a temperature that is not among the config's, or settings that the method does not take.
+    """
+    if not listed:
+        raise ValueError("the config's methods are empty: name at least one")
+    entries = [_read(number, one, dtype) for number, one in enumerate(listed)]
+    labels = [entry.label for entry in entries]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"two methods are labelled {label!r}")
+    for entry in entries:
+        for temperature in entry.temperatures or ():
+            if temperature not in temperatures:
+                raise ValueError(f"{entry.label!r} runs at T = {temperature}, the config's are {tuple(temperatures)}")
+    return entries
+
+
+def _read(number: int, given: Mapping[str, Any], dtype: str) -> Entry:
+    where = f"methods[{number}]"
+    for field in ("label", "method"):
+        if not isinstance(given.get(field), str) or not given[field]:
+            raise ValueError(f"{where} needs a {field}, got {given.get(field)!r}")
+    unknown = [field for field in given if field not in _OWN + _SETTINGS]
+    if unknown:
+        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; known: {', '.join(_OWN + _SETTINGS)}")
+    for field, value in given.items():
+        check_type(f"{where}: {field}", value, _TYPES[field])
+    settings = Settings(dtype=dtype, **{field: given[field] for field in _SETTINGS if field in given})
+    methods.check_settings(given["method"], settings)
+    entry = Entry(settings=settings, **{field: given[field] for field in _OWN if field in given})
+    if entry.temperatures is not None:
+        entry = entry._replace(temperatures=tuple(entry.temperatures))
+    if entry.temperatures == ():
+        raise ValueError(f"{where}: temperatures must be one at least, got ()")
+    if entry.give_up and entry.rule != "match":
+        raise ValueError(f"{where}: give_up needs the rule match, got {entry.rule!r}")
+    if not (entry.use_value and entry.reranks) and entry.method not in _DYNAMIC:
+        raise ValueError(f"{where}: only {' and '.join(_DYNAMIC)} have parts to leave out, got {entry.method!r}")
+    return entry
+
+
+def with_trees(entries: Sequence[Entry], model: LoadedModel, temperatures: Sequence[float]) -> list[Entry]:
+    """The entries where dynamic trees without sizes have got the best for this machine (`methods.with_tree`)."""
+    found = []
+    for entry in entries:
+        if entry.use_value and entry.reranks:
+            way: dict[str, Any] = {"temperatures": entry.temperatures or temperatures}
+            method, settings = methods.with_tree(entry.method, entry.settings, model, **way)
+            entry = entry._replace(method=method, settings=settings)
+        found.append(entry)
+    return found
+
+
+def build(entries: Sequence[Entry], model: LoadedModel) -> dict[str, MethodUnderTest]:
+    """The methods by label; those that differ in verification alone share drafter and weights.
+
+    Raises:
+      ValueError: sizes that a method cannot have, or a draft model or head that does not fit the target.
+    """
+    make = functools.cache(lambda *key: _make(model, *key))
+    return {
+        entry.label: MethodUnderTest(
+            *make(entry.method, entry.settings, entry.use_value, entry.reranks),
+            rule=entry.rule,
+            share_noise=entry.share_noise,
+            give_up=entry.give_up,
+        )
+        for entry in entries
+    }
+
+
+def _make(
+    model: LoadedModel, method: str, settings: Settings, use_value: bool, reranks: bool
+) -> tuple[Drafter, Params]:
+    if use_value and reranks:
+        return methods.make_method(method, model, settings)
+    sizes = tree_sizes(settings, batch=1)
+    head, params = draft_weights.load_head(_DYNAMIC[method], model, settings)
+    make = make_eagle3 if method == "eagle3" else make_eagle2
+    return make(head, *sizes, use_value=use_value, reranks=reranks), params

@@ -1,0 +1,218 @@
+"""Compile the programs of a published target for TPUs without a TPU: what each device would hold, do and send.
+
+    python -m experiments.scaling.compile --target_config=llama3-70b --topology=v5p:2x2x2 --mesh=1x8
+
+No weights are read or made. TPU topologies need the package libtpu; --topology=cpu:8 compiles for virtual CPU devices,
+whose bytes of weights and caches are the same. --num_layers=2 is a quick look. docs/scaling.md explains the numbers.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import pathlib
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+
+from configs.targets.shapes import TARGETS, get_target
+from eagle_jax import sharding
+from eagle_jax.evaluation.summary import markdown_table
+from eagle_jax.provenance import git_commit
+from experiments.cli import launch
+from experiments.scaling.chips import GIB, Topology, get_topology
+from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible
+from experiments.scaling.programs import HEAD_METHODS, PROGRAMS, Setting, Shapes, check_places, clamped, make_shapes
+from experiments.scaling.training_step import lower_train_step
+
+LOWERERS = {**PROGRAMS, "train": lower_train_step}
+
+Row = dict[str, Any]
+Table = tuple[list[str], list[list[object]]]
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("target_config", "llama3-8b", f"shape of the target: {', '.join(TARGETS)}", flag_values=FLAGS)
+text = "devices: KIND:LAYOUT of a TPU, as v5p:2x2x2, v6e:2x4, v5e:4x4, v4:2x2x1, or cpu:N"
+flags.DEFINE_string("topology", "cpu:8", text, flag_values=FLAGS)
+flags.DEFINE_string("mesh", "1x8", "DATAxMODEL: devices over which rows and weights are split", flag_values=FLAGS)
+flags.DEFINE_enum("method", "eagle3", HEAD_METHODS, "drafting method", flag_values=FLAGS)
+text = "tree slots, the root included; eagle has its published tree, whatever --nodes, --depth and --top_k say"
+flags.DEFINE_integer("nodes", 60, text, lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("depth", 7, "levels below the first", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("top_k", 10, "children of a tree node", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("batch", 1, "rows that decode together", lower_bound=1, flag_values=FLAGS)
+text = "slots of all caches, tokens of a row in train; for a target with fewer positions as many as those"
+flags.DEFINE_integer("context", 4096, text, lower_bound=128, flag_values=FLAGS)
+DTYPES = ["float32", "bfloat16", "float16"]
+flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "of weights and caches", flag_values=FLAGS)
+flags.DEFINE_boolean("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
+flags.DEFINE_integer("num_layers", None, "compile with fewer layers of the target", lower_bound=1, flag_values=FLAGS)
+text = f"what to compile, of {', '.join(LOWERERS)}; left empty, nothing is compiled and only bytes are counted"
+flags.DEFINE_list("programs", ["prefill", "round", "step", "train"], text, flag_values=FLAGS)
+flags.DEFINE_string("output", "", "file to which one line of JSON is added for each program", flag_values=FLAGS)
+text = "a file that --output has written: print its programs as one table and compile nothing"
+flags.DEFINE_string("rows", "", text, flag_values=FLAGS)
+
+
+_TIMES = ("ms, bound", "ms, no overlap", "ms, compiler")
+_FIELDS = tuple(field.name for field in dataclasses.fields(Setting) if field.name != "target")
+
+
+def main() -> None:
+    """Check, compile one program after the other, print."""
+    if FLAGS.rows:
+        print(summary(pathlib.Path(FLAGS.rows)))
+        return
+    target = get_target(FLAGS.target_config)
+    if FLAGS.num_layers:
+        target = dataclasses.replace(target, num_layers=FLAGS.num_layers)
+    unknown = [name for name in FLAGS.programs if name not in LOWERERS]
+    if unknown:
+        raise ValueError(f"--programs takes {', '.join(LOWERERS)}, got {', '.join(unknown)}")
+    given = {name: getattr(FLAGS, name) for name in _FIELDS}
+    setting = Setting(target=target, **{**given, "context": clamped(FLAGS.context, target)})
+    topology = get_topology(FLAGS.topology)
+    if topology.chip:  # a program for devices that are not there cannot be read back from the cache
+        jax.config.update("jax_enable_compilation_cache", False)
+    mesh = _mesh(topology)
+    shapes = make_shapes(setting, mesh)
+    held = {
+        "target": FLAGS.target_config,
+        "num_layers": target.num_layers,
+        **{field: getattr(setting, field) for field in _FIELDS},
+        **_tree(setting, shapes),
+        "topology": topology.name,
+        "mesh": FLAGS.mesh,
+        "commit": git_commit(),
+        "memory": memory_of(shapes),
+        "least_bytes": {name: least_read(name, shapes) for name in LOWERERS},
+    }
+    rows = [_row(name, held, shapes, setting, topology, mesh) for name in FLAGS.programs]
+    if not rows:
+        _keep(held)
+    tree = f"{held['nodes']}/{held['depth']}/{held['top_k']}" if held["top_k"] else f"{held['nodes']} nodes"
+    print(
+        f"{FLAGS.target_config}, {target.num_layers} layers, {setting.dtype}, batch {setting.batch}, "
+        f"{setting.context} slots, on {topology.name} as {FLAGS.mesh}; {setting.method} {tree}, "
+        f"head {'split' if setting.split_head else 'whole'}"
+    )
+    print("\n" + markdown_table(*_memory(held, topology)))
+    for table in (_programs, _collectives) if rows else ():
+        print("\n" + markdown_table(*table(rows)))
+
+
+def _tree(setting: Setting, shapes: Shapes) -> Row:
+    """Of the drafter that is compiled; a static tree has no one number of children."""
+    top_k = None if setting.method == "eagle" else setting.top_k
+    return {"nodes": shapes.drafter.nodes, "depth": shapes.drafter.max_depth - 1, "top_k": top_k}
+
+
+def summary(path: pathlib.Path) -> str:
+    """The programs of all rows in a file, one line each, where a program was compiled twice the later one."""
+    rows = [row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if "program" in row]
+    header = ["target", "devices", "rows x slots", "program", "peak GiB", "temporary GiB", *_TIMES, "sums a layer"]
+    lines = {}
+    for row in rows:
+        where = (_model_of(row), f"{row['topology']} as {row['mesh']}", f"{row['batch']} x {row['context']}")
+        numbers = (
+            [
+                f"{row['peak_bytes'] / GIB:.2f}",
+                f"{row['temporary_bytes'] / GIB:.2f}",
+                *_times(row),
+                row["collectives_per_layer"],
+            ]
+            if row["fits"] is not False
+            else ["does not fit", *[""] * 5]
+        )
+        lines[*where, row["program"]] = [*where, row["program"], *numbers]
+    return markdown_table(header, list(lines.values()))
+
+
+def _times(row: Row) -> list[str]:
+    """Milliseconds under `_TIMES`; empty for CPUs, and where the compiler's estimate makes no sense."""
+    known = [row["roofline_seconds"], row["serial_seconds"], row["optimal_seconds"] if sensible(row) else None]
+    return ["" if seconds is None else f"{1e3 * seconds:.2f}" for seconds in known]
+
+
+def _model_of(row: Row) -> str:
+    """Target and method; layers only where they are not all of them."""
+    layers = "" if row["num_layers"] == get_target(row["target"]).num_layers else f" of {row['num_layers']} layers"
+    return f"{row['target']}{layers}, {row['method']}{', split' if row['split_head'] else ''}"
+
+
+def _mesh(topology: Topology) -> Mesh:
+    data, model = launch.mesh_sizes(FLAGS.mesh)
+    if data * model != len(topology.devices):
+        raise ValueError(
+            f"--mesh={FLAGS.mesh} takes {data * model} devices, {topology.name} has {len(topology.devices)}"
+        )
+    return sharding.make_mesh(data, model, list(topology.devices))
+
+
+def _row(name: str, held: Row, shapes: Shapes, setting: Setting, topology: Topology, mesh: Mesh) -> Row:
+    """Compile one program; what is kept of it."""
+    with launch.status(f"Compiling {name}"):
+        with sharding.active(mesh):
+            lowered = LOWERERS[name](shapes, setting, mesh)
+        check = functools.partial(check_places, shapes) if name == "prefill" else None
+        counted = compile_and_count(lowered, topology, mesh.size, held["least_bytes"][name], check)
+    versions = {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu") if topology.chip else None}
+    row = {**held, "program": name, **versions, **counted, "least_bytes": held["least_bytes"][name]}
+    _keep(row)
+    return row
+
+
+def _keep(row: Row) -> None:
+    if FLAGS.output:
+        path = pathlib.Path(FLAGS.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _memory(held: Row, topology: Topology) -> Table:
+    memory = {**held["memory"], "sum": sum(held["memory"].values())}
+    if topology.chip:
+        memory["HBM"] = int(topology.chip.hbm)
+    return ["a device holds", *memory], [["GiB", *(f"{size / GIB:.3f}" for size in memory.values())]]
+
+
+def _programs(rows: list[Row]) -> Table:
+    header = ["program", "fits", "peak GiB", "temporary GiB", "GFLOP", "GB read", *_TIMES, "sums a layer"]
+    return header, [
+        [
+            row["program"],
+            "yes" if row["fits"] else "",  # nothing is known of virtual devices
+            f"{row['peak_bytes'] / GIB:.2f}",
+            f"{row['temporary_bytes'] / GIB:.2f}",
+            f"{row['flops'] / 1e9:.1f}",
+            f"{row['least_bytes'] / 1e9:.2f}",
+            *_times(row),
+            row["collectives_per_layer"],
+        ]
+        if row["fits"] is not False
+        else [row["program"], f"no: {row['refusal']}", *[""] * 8]
+        for row in rows
+    ]
+
+
+def _collectives(rows: list[Row]) -> Table:
+    header = ["program", "sends", "from", "times", "bytes", "note"]
+    return header, [
+        [
+            row["program"],
+            one["kind"],
+            f"{one['scope']} {one['place']}".strip(),
+            one["count"],
+            one["bytes"],
+            ", ".join(note for note in ("looped", "branched") if one[note]),
+        ]
+        for row in rows
+        for one in row.get("collectives", ())
+    ]
+
+
+if __name__ == "__main__":
+    launch.run(main, FLAGS)

@@ -1,0 +1,70 @@
+"""One optimizer step on a draft head, lowered for a mesh from shapes alone, the target's features included.
+
+The head is trained in float32 with AdamW and lies as it does for decoding, whole or split; its moments lie beside it.
+Rows of packed text are dealt out over `data`, and every one of their slots may carry a loss.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from eagle_jax import sharding
+from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.training.records import Recipe, Vocabulary
+from eagle_jax.training.step import (
+    Frozen,
+    OptimizerConfig,
+    TrainState,
+    initial_state,
+    make_optimizer,
+    make_train_step,
+)
+from experiments.scaling.programs import Setting, Shapes, at, like
+
+
+def lower_train_step(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    """The step with the recipe of the head's kind."""
+    optimizer, _ = make_optimizer(OptimizerConfig(steps=1000))
+    recipe = _recipe(shapes)
+    fields = {**dict.fromkeys(("tokens", "segments", "positions", "slots"), jnp.int32), "supervised": jnp.bool_}
+    rows = {name: jax.ShapeDtypeStruct((setting.batch, setting.context), dtype) for name, dtype in fields.items()}
+    step: Any = make_train_step(recipe, shapes.target, optimizer, dtype=setting.dtype)
+    return step.lower(
+        _state(shapes, optimizer, recipe, mesh),
+        Frozen(shapes.target_params, _vocabulary(shapes)),
+        at(rows, sharding.row_shardings(mesh, rows)),
+    )
+
+
+def _recipe(shapes: Shapes) -> Recipe:
+    if shapes.head.config.kind == "eagle3":
+        return make_unroll_recipe(shapes.head, UnrollConfig())
+    return make_feature_recipe(shapes.head, FeatureConfig())
+
+
+def _state(shapes: Shapes, optimizer: optax.GradientTransformation, recipe: Recipe, mesh: Mesh) -> TrainState:
+    trained = {"weights": like(shapes.head_params.weights, "float32")}
+    state = jax.eval_shape(lambda trained: initial_state(trained, optimizer, recipe.num_steps), trained)
+    beside = {"weights": jax.tree.map(lambda x: x.sharding, shapes.head_params.weights)}
+    whole = sharding.replicated(mesh)
+    shape: Any = jax.tree.structure(trained)
+
+    def moment(node: Any) -> bool:
+        return bool(shape == jax.tree.structure(node))
+
+    moments = jax.tree.map(lambda node: beside if moment(node) else whole, state.optimizer, is_leaf=moment)
+    places = jax.tree.map(lambda _: whole, state)
+    return at(state, dataclasses.replace(places, trained=beside, optimizer=moments))
+
+
+def _vocabulary(shapes: Shapes) -> Vocabulary:
+    """The rows of the LM head that the loss reads: the draft head's own, or all of the target's."""
+    params = shapes.head_params
+    if params.lm_head is not None:
+        return Vocabulary(lm_head=params.lm_head, target_ids=params.target_ids)
+    return Vocabulary(lm_head=shapes.target_params.get("lm_head", shapes.target_params["embed_tokens"]))

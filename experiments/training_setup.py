@@ -1,0 +1,216 @@
+"""What a run of `experiments.train` trains: a draft head (`config.head`) or a small draft model (`config.draft`).
+
+And how well it decodes while it is trained.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from eagle_jax.checkpoint.heads import save_head
+from eagle_jax.checkpoint.pick_layers import pick_layers
+from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.checkpoint.save_target import save_target
+from eagle_jax.drafters import Drafter, make_chain, make_eagle2
+from eagle_jax.evaluation.runner import slots
+from eagle_jax.generator import Generator
+from eagle_jax.models.draft_head import Head, HeadParams, features_of, make_head
+from eagle_jax.models.transformer import make_target
+from eagle_jax.processes import is_primary
+from eagle_jax.sampling import make_sampling
+from eagle_jax.sharding import check_batch, head_shardings, place, to_host
+from eagle_jax.training import initialise, step
+from eagle_jax.training.conversations import Example
+from eagle_jax.training.data import Packing, assemble_row
+from eagle_jax.training.features import compute_features
+from eagle_jax.training.loop import Evaluate
+from eagle_jax.training.recipes.distill_recipe import FROZEN, make_distill_recipe, whole_student
+from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.training.records import Recipe, Vocabulary
+from eagle_jax.types import Params, Target
+
+Trained = dict[str, Any]
+"""What the optimizer changes: `TrainState.trained`."""
+
+
+class TrainingSetup(NamedTuple):
+    """Something to be trained."""
+
+    name: str
+    recipe: Recipe
+    vocabulary: Vocabulary
+    first: Trained
+    drafter: Drafter  # that decodes with it while it is trained
+    drafter_params: Callable[[HeadParams], Params]
+    export: Callable[[str, Trained], None]
+    """(directory, weights) -> written as it is loaded later on; of several processes all call it, one writes."""
+    identity: dict[str, str]  # of what was derived from the text, for the run's own
+
+
+def make_training_setup(
+    target: Target, model: LoadedModel, training: Packing, config: Any, *, split_head: bool = False
+) -> TrainingSetup:
+    """What the config asks for, before its first step.
+
+    On the model's mesh a head is whole on every device or, with `split_head`, split as the target is; a draft model
+    is always split.
+
+    Raises:
+      ValueError: a shape or a size that cannot be, or `split_head` without a head.
+    """
+    if "draft" not in config:
+        return _head(target, model, training, config, split_head)
+    if split_head:
+        raise ValueError(f"--split_head takes a config of a head, this one trains layers {list(config.draft.layers)}")
+    return _draft_model(target, model, training, config)
+
+
+def coverage(subject: TrainingSetup, training: Packing) -> float:
+    """Share of the supervised tokens that can be drafted."""
+    ids = subject.vocabulary.target_ids
+    if ids is None:
+        return 1.0
+    tokens = np.concatenate([example.tokens[example.supervised] for example in answers_of(training)])
+    return float(np.isin(tokens, np.asarray(ids)).mean())
+
+
+def make_evaluate(
+    target: Target, model: LoadedModel, subject: TrainingSetup, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> Evaluate:
+    """Real tau of the decoder on prompts, greedy and at temperature 1; they are one batch.
+
+    Raises:
+      ValueError: prompts that do not divide over the model's mesh, or that leave no room for new tokens.
+    """
+    make_sampling(len(prompts), max_new_tokens=max_new_tokens)
+    capacity = slots(target, prompts, subject.drafter, max_new_tokens)
+    if model.mesh is not None:
+        check_batch(model.mesh, len(prompts))
+
+    def evaluate(params: HeadParams) -> dict[str, float]:
+        drafter_params = subject.drafter_params(params)
+        writer = Generator(target, model.params, subject.drafter, drafter_params, capacity=capacity, mesh=model.mesh)
+        law = {"stop_ids": model.stop_ids, "max_new_tokens": max_new_tokens}
+        greedy = writer.generate(prompts, temperature=0.0, **law)
+        sampled = writer.generate(prompts, temperature=1.0, **law)
+        return {"tau": greedy.tau, "tau_at_temperature_1": sampled.tau}
+
+    return evaluate
+
+
+def answers_of(training: Packing) -> list[Example]:
+    """The documents that are trained on."""
+    return [training.examples[document] for row in training.rows for document in row]
+
+
+def _head(target: Target, model: LoadedModel, training: Packing, config: Any, split: bool) -> TrainingSetup:
+    options = {name: value for name, value in config.head.items() if name not in ("kind", "draft_vocab_size")}
+    head = make_head(initialise.head_config(model.config, config.head.kind, **options), target)
+    ranks = _ranks(model, training)
+    size = config.head.draft_vocab_size
+    vocabulary = initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype)
+    first: Trained = {"weights": _first_weights(head, target, model, training, config)}
+    if config.recipe.get("train_lm_head", False):
+        # A copy: training donates its state, and the loss goes on reading the target's rows.
+        first["lm_head"] = jnp.array(vocabulary.lm_head, jnp.float32)
+    eagle3 = config.head.kind == "eagle3"
+    tree = config.evaluation
+    return TrainingSetup(
+        name=config.head.kind,
+        recipe=make_unroll_recipe(head, UnrollConfig(**config.recipe))
+        if eagle3
+        else make_feature_recipe(head, FeatureConfig(**config.recipe)),
+        vocabulary=vocabulary,
+        first=first if model.mesh is None else _on_mesh(first, head, model.mesh, split),
+        drafter=make_eagle2(head, tree.nodes, tree.depth, tree.top_k),
+        drafter_params=lambda params: params,
+        export=lambda directory, trained: _export_head(directory, trained, head, model, vocabulary, ranks),
+        identity=_identity(ranks),
+    )
+
+
+def _on_mesh(first: Trained, head: Head, mesh: Mesh, split: bool) -> Trained:
+    """Whole on every device or split, and not as the weights of the target that some of it started from."""
+    params = HeadParams(first["weights"], first.get("lm_head"))
+    places = head_shardings(mesh, head, params, split=split)
+    return place(first, {name: getattr(places, name) for name in first})
+
+
+def _ranks(model: LoadedModel, training: Packing) -> np.ndarray:
+    """The target's tokens, those that its answers use most first."""
+    counts = initialise.count_tokens(answers_of(training), model.config.vocab_size)
+    return initialise.rank_tokens(counts, always=model.stop_ids)
+
+
+def _identity(ranks: np.ndarray) -> dict[str, str]:
+    return {"token_ranks": hashlib.sha256(ranks.tobytes()).hexdigest()}
+
+
+def _first_weights(head: Head, target: Target, model: LoadedModel, training: Packing, config: Any) -> Params:
+    """The head before its first step, as `config.start` says."""
+    sizes = None
+    if config.start.scale_features:
+        row = assemble_row(training, training.rows[0])
+        batch = step.text_of({name: jnp.asarray(field)[None] for name, field in row.items()})
+        features = compute_features(target, model.params, batch)
+        read = features_of(head.config, features.hidden, features.taps)
+        num_parts = read.shape[-1] // features.hidden.shape[-1]
+        sizes = initialise.typical_sizes(read, num_parts, batch.segments)
+    layer = config.start.layer if config.start.copy_layer else None
+    return initialise.initial_weights(head, model.params, config.seed, layer=layer, feature_sizes=sizes)
+
+
+def _export_head(
+    directory: str, trained: Trained, head: Head, model: LoadedModel, vocabulary: Vocabulary, ranks: np.ndarray
+) -> None:
+    frozen = "lm_head" not in trained
+    params = step.head_params(_whole(trained), vocabulary)
+    if not is_primary():
+        return
+    save_head(
+        directory,
+        head.config,
+        dataclasses.replace(params, lm_head=None) if frozen else params,
+        model.config,
+        frozen_lm_head=frozen,
+        token_ranks=ranks if frozen else None,
+    )
+
+
+def _whole(tree: Params) -> Params:
+    """All of each weight in every process, wherever it lies."""
+    return jax.tree.map(to_host, tree)
+
+
+def _draft_model(target: Target, model: LoadedModel, training: Packing, config: Any) -> TrainingSetup:
+    del target
+    layers: Sequence[int] = config.draft.layers
+    student_config, params = pick_layers(model.config, model.params, layers)
+    student = make_target(student_config)
+    # A copy: training donates its state, and the target's own arrays stay in use.
+    first = {name: value for name, value in params.items() if name not in FROZEN}
+    first = jax.tree.map(lambda x: jnp.array(x, jnp.float32), first)
+    ranks, size = _ranks(model, training), config.draft.vocab_size
+
+    def export(directory: str, trained: Trained) -> None:
+        weights = _whole(whole_student(trained["weights"], model.params))
+        if is_primary():
+            save_target(directory, student_config, weights, model.tokenizer)
+
+    return TrainingSetup(
+        name=f"draft model of layers {', '.join(map(str, layers))}",
+        recipe=make_distill_recipe(student),
+        vocabulary=initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype),
+        first={"weights": first},
+        drafter=make_chain(student, config.evaluation.drafted),
+        drafter_params=lambda found: whole_student(found.weights, model.params),
+        export=export,
+        identity=_identity(ranks),
+    )
