@@ -120,8 +120,11 @@ def make_wider(model: LoadedModel, drafter: Drafter) -> Drafter | None:
     if not FLAGS.dropped:
         return None
     name, settings = methods.settings_from_flags(FLAGS)
-    top_k = methods.children(name, settings)
-    sizes: dict[str, Any] = {"nodes": drafter.nodes + FLAGS.dropped, "depth": drafter.max_depth - 1, "top_k": top_k}
+    sizes: dict[str, Any] = {
+        "nodes": drafter.nodes + FLAGS.dropped,
+        "depth": drafter.max_depth - 1,
+        "top_k": drafter.top_k,
+    }
     return methods.make_method(name, model, settings._replace(**sizes))[0]
 
 

@@ -3,32 +3,30 @@
     python -m experiments.evaluate --config=configs/eval/heads.py --data=DIRECTORY --output=rows.jsonl
 
 --data holds TASK/question.jsonl files in Spec-Bench's format; the config names tasks, methods, temperatures and seeds.
-A cell is a method on a task at a temperature with a seed. In every cell plain decoding and all methods answer the same
-prompts in turn (`eagle_jax.evaluation.side_by_side`); `eagle_jax.evaluation.rows` says what the numbers mean.
+A cell is a method on a task at a temperature with a seed; `eagle_jax.evaluation.rows` says what its numbers mean.
+--config.mode=timed has plain decoding and all methods answer the same prompts in turn; teacher_forced finds tau alone,
+on answers that plain decoding writes once, in a fraction of the time. --config.batch answers so many together. With
+--near_tie the exit code is 1 where an answer differs from plain decoding's and the target's best score leads by more
+than that there: no rounding, but a mistake.
 
-The same command goes on where an earlier one stopped, `kill -9` included: each conversation is kept in FILE.journal
-beside the output, rows are made of it whenever a cell is complete.
+The same command continues where an earlier one stopped, `kill -9` included: each group of conversations is in
+FILE.journal beside the output, and rows are made of it whenever a cell is complete. Methods may join later.
 """
 
-import itertools
 import pathlib
-from typing import Any
+import sys
+from collections.abc import Collection
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.evaluation import tables
-from eagle_jax.evaluation.checks import check_type
-from eagle_jax.evaluation.side_by_side import SideBySide
-from eagle_jax.evaluation.tasks import read_tasks
+from eagle_jax.evaluation.rows import TIMED
 from eagle_jax.journal import Journal, Record, write_rows
-from eagle_jax.models.transformer import make_target
-from eagle_jax.sampling import make_sampling
 from experiments.cli import launch
-from experiments.cli.grid import TURNS, Evaluation, Key
-from experiments.cli.method_entries import build, read_entries, with_trees
+from experiments.cli.evaluation_config import read_config
+from experiments.cli.grid import Evaluation, prepare_evaluation
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(
@@ -39,21 +37,13 @@ config_flags.DEFINE_config_file(
 )
 flags.DEFINE_string("data", None, "directory with a folder for each task, question.jsonl inside", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON lines, one row a cell", flag_values=FLAGS)
+flags.DEFINE_float(
+    "near_tie",
+    None,
+    "fail where an answer differs by a larger margin than this, in logits, such as 1e-3",
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("quiet", False, "no progress bar", flag_values=FLAGS)
-
-FIELDS: dict[str, Any] = {
-    "target": str,
-    "dtype": str,
-    "tasks": tuple[str, ...],
-    "num_prompts": int,
-    "turns": str,
-    "max_new_tokens": int,
-    "temperatures": tuple[float, ...],
-    "seeds": tuple[int, ...],
-    "warm_ups": int,
-    "methods": tuple[dict, ...],
-}
-"""What a config holds, and of which type."""
 
 
 def main() -> None:
@@ -65,61 +55,38 @@ def main() -> None:
         print(
             f"{config.target}, {config.dtype}, T = {temperature:g}; {tables.cells(own)}\n\n{tables.method_table(own)}\n"
         )
+        if own[0]["mode"] == TIMED:
+            print(tables.speed_table(own) + "\n")
+    if FLAGS.near_tie is not None and (wrong := differing(rows, FLAGS.near_tie)):
+        print(f"not plain decoding's text: {', '.join(wrong)}", file=sys.stderr)
+        sys.exit(1)
 
 
-def evaluate(config: ConfigDict, data: str, output: str, *, quiet: bool = False) -> list[Record]:
+def evaluate(
+    config: ConfigDict, data: str, output: str, *, labels: Collection[str] | None = None, quiet: bool = False
+) -> list[Record]:
     """Measure what the file `output` lacks; all of its rows.
+
+    Args:
+      config: as the files of configs/eval give it.
+      data: directory with questions.
+      output: file of rows; its journal stands beside it.
+      labels: of the methods that are measured now; None: all.
+      quiet: no progress bar.
 
     Raises:
       ValueError: a config, a question file or an output file that cannot be used, in one line.
     """
-    check_config(config)
-    entries = read_entries(config.methods, config.dtype, config.temperatures)
-    questions = read_tasks(data, config.tasks, config.num_prompts)
+    checked = read_config(config)
     journal_path = beside(output)
-    with launch.status(f"Loading {config.target}") as progress:
-        model = load_target(config.target, config.dtype, packed=True, progress=progress)
-    entries = with_trees(entries, model, config.temperatures)
-    bench = SideBySide(
-        model,
-        make_target(model.config),
-        build(entries, model),
-        max_new_tokens=config.max_new_tokens,
-        warm_ups=config.warm_ups,
-    )
-    for asked in questions.values():
-        bench.check([*asked.values()])
-    evaluation = Evaluation(config, entries, questions, bench)
-    with Journal(journal_path, evaluation.settings()) as journal:
-        fill(evaluation, journal, output, quiet)
-        write_rows(output, evaluation.rows(journal.records))
-        return evaluation.rows(journal.records)
-
-
-def check_config(config: ConfigDict) -> None:
-    """Refuse a config that says too little, too much or something impossible.
-
-    Raises:
-      ValueError: as said.
-    """
-    for name in sorted(FIELDS.keys() ^ config.keys()):
-        raise ValueError(f"the config {'has no' if name in FIELDS else 'has the unknown'} field {name!r}")
-    for name, kind in FIELDS.items():
-        check_type(f"the config's {name}", config[name], kind)
-    for name in ("tasks", "temperatures", "seeds"):
-        if not config[name] or len(set(config[name])) < len(config[name]):
-            raise ValueError(f"the config's {name} must be distinct, one at least, got {config[name]!r}")
-    for task in config.tasks:
-        if "," in task:
-            raise ValueError(f"the config's tasks are names, several as --config.tasks=\"('a','b')\", got {task!r}")
-    for temperature in config.temperatures:
-        make_sampling(1, temperature=temperature, max_new_tokens=config.max_new_tokens)
-    for seed in config.seeds:
-        make_sampling(1, seed=seed)
-    if config.turns not in TURNS:
-        raise ValueError(f"the config's turns must be one of {', '.join(TURNS)}, got {config.turns!r}")
-    if config.warm_ups < 0:
-        raise ValueError(f"the config's warm_ups must be at least 0, got {config.warm_ups}")
+    evaluation = prepare_evaluation(checked, data)
+    with Journal(
+        journal_path, evaluation.settings(), growing=("methods", "weights", "files", "chosen_nodes")
+    ) as journal:
+        fill(evaluation, journal, output, labels, quiet)
+        rows = evaluation.rows(journal.records)
+        write_rows(output, rows)
+        return rows
 
 
 def beside(output: str) -> pathlib.Path:
@@ -137,26 +104,42 @@ def beside(output: str) -> pathlib.Path:
     return journal
 
 
-def fill(evaluation: Evaluation, journal: Journal, output: str, quiet: bool) -> None:
-    """Hold the conversations that the journal lacks; rows are written whenever a block is complete."""
-    keys = evaluation.keys
-    done = {Key(*record["key"]) for record in journal.records}
-    pending = [key for key in keys if key not in done]
-    if not pending:
+def fill(evaluation: Evaluation, journal: Journal, output: str, labels: Collection[str] | None, quiet: bool) -> None:
+    """Play the conversations that the journal lacks; rows are written whenever a block is complete."""
+    missing = {
+        key: chosen
+        for key, some in evaluation.missing(journal.records).items()
+        if (chosen := [label for label in some if labels is None or label in labels])
+    }
+    if not missing:
         return
     block: tuple[object, ...] = ()
-    with tqdm(total=len(keys), initial=len(done), unit="prompt", disable=quiet, dynamic_ncols=True) as bar:
-        for key, coming in itertools.zip_longest(pending, pending[1:]):
+    total = len(evaluation.keys)
+    with tqdm(total=total, initial=total - len(missing), unit="group", disable=quiet, dynamic_ncols=True) as bar:
+        for key, chosen in missing.items():
             if key[:-1] != block:
+                if block:
+                    write_rows(output, evaluation.rows(journal.records))
                 block = key[:-1]
                 bar.set_postfix_str(f"compiling for {key.task}, warming up")
-                asked = [*evaluation.questions[key.task].values()]
-                evaluation.bench.prepare(asked, evaluation.turns, key.temperature)
+                questions = [*evaluation.questions[key.task].values()]
+                sampling = evaluation.config.sampling(key.temperature, key.seed)
+                evaluation.bench.prepare(questions, evaluation.config.num_turns, sampling)
             bar.set_postfix_str(f"{key.task}, T = {key.temperature:g}, seed {key.seed}")
-            journal.add(evaluation.measure(key))
+            journal.add(evaluation.measure(key, chosen))
             bar.update()
-            if coming is None or coming[:-1] != key[:-1]:
-                write_rows(output, evaluation.rows(journal.records))
+
+
+def differing(rows: list[Record], near_tie: float) -> list[str]:
+    """Cells with answers that are not plain decoding's, by more than a near-tie of the arithmetic."""
+    return [
+        f"{row['label']} on {row['task']} at T = {row['temperature']:g}"
+        for row in rows
+        if row["mode"] == TIMED
+        and row["rule"] == "match"
+        and row["identical_prompts"] < row["prompts"]
+        and (row["first_difference_margin"] is None or row["first_difference_margin"] >= near_tie)
+    ]
 
 
 if __name__ == "__main__":

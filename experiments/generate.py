@@ -105,7 +105,7 @@ def main() -> None:
         "batch": FLAGS.batch,
     }
     margin = runner.margin_at_difference(method, prompts, answers, **law)
-    tree = summary.tree_size(drafter, methods.children(name, settings))
+    tree = summary.tree_size(drafter)
     record = summary.summarise(settings_shown, tree, answers, margin)
     launch.say("\n".join(summary.closing_lines(record)))
     if FLAGS.json_output and is_primary():

@@ -18,11 +18,13 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from eagle_jax.evaluation import tables
-from eagle_jax.evaluation.acceptance import LEAST_ROUNDS
+from eagle_jax.evaluation.metrics import LEAST_ROUNDS
+from eagle_jax.evaluation.rows import TIMED
 from eagle_jax.evaluation.tables import Row
 from eagle_jax.figures.charts import CHARTS
 from eagle_jax.figures.theme import THEMES, Theme, save
 from eagle_jax.figures.training_curves import Line, accuracy_by_step, read_metrics, training_curves
+from eagle_jax.files import write_whole
 from experiments.cli import launch
 
 FLAGS = flags.FlagValues()
@@ -31,6 +33,9 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list(
     "metrics", None, "metrics.jsonl of training runs, each named after its folder: one or more files", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "tau_table", None, "file for tau by tree and temperature of one head, as tau.json beside it", flag_values=FLAGS
 )
 flags.DEFINE_string("output", None, "directory to write; files of the same names are replaced", flag_values=FLAGS)
 
@@ -48,8 +53,8 @@ CAPTIONS = {
 }
 
 
-TIMED = ("speedup_by_method", "speedup_by_task", "time_split")
-"""Charts of times, which rows that were played back have not."""
+TIME_CHARTS = ("speedup_by_method", "speedup_by_task", "time_split")
+"""Charts of times, which teacher-forced rows have not."""
 
 COMPARED = {"tau_against_nodes": "nodes", "tau_against_depth": "depth"}
 """Charts that say nothing unless some method was measured with several of these sizes."""
@@ -59,9 +64,15 @@ def main() -> None:
     """Write the report that the flags ask for."""
     if not (FLAGS.rows or FLAGS.metrics):
         raise ValueError("give --rows, files of experiments.evaluate, or --metrics, of experiments.train")
-    if not FLAGS.output:
-        raise ValueError("give --output, a directory for the report")
+    if not (FLAGS.output or FLAGS.tau_table):
+        raise ValueError("give --output, a directory for the report, or --tau_table, a file")
     files = read_rows(FLAGS.rows) if FLAGS.rows else []
+    if FLAGS.tau_table:
+        table = tables.tau_table([row for file in files for row in file])
+        write_whole(FLAGS.tau_table, json.dumps(table, indent=1) + "\n")
+        print(f"wrote {FLAGS.tau_table}, {len(table['tau'])} trees", flush=True)
+    if not FLAGS.output:
+        return
     measured = tables.comparable(files)
     runs = read_runs(FLAGS.metrics or [])
     output = pathlib.Path(FLAGS.output)
@@ -106,7 +117,7 @@ def read_rows(paths: Sequence[str]) -> list[list[Row]]:
                 continue
             where = f"{path}, line {number}"
             try:
-                row = json.loads(line)
+                row = tables.upgraded(json.loads(line))
                 cell = tuple(row[name] for name in CELL)
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{where}: not a row of experiments.evaluate") from error
@@ -132,7 +143,7 @@ def row_sections(measured: Sequence[Sequence[Row]], output: pathlib.Path) -> lis
         prefix = re.sub(r"\W+", "-", title).strip("-")
         with launch.status(f"Drawing {title}"):
             for name, chart in CHARTS.items():
-                shown = [row for row in own if row["speedup"] is not None] if name in TIMED else own
+                shown = [row for row in own if row["mode"] == TIMED] if name in TIME_CHARTS else own
                 if shown and (name not in COMPARED or differs(shown, COMPARED[name])):
                     draw(functools.partial(chart, shown), output, f"{prefix}-{name}")
                     sections.append(picture(f"{prefix}-{name}", CAPTIONS[name]))
@@ -173,11 +184,11 @@ def introduction(files: Sequence[Sequence[Row]]) -> str:
     """What the numbers mean and what code they were measured with."""
     rows = [row for file in files for row in file]
     commits = ", ".join(str(commit) for commit in tables.distinct(rows, "commit"))
-    how = "Played back on answers that plain decoding wrote: no times. "
-    if timed := [row for row in rows if row["speedup"] is not None]:
-        how = "Batch 1; plain decoding and each method in one process, in alternation, on the same prompts. "
-        if len(files) == 1 and in_one_run(timed):
-            how = "Batch 1; plain decoding and all methods in one process, in alternation, on the same prompts. "
+    how = "Teacher-forced on answers that plain decoding wrote: no times. "
+    if timed := [row for row in rows if row["mode"] == TIMED]:
+        batches = " or ".join(str(batch) for batch in tables.distinct(timed, "batch"))
+        who = "all methods" if len(files) == 1 and in_one_run(timed) else "each method"
+        how = f"Batch {batches}; plain decoding and {who} in one process, in alternation, on the same prompts. "
     return (
         f"{how}"
         "**tau**: tokens per round, bonus included (plain decoding: 1); of all rounds: all tasks together, where long "
@@ -200,7 +211,7 @@ def method_sections(rows: Sequence[Row]) -> list[str]:
     sections = []
     for (temperature,), own in tables.groups(rows, "temperature"):
         sections += [f"### T = {temperature:g}: {tables.cells(own)}", tables.method_table(own)]
-        if timed := [row for row in own if row["speedup"] is not None]:
+        if timed := [row for row in own if row["mode"] == TIMED]:
             sections += [f"### T = {temperature:g}: speed and exactness", tables.speed_table(timed)]
         sections += [f"### T = {temperature:g}: acceptance", tables.acceptance_table(own)]
     return sections

@@ -3,158 +3,190 @@
     python -m experiments.sweep --config=configs/ablations/tree_sizes.py --data=DIRECTORY --output=sweeps/tree_sizes
 
 A config of configs/ablations is one of configs/eval with a single `method`, and a function `sweep(add)` that calls
-`add` for each point with what changes: add(**{"method.nodes": 16, "method.depth": 5}). Where it has a `train` part, a
-point first trains a head (--answers, as for experiments.train --data), then measures it; `train.X` changes field X of
-the training config.
+`add` for each point with what changes: add(**{"method.nodes": 16, "method.depth": 5}). All points are methods of one
+evaluation (`experiments.evaluate`), beside the same plain decoding. Where the config has a `train` part, a point first
+trains a head (--answers, as for experiments.train --data), in a process of its own; `train.X` changes field X of the
+training config. Such a point is measured once its head is there.
 
-The same command goes on where an earlier one stopped. DIRECTORY gets points/, a file of rows for each point, rows.jsonl
-with all of them (for experiments.report) and summary.md. With --replay tau and n-alpha alone are found, which takes a
-fraction of the time. With --processes every point has a process of its own, as it has wherever several train heads: one
-that measures would keep the accelerator from the next that trains.
+The same command continues where an earlier one stopped, and points may be added. DIRECTORY gets heads/, rows.jsonl with
+its journal (for experiments.report) and summary.md. --mode=teacher_forced finds tau and n-alpha alone, which takes a
+fraction of the time.
 """
 
-import functools
-import hashlib
-import json
+import importlib.util
 import pathlib
+import re
+import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple
 
 from absl import flags
+from ml_collections import ConfigDict
 
-from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.evaluation import tables
-from eagle_jax.evaluation.tasks import read_tasks
+from eagle_jax.evaluation.acceptance import why_not
+from eagle_jax.evaluation.checks import check_type
+from eagle_jax.evaluation.rows import TEACHER_FORCED, TIMED
 from eagle_jax.files import local, write_whole
-from eagle_jax.journal import Record, write_rows
-from eagle_jax.resume import check_same
-from experiments.cli import children, draft_weights, launch
-from experiments.cli.grid import digests
-from experiments.cli.methods import METHODS
+from eagle_jax.journal import Journal, Record
+from eagle_jax.provenance import file_digest
+from experiments.cli import launch
+from experiments.cli.evaluation_config import read_config
+from experiments.cli.method_entries import read_entries
 from experiments.evaluate import evaluate
-from experiments.playback import playback, why_not
-from experiments.points import Point, read_points
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "what to vary: a file of configs/ablations", flag_values=FLAGS)
 flags.DEFINE_string("data", None, "directory with questions, as for experiments.evaluate", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "directory of the sweep", flag_values=FLAGS)
-flags.DEFINE_list("points", None, "names of the points to measure; left out, all", flag_values=FLAGS)
-flags.DEFINE_bool(
-    "replay", False, "tau alone, played back on plain decoding's answers: no times, much faster", flag_values=FLAGS
-)
-flags.DEFINE_bool("processes", False, "a process for each point", flag_values=FLAGS)
+flags.DEFINE_list("points", None, "names of the points to train and measure; left out, all", flag_values=FLAGS)
+flags.DEFINE_enum("mode", None, [TIMED, TEACHER_FORCED], "as of experiments.evaluate; else the config's", FLAGS)
 flags.DEFINE_list("answers", None, "where heads are trained: conversations to train on", flag_values=FLAGS)
 flags.DEFINE_string("features", None, "where heads are trained: directory for the target's features", flag_values=FLAGS)
 flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 
+TRAIN: dict[str, Any] = {"config": str, "fields": dict, "time_limit": float}
+"""What the `train` part of a config holds."""
+
+
+class Point(NamedTuple):
+    """One setting of what is varied."""
+
+    name: str  # of its files
+    label: str  # in tables
+    method: dict[str, Any]
+    train: dict[str, Any] | None  # what to train before: `config`, `fields`, `time_limit`
+    recipe: dict[str, Any] | None  # the complete training config that these give
+
+    def entry(self, heads: pathlib.Path) -> dict[str, Any]:
+        """The method of an evaluation, with the point's own head where it trains one."""
+        head = {"head": str(head_of(self, heads))} if self.train else {}
+        return {"label": self.label, **self.method, **head}
+
 
 def main() -> None:
-    """Run the points that the flags ask for, and write the tables."""
+    """Train and measure the points that the flags name, and write the tables."""
     launch.need(FLAGS, "config", "data", "output")
-    points = read_points(FLAGS.config)
-    asked = choose(points, FLAGS.points)
-    if any(point.train for point in asked) and not FLAGS.answers:
+    base, points = read_points(FLAGS.config)
+    chosen = choose(points, FLAGS.points)
+    if FLAGS.mode:
+        base = {**base, "mode": FLAGS.mode}
+    if any(point.train for point in chosen) and not FLAGS.answers:
         raise ValueError(f"{FLAGS.config} trains heads: give --answers, conversations to train on")
     output = local(FLAGS.output)
-    (output / "points").mkdir(parents=True, exist_ok=True)
-    check_sweep(output / "sweep.json", {point.name: about(point) for point in points})
-    failed = run(asked, output)
-    rows, unmeasured = collect(points, output)
-    summary = "\n\n".join(summarise(rows, unmeasured))
-    if rows:
-        write_rows(output / "rows.jsonl", rows)
+    output.mkdir(parents=True, exist_ok=True)
+    heads = output / "heads"
+    failed = train_all([point for point in chosen if point.train], heads)
+    left_out = {point.label: reason for point in points if (reason := unmeasurable(point, base))}
+    ready = [point for point in points if point.label not in left_out and is_trained(point, heads)]
+    rows: list[Record] = []
+    if ready:
+        config = ConfigDict({**base, "methods": [point.entry(heads) for point in ready]})
+        labels = [point.label for point in chosen]
+        rows = evaluate(config, FLAGS.data, str(output / "rows.jsonl"), labels=labels, quiet=FLAGS.quiet)
+    measured = {row["label"] for row in rows}
+    missing = [point.label for point in points if point.label not in measured and point.label not in left_out]
+    summary = "\n\n".join(summary_of(rows, left_out, missing))
     write_whole(output / "summary.md", summary + "\n")
     print(summary, flush=True)
     if failed:
-        if len(asked) == 1:
-            raise failed[asked[0].label]
-        refuse(failed)
+        raise ValueError("; ".join(f"{label!r}: {reason}" for label, reason in failed.items()))
 
 
-def run(points: Sequence[Point], output: pathlib.Path) -> dict[str, Exception]:
-    """Measure those points that were not; what went wrong, by label: a point that fails leaves the others alone."""
-    apart = FLAGS.processes or (len(points) > 1 and any(point.train for point in points))
-    failed: dict[str, Exception] = {}
+def train_all(points: Sequence[Point], heads: pathlib.Path) -> dict[str, str]:
+    """Train what is not trained yet; why some points failed, which leaves the others alone."""
+    failed = {}
     for number, point in enumerate(points, start=1):
         print(f"[{number}/{len(points)}] {point.label}", file=sys.stderr, flush=True)
-        reason = left_out(point)
-        if reason:
-            print(f"left out: {reason}", file=sys.stderr, flush=True)
-        elif not files_of(point, output)[1].exists():
-            try:
-                if apart:
-                    in_a_process(point)
-                else:
-                    measure(point, output)
-            except Exception as error:
-                traceback.clear_frames(error.__traceback__)  # or the weights of this point would stay in memory
-                failed[point.label] = error
+        try:
+            train(point, heads)
+        except ValueError as error:
+            failed[point.label] = str(error)
     return failed
 
 
-def refuse(failed: Mapping[str, Exception]) -> NoReturn:
-    """End with what went wrong in several points, by label.
+def read_points(path: str) -> tuple[dict[str, Any], list[Point]]:
+    """The evaluation that all points share, and the points of a config file.
 
     Raises:
-      ValueError: they cannot be measured as they are.
-      RuntimeError: one of them met a bug, which is the cause.
+      ValueError: the file is no config of an ablation, two points have one name, or a point cannot be measured.
     """
-    reasons = "points failed: " + "; ".join(f"{label!r}: {error}" for label, error in failed.items())
-    for error in failed.values():
-        if not launch.is_mistake(error):
-            raise RuntimeError(reasons) from error
-    raise ValueError(reasons)
+    module = load_module(path)
+    for name in ("get_config", "sweep"):
+        if not callable(getattr(module, name, None)):
+            raise ValueError(f"{path} has no function {name}: it is not a config of an ablation")
+    base = module.get_config().to_dict()
+    method, trained = base.pop("method", None), base.pop("train", None)
+    check_type("the config's method", method, dict)
+    check_type("the config's train", trained, dict | None)
+    for field, kind in TRAIN.items() if trained else ():
+        check_type(f"the config's train.{field}", trained.get(field), kind)
+    points: list[Point] = []
+
+    def add(*, label: str = "", **changes: Any) -> None:
+        text = label or ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+        name = re.sub(r"[^A-Za-z0-9.=_-]+", "_", text) or "base"
+        if any(point.name == name for point in points):
+            raise ValueError(f"{path} has two points called {name!r}")
+        points.append(make_point(name, text or "base", method, trained, changes))
+
+    module.sweep(add)
+    if not points:
+        raise ValueError(f"{path}: sweep(add) adds no point")
+    config = read_config({**base, "methods": [{"label": point.label, **point.method} for point in points]})
+    read_entries(config.methods, config.dtype, config.temperatures)
+    return base, points
 
 
-def left_out(point: Point) -> str | None:
-    """Why the point can never be measured as the flags ask for, None where it can."""
-    return why_not(point.evaluation()) if FLAGS.replay else None
-
-
-def about(point: Point) -> Record:
-    """What decides the numbers of a point, as JSON keeps it.
+def load_module(path: str, field: str = "--config") -> ModuleType:
+    """Run a Python file.
 
     Raises:
-      ValueError: questions that cannot be used.
+      ValueError: there is no such file; `field` says who named it.
     """
-    questions = digests(read_tasks(FLAGS.data, point.config["tasks"], point.config["num_prompts"]))
-    settings: Record = {"config": point.config, "questions": questions}
-    if point.train:
-        settings |= {"train": point.recipe, "answers": [digest(pathlib.Path(path)) for path in FLAGS.answers or ()]}
-    else:
-        hashes = {name: {path.name: digest(path) for path in files} for name, files in drafts_of(point).items()}
-        settings |= {name: found for name, found in hashes.items() if found}
-    if FLAGS.replay:
-        settings["replay"] = True
-    return json.loads(json.dumps(settings))
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"{field}={path} names no file")
+    spec = importlib.util.spec_from_file_location("ablation", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def drafts_of(point: Point) -> dict[str, list[pathlib.Path]]:
-    """The files of the head and of the draft model that a point drafts with, where it has one."""
-    given, target = point.config["method"], point.config["target"]
-    method, found = METHODS[given["method"]], {}
-    if method.takes_head:
-        kind: Kind = "eagle3" if given["method"] == "eagle3" else "eagle"
-        found["head"] = draft_weights.head_files(given.get("head", ""), kind, target)
-    if method.takes_draft:
-        found["draft"] = draft_weights.draft_files(given.get("draft", ""), target)
-    return found
+def make_point(
+    name: str, label: str, method: Mapping[str, Any], trained: dict[str, Any] | None, changes: Mapping[str, Any]
+) -> Point:
+    """A point: the base with some fields of the method and of the training config changed.
 
-
-def digest(path: pathlib.Path) -> str:
-    """The hash of a file, computed once as long as nobody writes to it."""
-    return _digest(path, path.stat().st_mtime_ns)
-
-
-@functools.cache
-def _digest(path: pathlib.Path, changed: int) -> str:
-    del changed
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    Raises:
+      ValueError: a field that neither has.
+    """
+    own, recipe = dict(method), None
+    fields = dict(trained["fields"]) if trained else {}
+    for key, value in changes.items():
+        part, _, field = key.partition(".")
+        if part == "method" and field:
+            own[field] = value  # whoever builds the method knows its fields
+        elif part == "train" and field and trained:
+            fields[field] = value
+        else:
+            raise ValueError(f"point {label!r} changes {key!r}; it may change method.X" + ", train.X" * bool(trained))
+    if trained:
+        recipe = load_module(trained["config"], "the config's train.config").get_config().to_dict()
+        for key, value in fields.items():
+            holder: Any = recipe
+            *parents, field = key.split(".")
+            for parent in parents:
+                holder = holder.get(parent) if isinstance(holder, dict) else None
+            if not isinstance(holder, dict) or field not in holder:
+                raise ValueError(f"point {label!r} changes 'train.{key}', which {trained['config']} does not have")
+            holder[field] = value
+        trained = {**trained, "fields": fields}
+    return Point(name, label, own, trained, recipe)
 
 
 def choose(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
@@ -170,100 +202,88 @@ def choose(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
     return [known[name] for name in names] if names else list(points)
 
 
-def check_sweep(path: pathlib.Path, settings: Record) -> None:
-    """Remember what the directory holds; points may be added, those that are there stay as they are.
+def unmeasurable(point: Point, base: Mapping[str, Any]) -> str | None:
+    """Why the point can never be measured in this mode, None where it can."""
+    if base.get("mode", TIMED) != TEACHER_FORCED:
+        return None
+    return why_not(point.method.get("rule", "match"), point.method.get("give_up", False))
+
+
+def head_of(point: Point, heads: pathlib.Path) -> pathlib.Path:
+    """Where the point's head is exported to."""
+    return heads / point.name / "head"
+
+
+def is_trained(point: Point, heads: pathlib.Path) -> bool:
+    """Whether nothing is left to train."""
+    return not point.train or head_of(point, heads).is_dir()
+
+
+def train(point: Point, heads: pathlib.Path) -> None:
+    """Train the point's head in a process of its own, unless it is there; it may run out of time and continue later.
+
+    The process ends before this one touches the accelerator.
 
     Raises:
-      ValueError: a point of the same name with other settings.
+      ValueError: training failed, or the folder belongs to another recipe or other answers.
     """
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for name in sorted(found.keys() & settings.keys()):
-        check_same(f"{path.parent}: point {name!r}", found[name], settings[name])
-    write_rows(path, [{**found, **settings}])
-
-
-def in_a_process(point: Point) -> None:
-    """Measure one point in a process of its own.
-
-    Raises:
-      ValueError: it failed; its own last line says why.
-    """
-    flags_given = {name: getattr(FLAGS, name) for name in ("config", "data", "output", "features")}
-    command = [sys.executable, "-m", "experiments.sweep", f"--points={point.name}", f"--quiet={FLAGS.quiet}"]
-    command += [f"--replay={FLAGS.replay}"]
-    command += [f"--{name}={value}" for name, value in flags_given.items() if value is not None]
-    command += [f"--answers={','.join(FLAGS.answers)}"] if FLAGS.answers else []
-    if code := children.run(command, stdout=subprocess.DEVNULL):
-        raise ValueError(f"its process ended with exit code {code}")
-
-
-def measure(point: Point, output: pathlib.Path) -> None:
-    """Train if need be, then evaluate; training comes before this process touches the accelerator."""
-    rows, finished = files_of(point, output)
-    trained = {}
-    if point.train:
-        head = train(point.train, output / "heads" / point.name)
-        if head is None:
-            return
-        trained["head"] = str(head)
-    if FLAGS.replay:
-        write_rows(rows, playback(point.evaluation(**trained), FLAGS.data, output / "answers"))
-    else:
-        evaluate(point.evaluation(**trained), FLAGS.data, str(rows), quiet=FLAGS.quiet)
-    finished.touch()
-
-
-def files_of(point: Point, output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Its rows, and the mark that they are complete."""
-    rows = output / "points" / f"{point.name}.jsonl"
-    return rows, rows.with_name(f"{point.name}.finished")
-
-
-def train(wanted: Mapping[str, Any], folder: pathlib.Path) -> pathlib.Path | None:
-    """Train a head in a process of its own; its directory, or None where time ran out before the end.
-
-    Raises:
-      ValueError: training failed.
-    """
-    head = folder / "head"
+    folder, head, wanted = heads / point.name, head_of(point, heads), point.train
+    assert wanted is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {"recipe": point.recipe, "answers": [file_digest(path) for path in FLAGS.answers]}
+    with Journal(folder / "recipe.json", identity):
+        pass  # refuses another recipe
     if head.is_dir():
-        return head
+        return
     command = [sys.executable, "-m", "experiments.train", f"--config={wanted['config']}"]
-    command += [f"--config.{field}={value}" for field, value in wanted.get("fields", {}).items()]
+    command += [f"--config.{field}={value}" for field, value in wanted["fields"].items()]
     command += [f"--data={','.join(FLAGS.answers)}", f"--run={folder / 'run'}", f"--export={head}"]
     command += [f"--time_limit={wanted['time_limit']}", f"--quiet={FLAGS.quiet}"]
     command += [f"--features={FLAGS.features}"] if FLAGS.features else []
-    if code := children.run(command, stdout=sys.stderr):
+    if code := run_process(command):
         raise ValueError(f"training failed with exit code {code}: {' '.join(command)}")
-    return head if head.is_dir() else None
 
 
-def collect(points: Sequence[Point], output: pathlib.Path) -> tuple[list[Record], list[Point]]:
-    """Rows of the finished points, and the other points."""
-    rows: list[Record] = []
-    unmeasured = []
-    for point in points:
-        path, finished = files_of(point, output)
-        if finished.exists():
-            rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        else:
-            unmeasured.append(point)
-    return rows, unmeasured
+def run_process(command: Sequence[str]) -> int:
+    """Run a command to its end, its output on stderr; its exit code.
+
+    Ctrl-C and SIGTERM are passed on, and the end of the command is waited for all the same: it may have to save. It
+    has a process group of its own, so that a terminal's Ctrl-C does not reach it twice.
+
+    Raises:
+      KeyboardInterrupt: a signal came; the command has ended.
+    """
+    received: list[int] = []
+    child: subprocess.Popen[Any] | None = None
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        if child is not None:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        child = subprocess.Popen(command, stdout=sys.stderr, process_group=0)
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
+    return code
 
 
-def summarise(rows: Sequence[Record], unmeasured: Sequence[Point]) -> list[str]:
+def summary_of(rows: Sequence[Record], left_out: Mapping[str, str], missing: Sequence[str]) -> list[str]:
     """Tables, a section a temperature, and what is missing."""
     sections = []
     for (target, temperature), own in tables.groups(rows, "target", "temperature"):
         sections += [f"## {target}, T = {temperature:g}: {tables.cells(own)}", tables.method_table(own)]
         sections += [f"## {target}, T = {temperature:g}: acceptance", tables.acceptance_table(own)]
-    reasons = {point.label: left_out(point) for point in unmeasured}
-    never = [f"{label} ({reason})" for label, reason in reasons.items() if reason]
-    if never:
-        sections.append(f"Left out: {'; '.join(never)}.")
-    missing = [label for label, reason in reasons.items() if not reason]
+    if left_out:
+        sections.append(f"Left out: {'; '.join(f'{label} ({reason})' for label, reason in left_out.items())}.")
     if missing:
-        sections.append(f"Not finished, the same command goes on: {'; '.join(missing)}.")
+        sections.append(f"Not finished, the same command continues: {'; '.join(missing)}.")
     return sections
 
 

@@ -61,6 +61,41 @@ def test_other_settings(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_settings_that_grow(path: Path) -> None:
+    """Entries may join a mapping that says so; none may change or leave, and older ones are still known later."""
+
+    def opened(**methods: int) -> Journal:
+        return Journal(path, {"seed": 0, "methods": methods}, growing=("methods",))
+
+    with opened(a=1) as journal:
+        journal.add({"key": [1]})
+    with opened(a=1, b=2) as journal:
+        journal.add({"key": [2]})
+    with opened(a=1, b=2, c=3) as journal:
+        assert journal.records == [{"key": [1]}, {"key": [2]}]
+    before = path.read_bytes()
+    assert before.count(b"settings") == 3
+    for methods, message in (
+        ({"a": 1, "b": 5, "c": 3}, r"its methods\.b is 2, not 5"),
+        ({"a": 1, "c": 3}, r"its methods\.b is 2, not None"),
+        ({}, r"its methods is \{'a': 1, 'b': 2, 'c': 3\}, not \{\}|its methods\.a is 1, not None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened(**methods)
+    with pytest.raises(ValueError, match="its methods"):
+        Journal(path, {"seed": 0, "methods": {"a": 1, "b": 2, "c": 3, "d": 4}})  # grows nowhere
+    assert path.read_bytes() == before
+
+
+def test_a_mapping_that_earlier_files_lack(path: Path) -> None:
+    with Journal(path, {"seed": 0}) as journal:
+        journal.add({"key": [1]})
+    for _ in range(2):
+        with Journal(path, {"seed": 0, "files": {"a": "f00"}}, growing=("files",)) as journal:
+            assert len(journal.records) == 1
+    assert path.read_bytes().count(b"settings") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -69,7 +104,6 @@ def test_other_settings(path: Path) -> None:
         ('{"key": [1]}\n', "line 1: not a line of a journal"),
         ('{"settings": {}}\n[1]\n', "line 2: not a line of a journal"),
         ('{"settings": {}}\n{"key"\n', "line 2: not a line of a journal"),
-        ('{"settings": {}}\n{"settings": {}}\n', "line 2: not a line of a journal"),
     ],
 )
 def test_files_that_are_no_journal(path: Path, text: str, message: str) -> None:

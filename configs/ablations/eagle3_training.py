@@ -1,7 +1,7 @@
 """What of EAGLE-3's training matters: fused layers, no feature loss, more text, where the head starts, the optimizer.
 
     python -m experiments.sweep --config=configs/ablations/eagle3_training.py --data=DIRECTORY --answers=answers.jsonl \
-        --features=DIRECTORY --output=sweeps/eagle3_training --replay
+        --features=DIRECTORY --output=sweeps/eagle3_training --mode=teacher_forced
 
 Every point trains a head from scratch, 150 steps of 3 unrolled ones unless its label says otherwise, then measures tau;
 the same command goes on with those that were not finished. The paper's own ablation (arXiv 2503.01840, LLaMA-3.1-8B,

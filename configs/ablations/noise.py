@@ -2,8 +2,8 @@
 
     python -m experiments.sweep --config=configs/ablations/noise.py --data=DIRECTORY --output=sweeps/noise
 
-With --replay all but the two points with residual are measured in minutes; those two write texts of their own, which
-takes two cores ten minutes each.
+With --mode=teacher_forced all but the two points with residual are measured in minutes; those two write texts of their
+own, which takes two cores ten minutes each.
 
 Shared: children are the best by draft logit plus the target's own noise. Plain top-k: the papers' drafting. Both write
 the same text. Residual: children are drawn with noise of the drafter's own and accepted with min(1, p/q), which needs

@@ -1,7 +1,7 @@
 """How often a head has to be fed its own output while it is trained: 1, 3, 5 and 7 unrolled steps.
 
     python -m experiments.sweep --config=configs/ablations/unrolled_steps.py --data=DIRECTORY --answers=answers.jsonl \
-        --features=DIRECTORY --output=sweeps/unrolled_steps --replay
+        --features=DIRECTORY --output=sweeps/unrolled_steps --mode=teacher_forced
 
 One step is EAGLE's own way of training without its feature loss: the head never sees its own output, and in the paper
 1-alpha falls to a quarter (arXiv 2503.01840, section 3.2 and figure 4); its code has 7. All heads see the same tokens,

@@ -34,6 +34,14 @@ class Observation:
     choice: jax.Array | None = None  # i32[B, N], the target's token behind each node, its noise included if shared
 
 
+class Size(NamedTuple):
+    """A size that a user may choose: a keyword of the method's factory, which has the default."""
+
+    name: str
+    help: str
+    least: int = 1
+
+
 class Drafter(NamedTuple):
     """A drafting method. Build one with a cached factory, so that equal settings give the same object."""
 
@@ -50,6 +58,8 @@ class Drafter(NamedTuple):
     Gumbel noise of the position behind them, or zero where the draft shall be a plain top-k."""
     observe: Callable[[Params, Params, DrafterState, Observation], DrafterState]
     """(params, target_params, state, observation) -> the state for the next round."""
+    top_k: int = 1
+    """The most candidate children of a node."""
     deepest: int | None = None
     """Depth of the deepest node that can be accepted, where that is not `max_depth`."""
     learns_from_refused: bool = False

@@ -155,6 +155,7 @@ def make_eagle1(head: Head, paths: tuple[Ranks, ...] = PUBLISHED_TREE) -> Drafte
         init=lambda batch, capacity, dtype: heads.init_state(head, batch, capacity, dtype),
         propose=propose,
         observe=observe,
+        top_k=max(ranks[-1] for ranks in paths) + 1,
         needs="the weights of its head",
         check=head.check,
         draws=shape.contiguous,

@@ -168,6 +168,7 @@ def make_eagle2(
         init=lambda batch, capacity, dtype: heads.init_state(head, batch, capacity, dtype),
         propose=propose,
         observe=observe,
+        top_k=top_k,
         needs="the weights of its head",
         check=head.check,
     )

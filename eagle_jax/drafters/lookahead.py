@@ -25,10 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from eagle_jax.drafters.base import Drafter, Observation
+from eagle_jax.drafters.base import Drafter, Observation, Size
 from eagle_jax.drafters.ngram_pool import NgramPool, check_pool, empty_pool, insert, newest, text_ngrams, with_branches
 from eagle_jax.tree import root_of
 from eagle_jax.types import DraftTree, Params
+
+SIZES = (
+    Size("level", "tokens of an n-gram"),
+    Size("window", "columns of the window"),
+    Size("guesses", "n-grams tried in a round"),
+    Size("pool_from_prompt", "n-grams of the prompt join the pool", least=0),
+)
 
 
 @struct.dataclass
@@ -157,6 +164,7 @@ def make_lookahead(
         init=lambda batch, capacity, dtype: empty_state(batch, level, window, pool_size),
         propose=propose,
         observe=observe,
+        top_k=guesses,
         deepest=level - 1,
         learns_from_refused=True,
         unread=tuple(range(1, (level - 2) * window)),  # the window but for the root and its last row

@@ -30,12 +30,19 @@ from jax.typing import DTypeLike
 
 from eagle_jax import verify
 from eagle_jax.cache import commit
-from eagle_jax.drafters.base import Drafter, Observation
+from eagle_jax.drafters.base import Drafter, Observation, Size
 from eagle_jax.drafters.draft_model import read_prompt, read_tokens
 from eagle_jax.drafters.ngram_pool import NgramPool, check_pool, empty_pool, insert, newest, text_ngrams, with_branches
 from eagle_jax.sampling import first_largest
 from eagle_jax.tree import ancestors, chain_tree, root_of
 from eagle_jax.types import NO_PARENT, DraftTree, KVCache, Params, Target
+
+SIZES = (
+    Size("num_drafted", "tokens that the draft model drafts"),
+    Size("phrases", "phrases after the last of them"),
+    Size("phrase_length", "tokens of a phrase"),
+    Size("draft_phrases", "phrases that a pass of the draft model tries", least=0),
+)
 
 
 @struct.dataclass
@@ -254,6 +261,7 @@ def make_ouroboros(
         init=init,
         propose=propose,
         observe=observe,
+        top_k=phrases,
         needs="the weights of its draft model",
         check=draft.check,
         learns_from_refused=True,

@@ -1,33 +1,127 @@
-"""n-alpha: how likely the next drafted token is accepted when n drafted tokens before it were.
+"""Acceptance without times: what each method would have needed for plain decoding's answers, teacher-forced.
 
-arXiv 2401.15077, section 4 (there: "n-alpha", measured on chains). On a tree the same count says how likely a round
-gets from depth n to depth n + 1 by any of the nodes there; a path without a child at depth n + 1 counts as an end.
+Every method writes the same text, so plain decoding writes it once and the target's outputs along it are recorded; the
+methods then draft and are checked without the target's passes (`teacher_forced`). It takes a fraction of the time of
+`side_by_side` and gives the same rounds and tau.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
+from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.evaluation.conversations import (
+    PLAIN,
+    MethodUnderTest,
+    Turn,
+    check_first_turns,
+    converse,
+    longest_conversation,
+    plain_generation,
+)
+from eagle_jax.evaluation.recording import write_recorded
+from eagle_jax.evaluation.replay import check_playable, replay
+from eagle_jax.evaluation.tasks import Question
+from eagle_jax.generator import Generation, cache_slots
+from eagle_jax.sampling import SamplingConfig
+from eagle_jax.types import Target
 
-LEAST_ROUNDS = 20
-"""A chance that was seen in fewer rounds is not shown."""
 
-
-def n_alpha(accepted: Sequence[int] | np.ndarray) -> list[float]:
-    """Chance that a node at depth n + 1 is accepted given that one at depth n was, for n = 0, 1, ...
+class Acceptance:
+    """Methods on the answers of one target; the `conversations.Bench` that times nothing.
 
     Args:
-      accepted: [P], rounds in which exactly 0, 1, ... drafted tokens were accepted: `Generation.accepted`
-        with its rows summed.
+      model: the target's weights, tokenizer and stop ids.
+      target: the target as functions.
+      methods: by label.
+      max_new_tokens: longest answer.
+      batch: conversations that are answered together.
 
-    Returns:
-      One number for each depth that a round has reached, but the deepest possible one, behind which nothing is drafted.
+    Raises:
+      ValueError: a method called as plain decoding is, or one that cannot be teacher-forced (`why_not`).
     """
-    reached = np.cumsum(np.asarray(accepted, np.int64)[::-1])[::-1]  # rounds with at least so many
-    known = reached[:-1] > 0
-    return (reached[1:][known] / reached[:-1][known]).tolist()
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        target: Target,
+        methods: Mapping[str, MethodUnderTest],
+        *,
+        max_new_tokens: int,
+        batch: int = 1,
+    ) -> None:
+        if PLAIN in methods:
+            raise ValueError(f"a method cannot be labelled {PLAIN!r}: that is what plain decoding is called")
+        for label, method in methods.items():
+            if reason := why_not(method.rule, method.give_up):
+                raise ValueError(f"{label!r} cannot be teacher-forced: {reason}")
+            check_playable(method.drafter)
+        self.model, self.target, self.methods = model, target, dict(methods)
+        self.max_new_tokens, self.batch = max_new_tokens, batch
+        self._least = 0  # cache slots of the task
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """As `Bench.check`."""
+        check_first_turns(self.model, self.target, questions, self.methods, self.max_new_tokens)
+
+    def prepare(self, questions: Sequence[Question], turns: int, sampling: SamplingConfig) -> None:
+        """As `Bench.prepare`: one capacity for all conversations of the task, so that one program serves them."""
+        del sampling
+        longest = longest_conversation(self.model, questions, turns, self.max_new_tokens)
+        self._least = self._slots(min(longest, self.target.max_positions))
+
+    def play(
+        self,
+        questions: Sequence[Question],
+        places: Sequence[int],
+        *,
+        turns: int,
+        sampling: SamplingConfig,
+        labels: Sequence[str] | None = None,
+    ) -> list[Turn]:
+        """As `Bench.play`, by the methods of `labels`, all where None."""
+
+        def write(prompts: Sequence[list[int]], sequences: Sequence[int], number: int) -> dict[str, Generation]:
+            del number
+            longest = max(map(len, prompts))
+            capacity = max(self._least, self._slots(longest + self.max_new_tokens))
+            options = sampling.options(sequence=sequences, stop_ids=self.model.stop_ids)
+            target, params = self.target, self.model.params
+            answers, recording = write_recorded(target, params, prompts, capacity=capacity, **options)
+            results = {PLAIN: plain_generation(answers)}
+            for label in self.methods if labels is None else labels:
+                method = self.methods[label]
+                results[label] = replay(
+                    target,
+                    params,
+                    method.drafter,
+                    method.params,
+                    prompts,
+                    answers,
+                    share_noise=method.share_noise,
+                    recording=recording,
+                    **options,
+                )
+            return results
+
+        return converse(
+            self.model,
+            self.target,
+            questions,
+            places,
+            turns=turns,
+            batch=self.batch,
+            max_new_tokens=self.max_new_tokens,
+            write=write,
+        )
+
+    def _slots(self, longest: int) -> int:
+        deepest = max((method.drafter.max_depth for method in self.methods.values()), default=0)
+        return cache_slots(longest, deepest, self.target.max_positions)
 
 
-def well_seen(accepted: Sequence[int] | np.ndarray) -> list[float]:
-    """The first of `n_alpha`, down to the depth that `LEAST_ROUNDS` rounds have reached."""
-    reached = np.cumsum(np.asarray(accepted, np.int64)[::-1])[::-1]
-    return n_alpha(accepted)[: int((reached >= LEAST_ROUNDS).sum())]
+def why_not(rule: str, give_up: bool) -> str | None:
+    """Why a method cannot be teacher-forced, None where it can."""
+    if give_up:
+        return "giving up follows the clock, and nothing is timed"
+    if rule != "match":
+        return f"the rule {rule!r} writes another text"
+    return None

@@ -1,7 +1,32 @@
 """Whether what somebody wrote into a config or a line of JSON has the type that an annotation gives."""
 
+import dataclasses
+from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
+
+
+def read_record(kind: type[Record], what: str, values: Mapping[str, Any]) -> Record:
+    """A frozen dataclass of values that somebody wrote; lists become tuples.
+
+    Args:
+      kind: the dataclass; fields without a default are needed.
+      what: names the values in messages.
+      values: by field.
+
+    Raises:
+      ValueError: a field that is missing, unknown or of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    for name in sorted((needed - values.keys()) | (values.keys() - fields.keys())):
+        raise ValueError(f"{what} {'has no' if name in fields else 'has the unknown'} field {name!r}")
+    types = get_type_hints(kind)
+    for name, value in values.items():
+        check_type(f"{what}'s {name}", value, types[name])
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def check_type(what: str, value: object, kind: Any) -> None:
@@ -13,7 +38,7 @@ def check_type(what: str, value: object, kind: Any) -> None:
       kind: a class, `A | B`, `Literal[...]` or `tuple[A, ...]`.
 
     Raises:
-      ValueError: as said.
+      ValueError: the value is of another type.
     """
     if not fits(value, kind):
         raise ValueError(f"{what} must be {spelled(kind)}, got {value!r}")

@@ -19,6 +19,9 @@ from eagle_jax.sampling import gumbel, make_sampling, noisy_scores
 from eagle_jax.sharding import to_host
 from eagle_jax.types import Params, Sampling, Target
 
+LEAST_ROUNDS = 20
+"""A chance that was seen in fewer rounds is not shown."""
+
 _PAD = 256
 """Texts are padded to a multiple of this, so that few lengths are compiled."""
 
@@ -44,6 +47,30 @@ def tokens_per_second(generations: Sequence[Generation], *, with_prefill: bool =
 
 def _behind_first(generations: Sequence[Generation]) -> int:
     return sum(generation.num_tokens - len(generation.tokens) for generation in generations)
+
+
+def n_alpha(accepted: Sequence[int] | np.ndarray) -> list[float]:
+    """Chance that a node at depth n + 1 is accepted given that one at depth n was, for n = 0, 1, ...
+
+    arXiv 2401.15077, section 4 (measured there on chains). On a tree the same count says how likely a round gets from
+    depth n to depth n + 1 by any of the nodes there; a path without a child at depth n + 1 counts as an end.
+
+    Args:
+      accepted: [P], rounds in which exactly 0, 1, ... drafted tokens were accepted: `Generation.accepted`
+        with its rows summed.
+
+    Returns:
+      One number for each depth that a round has reached, but the deepest possible one, after which nothing is drafted.
+    """
+    reached = np.cumsum(np.asarray(accepted, np.int64)[::-1])[::-1]  # rounds with at least so many
+    known = reached[:-1] > 0
+    return (reached[1:][known] / reached[:-1][known]).tolist()
+
+
+def well_seen(accepted: Sequence[int] | np.ndarray) -> list[float]:
+    """The first of `n_alpha`, down to the depth that `LEAST_ROUNDS` rounds have reached."""
+    reached = np.cumsum(np.asarray(accepted, np.int64)[::-1])[::-1]
+    return n_alpha(accepted)[: int((reached >= LEAST_ROUNDS).sum())]
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:

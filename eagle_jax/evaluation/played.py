@@ -14,7 +14,7 @@ from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.continuous import write_all
 from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.evaluation import runner
-from eagle_jax.evaluation.acceptance import n_alpha
+from eagle_jax.evaluation.metrics import n_alpha
 from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.evaluation.replay import replay, texts_of
 from eagle_jax.generator import Generator, cache_slots

@@ -1,56 +1,79 @@
-"""From answers side by side to one row a cell: a method on a task at a temperature with a seed.
+"""From answers to one row a cell: a method on a task at a temperature with a seed.
 
-A record holds one conversation as the journal keeps it, a row sums a cell's records up; rows follow from records alone.
+A record holds a group of conversations as the journal keeps it, a row sums a cell's records up; rows follow from
+records alone.
 
-    speedup              median over the prompts of (plain seconds a token) / (method's seconds a token), decoding alone
+    speedup              median over the groups of (plain seconds a token) / (method's seconds a token), decoding alone
     speedup_of_totals    all plain seconds over all of the method's, both per token
     ..._with_prefill     the same with the time of reading the prompt, and with the first token, which comes from it
     efficiency           speedup / tau: what drafting and checking leave of the ideal
+
+All of these are null where nothing was timed (`acceptance`).
 """
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from eagle_jax.evaluation import metrics
-from eagle_jax.evaluation.acceptance import n_alpha
-from eagle_jax.evaluation.side_by_side import PLAIN, SideBySide, Turn
+from eagle_jax.evaluation.conversations import PLAIN, Turn
+from eagle_jax.evaluation.metrics import n_alpha
 from eagle_jax.generator import Generation
+from eagle_jax.sampling import SamplingConfig
+from eagle_jax.types import Params, Target
 
 Record = dict[str, Any]
+
+TIMED, TEACHER_FORCED = "timed", "teacher_forced"
+"""Modes of an evaluation: `side_by_side` or `acceptance`."""
 
 TIMINGS = frozenset(
     f"{name}{ending}"
     for name in ("tokens_per_second", "plain_tokens_per_second", "speedup", "speedup_quartiles", "speedup_of_totals")
     for ending in ("", "_with_prefill")
 ) | {"prefill_seconds", "decode_seconds", "plain_prefill_seconds", "plain_decode_seconds", "efficiency"}
-"""Fields of a row that change from run to run; the others do not."""
+"""Fields of a row that change from run to run, null where nothing was timed; the others do not change."""
 
 
-def record_turn(bench: SideBySide, turn: Turn, *, temperature: float, seed: int) -> Record:
+def record_turn(
+    target: Target, params: Params, turn: Turn, sampling: SamplingConfig, *, same_text: Collection[str]
+) -> Record:
     """What the journal keeps of a turn: answers, and the margin wherever one differs from plain decoding.
 
-    No margin is looked for under the rule `residual`, whose text is another one by design.
+    Args:
+      target, params: the model, for the margins.
+      turn: answers of all methods.
+      sampling: as the answers were sampled.
+      same_text: labels of the methods that ought to write plain decoding's text: not of the rule `residual`.
     """
-    plain = turn.answers[PLAIN].tokens[0]
-    margins = {}
-    for label, answer in turn.answers.items():
-        place = metrics.first_difference(answer.tokens[0], plain)
-        if place is not None and bench.contestants[label].rule == "match":
-            margins[label] = metrics.margin(
-                bench.target,
-                bench.model.params,
-                turn.prompt + plain[:place],
-                temperature=temperature,
-                seed=seed,
-                sequence=turn.sequence,
-            )
-    answers = {label: _pack(answer) for label, answer in turn.answers.items()}
-    return {"sequence": turn.sequence, "prompt_tokens": len(turn.prompt), "answers": answers, "margins": margins}
+    margins: dict[str, float] = {}
+    for label in same_text:
+        for row, prompt in enumerate(turn.prompts):
+            plain, answer = turn.answers[PLAIN].tokens[row], turn.answers[label].tokens[row]
+            place = metrics.first_difference(answer, plain)
+            if place is not None:
+                margin = metrics.margin(
+                    target,
+                    params,
+                    prompt + plain[:place],
+                    temperature=sampling.temperature,
+                    top_k=sampling.top_k,
+                    top_p=sampling.top_p,
+                    seed=sampling.seed,
+                    sequence=turn.sequences[row],
+                )
+                margins[label] = max(margin, margins.get(label, 0.0))
+    return {
+        "rows": turn.rows,
+        "sequence": turn.sequences,
+        "prompt_tokens": [len(prompt) for prompt in turn.prompts],
+        "answers": {label: _pack(answer) for label, answer in turn.answers.items()},
+        "margins": {label: _number(margin) for label, margin in margins.items()},
+    }
 
 
 def cell_row(about: Mapping[str, Any], label: str, records: Sequence[Record]) -> Record:
@@ -59,23 +82,26 @@ def cell_row(about: Mapping[str, Any], label: str, records: Sequence[Record]) ->
     Args:
       about: what was run, copied to the front.
       label: the method.
-      records: one a conversation, at least one: `turns` as `record_turn` gives them, `planned` turns, `commit`.
+      records: one a group of conversations, at least one: `turns` as `record_turn` gives them, `planned` turns of all
+        of them, `conversations` (1 where left out), `commit`.
     """
-    turns = [record["turns"] for record in records]
     pairs = [
-        [(_unpack(turn["answers"][PLAIN]), _unpack(turn["answers"][label])) for turn in conversation]
-        for conversation in turns
+        [(_unpack(turn["answers"][PLAIN]), _unpack(turn["answers"][label])) for turn in record["turns"]]
+        for record in records
     ]
-    plain, written = ([pair[side] for conversation in pairs for pair in conversation] for side in (0, 1))
-    margins = [turn["margins"][label] for conversation in turns for turn in conversation if label in turn["margins"]]
-    accepted = sum(generation.accepted[0] for generation in written)
+    plain = [pair[0] for group in pairs for pair in group]
+    written = [pair[1] for group in pairs for pair in group]
+    margins = [turn["margins"][label] for record in records for turn in record["turns"] if label in turn["margins"]]
+    accepted = sum(generation.accepted.sum(0) for generation in written)
     tau = metrics.tau(written)
-    alone, whole = (_speedups(pairs, with_prefill=with_prefill) for with_prefill in (False, True))
+    turns = sum(len(generation.tokens) for generation in written)
+    timed = about.get("mode", TIMED) == TIMED
+    decode_only = _speedups(pairs, with_prefill=False)
     row = {
         **about,
-        "prompts": len(records),
-        "turns": len(written),
-        "turns_left_out": sum(record["planned"] for record in records) - len(written),
+        "prompts": sum(record.get("conversations", 1) for record in records),
+        "turns": turns,
+        "turns_left_out": sum(record["planned"] for record in records) - turns,
         "tokens": sum(generation.num_tokens for generation in written),
         "plain_tokens": sum(generation.num_tokens for generation in plain),
         "rounds": sum(sum(generation.rounds) for generation in written),
@@ -83,10 +109,8 @@ def cell_row(about: Mapping[str, Any], label: str, records: Sequence[Record]) ->
         "tau": tau,
         "accepted": np.asarray(accepted).tolist(),
         "n_alpha": n_alpha(accepted),
-        "identical_prompts": sum(
-            all(one.tokens == other.tokens for one, other in conversation) for conversation in pairs
-        ),
-        "first_difference_margin": max(margins, default=None),
+        "identical_prompts": sum(_count_identical(record, label) for record in records) if timed else None,
+        "first_difference_margin": None if None in margins else max(margins, default=None),
         "tokens_per_second": metrics.tokens_per_second(written),
         "plain_tokens_per_second": metrics.tokens_per_second(plain),
         "tokens_per_second_with_prefill": metrics.tokens_per_second(written, with_prefill=True),
@@ -95,12 +119,25 @@ def cell_row(about: Mapping[str, Any], label: str, records: Sequence[Record]) ->
         "decode_seconds": sum(generation.decode_seconds for generation in written),
         "plain_prefill_seconds": sum(generation.prefill_seconds for generation in plain),
         "plain_decode_seconds": sum(generation.decode_seconds for generation in plain),
-        **alone,
-        **{f"{name}_with_prefill": value for name, value in whole.items()},
-        "efficiency": (alone["speedup"] or math.nan) / tau,
+        **decode_only,
+        **{f"{name}_with_prefill": value for name, value in _speedups(pairs, with_prefill=True).items()},
+        "efficiency": (decode_only["speedup"] or math.nan) / tau,
         "commit": ", ".join(dict.fromkeys(record["commit"] for record in records if record["commit"])) or None,
     }
+    if not timed:
+        row |= dict.fromkeys(TIMINGS)
     return {name: _number(value) for name, value in row.items()}
+
+
+def _count_identical(record: Record, label: str) -> int:
+    """Conversations of a group in which all turns are plain decoding's."""
+    differing = set()
+    for turn in record["turns"]:
+        plain, answers = turn["answers"][PLAIN]["tokens"], turn["answers"][label]["tokens"]
+        for row, one, other in zip(turn.get("rows", [0]), plain, answers, strict=True):
+            if one != other:
+                differing.add(row)
+    return int(record.get("conversations", 1)) - len(differing)
 
 
 def _speedups(pairs: Sequence[Sequence[tuple[Generation, Generation]]], *, with_prefill: bool) -> Record:

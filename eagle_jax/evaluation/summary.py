@@ -29,14 +29,14 @@ class Answer:
         return self.plain is not None and self.plain.tokens == self.written.tokens
 
 
-def tree_size(drafter: Drafter, top_k: int = 1) -> dict[str, int | None]:
-    """The official triple of a drafter whose nodes have `top_k` children; plain decoding has no depth.
+def tree_size(drafter: Drafter) -> dict[str, int | None]:
+    """The official triple of a drafter; plain decoding has no depth.
 
     Nodes that can never be accepted count among the nodes, not in the depth.
     """
     if drafter.max_depth == 0:
         return {"nodes": drafter.nodes, "depth": None, "top_k": None}
-    return {"nodes": drafter.nodes, "depth": drafter.most_accepted - 1, "top_k": top_k}
+    return {"nodes": drafter.nodes, "depth": drafter.most_accepted - 1, "top_k": drafter.top_k}
 
 
 def tree_line(tree: dict[str, int | None]) -> str:

@@ -6,13 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from eagle_jax.evaluation.acceptance import well_seen
+from eagle_jax.evaluation.metrics import well_seen
+from eagle_jax.evaluation.rows import TEACHER_FORCED, TIMED
 from eagle_jax.evaluation.summary import markdown_table
 
 Row = dict[str, Any]
 
 SETTINGS = ("target", "dtype", "device", "max_new_tokens")
 """Rows that differ in one of these do not compare."""
+
+LATER_FIELDS: Row = {"mode": TIMED, "batch": 1, "top_k": 0, "top_p": 1.0, "give_up": False, "turns_left_out": 0}
+"""Fields that rows of earlier versions lack, with what they then were; those without a speed-up were teacher-forced."""
+
+
+def upgraded(row: Row) -> Row:
+    """A row of any version as one of today."""
+    mode = {} if "mode" in row or row["speedup"] is not None else {"mode": TEACHER_FORCED}
+    return {**LATER_FIELDS, **mode, **row}
 
 
 def distinct(rows: Sequence[Row], name: str) -> list[Any]:
@@ -58,11 +68,12 @@ def _facts(rows: Sequence[Row]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for row in rows:
         task, turns = row["task"], row["turns"]
-        method = row["method"], tree_text(row["tree"]), row["rule"], row["share_noise"], bool(row.get("give_up"))
+        method = row["method"], tree_text(row["tree"]), row["rule"], row["share_noise"], row["give_up"]
         for name, fact in {
-            ("prompts, turns asked", task): (row["prompts"], turns + row.get("turns_left_out", 0)),
+            ("prompts, turns asked", task): (row["prompts"], turns + row["turns_left_out"]),
             ("turns answered", task, row["temperature"], row["seed"]): turns,
             ("method, tree, rule, noise shared, given up", row["label"]): method,
+            ("mode, batch, top-k, top-p", "all"): tuple(row[name] for name in ("mode", "batch", "top_k", "top_p")),
         }.items():
             if found.setdefault(name, fact) != fact:
                 raise ValueError(f"{row['label']!r} on {task}: one file says {found[name]} and {fact} ({name[0]})")
@@ -156,3 +167,28 @@ def acceptance_table(rows: Sequence[Row]) -> str:
 
 def _two_digits(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def tau_table(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a head ships with so that its default tree can be chosen (`drafters.default_tree.read_tau_table`).
+
+    Args:
+      rows: of one head with trees of several sizes; those that do not share the target's noise are left out.
+
+    Raises:
+      ValueError: rows of several methods or settings, or none with a tree.
+    """
+    chosen = [row for row in rows if row["share_noise"] and row["tree"]["depth"] is not None]
+    for name in ("method", *SETTINGS):
+        if len(distinct(chosen, name)) != 1:
+            raise ValueError(f"a table of tau needs rows of one {name}, got {distinct(chosen, name)}")
+    tau: dict[str, dict[str, float]] = {}
+    for (label, temperature), own in groups(chosen, "label", "temperature"):
+        value = tau_of_all(own, distinct(chosen, "task"))
+        if value is None:
+            raise ValueError(f"{label!r} at T = {temperature:g} was not measured on all tasks")
+        size = "/".join(str(own[0]["tree"][name]) for name in ("nodes", "depth", "top_k"))
+        tau.setdefault(size, {})[f"{temperature:g}"] = round(value, 3)
+    prompts = {task: own[0]["prompts"] for (task,), own in groups(chosen, "task")}
+    about = {name: chosen[0][name] for name in ("max_new_tokens", "dtype")}
+    return {"prompts": sum(prompts.values()), **about, "tau": tau}

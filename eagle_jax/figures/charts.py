@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eagle_jax.evaluation.acceptance import well_seen
+from eagle_jax.evaluation.metrics import well_seen
 from eagle_jax.evaluation.tables import Row, accepted, distinct, groups, mean
 from eagle_jax.figures.theme import LIGHT, PANEL, Theme, drawn_in, ink_on, legend_above, reference_look, series_look
 from eagle_jax.figures.time_charts import time_split_chart

@@ -32,7 +32,7 @@ from absl import flags
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.continuous import write_all
 from eagle_jax.evaluation import metrics, runner
-from eagle_jax.evaluation.side_by_side import PLAIN
+from eagle_jax.evaluation.conversations import PLAIN
 from eagle_jax.evaluation.summary import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.generator import Generation, Generator
@@ -40,7 +40,7 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import git_commit
 from eagle_jax.sampling import make_sampling
 from experiments.cli import launch, methods
-from experiments.cli.method_settings import Settings
+from experiments.cli.method_settings import MethodSettings
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
@@ -78,17 +78,17 @@ def main() -> None:
     target = make_target(model.config)
 
     @functools.cache
-    def contestant(name: str, settings: Settings) -> Generator:
+    def contestant(name: str, settings: MethodSettings) -> Generator:
         return Generator(target, model.params, *methods.make_method(name, model, settings))
 
     rows: list[Row] = []
     for number, batch in enumerate(batches):
-        contestants, trees = {PLAIN: contestant("vanilla", Settings(dtype=FLAGS.dtype))}, {}
+        contestants, trees = {PLAIN: contestant("vanilla", MethodSettings(dtype=FLAGS.dtype))}, {}
         for label, name, settings in asked:
             way: dict[str, Any] = {"batch": batch, "temperatures": (FLAGS.temperature,)}
             name, settings = methods.with_tree(name, settings, model, **way)
             contestants[label] = contestant(name, settings)
-            trees[label] = tree_size(contestants[label].drafter, methods.children(name, settings))
+            trees[label] = tree_size(contestants[label].drafter)
         if len(prompts) <= batch:
             _LOG.warning("batch %d: %d prompts, no row is refilled and all wait for the longest", batch, len(prompts))
         with launch.status(f"batch {batch}, {len(prompts)} prompts"):

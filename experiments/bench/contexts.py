@@ -18,7 +18,7 @@ from absl import flags
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import Drafter
 from eagle_jax.evaluation import runner
-from eagle_jax.evaluation.acceptance import n_alpha
+from eagle_jax.evaluation.metrics import n_alpha
 from eagle_jax.evaluation.recording import write_recorded
 from eagle_jax.evaluation.replay import replay
 from eagle_jax.evaluation.summary import markdown_table, tree_size
@@ -65,7 +65,7 @@ def main() -> None:
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
     drafts = {window: methods.make_method(name, model, look) for window, look in looks.items()}
-    tree = tree_size(drafts[windows[0]][0], methods.children(name, settings))
+    tree = tree_size(drafts[windows[0]][0])
     rows: list[Row] = []
     for found in measure(model, drafts, questions, documents, contexts):
         rows.append({**about(), "draft": label, "tree": tree, **found, "commit": git_commit()})

@@ -21,7 +21,7 @@ from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
 from experiments.bench.torch_baseline import torch_writer
 from experiments.cli import methods
-from experiments.cli.method_settings import Settings
+from experiments.cli.method_settings import MethodSettings
 
 Writer = Callable[[list[int], int], list[int]]
 """(prompt, number of new tokens) -> tokens."""
@@ -62,7 +62,7 @@ def peer_writers(target: str, model: LoadedModel) -> dict[str, Writer]:
     for dtype in ("float32", "bfloat16"):
         loaded = model if dtype == "float32" else load_target(target, dtype, packed=True)
         for label, name in (("plain", "vanilla"), ("EAGLE-3", "eagle3")):
-            name, settings = methods.with_tree(name, Settings(dtype=dtype), loaded)
+            name, settings = methods.with_tree(name, MethodSettings(dtype=dtype), loaded)
             drafter = methods.make_method(name, loaded, settings)
             ours[f"eagle_jax {label}, {dtype}"] = _writer(
                 Generator(make_target(loaded.config), loaded.params, *drafter)

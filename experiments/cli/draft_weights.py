@@ -15,7 +15,7 @@ from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params, Target
 from experiments.cli.launch import status
-from experiments.cli.method_settings import Settings
+from experiments.cli.method_settings import MethodSettings
 
 _LOG = logging.getLogger(__name__)
 _SELF = "self:"
@@ -24,7 +24,7 @@ DECISIVE = ("*.safetensors", "*.safetensors.index.json", "config.json", RANKS_FI
 """Files of a directory that decide what its head or draft model drafts."""
 
 
-def load_draft(target: LoadedModel, settings: Settings) -> tuple[Target, Params]:
+def load_draft(target: LoadedModel, settings: MethodSettings) -> tuple[Target, Params]:
     """The model that --draft names or, left out, the one that ships for the target; on a mesh it is split like that.
 
     Raises:
@@ -70,7 +70,7 @@ def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
             )
 
 
-def load_head(kind: Kind, target: LoadedModel, settings: Settings) -> tuple[Head, HeadParams]:
+def load_head(kind: Kind, target: LoadedModel, settings: MethodSettings) -> tuple[Head, HeadParams]:
     """The head that --head names or, left out, the one of this kind that ships for the target."""
     with status(f"Loading head {settings.head or kind}"):
         config, params = load_pretrained_head(

@@ -1,31 +1,30 @@
-"""What an evaluation measures: the conversations of its blocks, and the rows that complete blocks give.
+"""What an evaluation measures: groups of conversations, block by block, and the rows that complete blocks give.
 
-A block is a task at a temperature with a seed. Its conversations are held one at a time, by all methods side by side,
-and once all of them are there, each method's make one row: a cell.
+A block is a task at a temperature with a seed. Its conversations are played in groups of `batch`, by all methods, and
+once all of them are there, each method's make one row: a cell.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import jax
-from ml_collections import ConfigDict
-
-from eagle_jax.evaluation.rows import cell_row, record_turn
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.evaluation.acceptance import Acceptance
+from eagle_jax.evaluation.conversations import MethodUnderTest
+from eagle_jax.evaluation.rows import TIMED, cell_row, record_turn
 from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.summary import tree_size
-from eagle_jax.evaluation.tasks import Question
+from eagle_jax.evaluation.tasks import Question, read_tasks
 from eagle_jax.journal import Record
-from eagle_jax.provenance import git_commit, weights_digest
-from experiments.cli import methods
-from experiments.cli.method_entries import Entry
+from eagle_jax.models.transformer import make_target
+from eagle_jax.provenance import device_kind, git_commit, texts_digest, weights_digest
+from experiments.cli import launch
+from experiments.cli.evaluation_config import EvaluationConfig
+from experiments.cli.method_entries import MethodEntry, build, read_entries, with_trees
 
-TURNS = {"first": 1, "all": sys.maxsize}
-"""How many turns of a conversation are played."""
+Questions = dict[str, dict[int, Question]]
+"""By task, then by place in the file."""
 
 
 class Block(NamedTuple):
@@ -37,111 +36,162 @@ class Block(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A conversation of a block."""
+    """A group of conversations of a block."""
 
     task: str
     temperature: float
     seed: int
-    place: int  # of the question in its file
+    place: int  # of its first question in the file
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What is to be measured, ready to be."""
 
-    config: ConfigDict
-    entries: list[Entry]
-    questions: dict[str, dict[int, Question]]  # by task, then by place in the file
-    bench: SideBySide
+    config: EvaluationConfig
+    entries: list[MethodEntry]
+    questions: Questions
+    model: LoadedModel
+    methods: dict[str, MethodUnderTest]
+    bench: SideBySide | Acceptance
 
     @property
     def blocks(self) -> list[Block]:
         """In the order of measuring: a temperature is complete before the next one begins."""
         config = self.config
-        laws = itertools.product(config.temperatures, config.seeds)
-        return [Block(task, *law) for law in laws for task in config.tasks]
+        settings = itertools.product(config.temperatures, config.seeds)
+        return [Block(task, *one) for one in settings for task in config.tasks]
+
+    def groups(self, block: Block) -> Iterator[list[int]]:
+        """Places of the conversations that are answered together."""
+        places = list(self.questions[block.task])
+        for start in range(0, len(places), self.config.batch):
+            yield places[start : start + self.config.batch]
 
     @property
-    def keys(self) -> list[Key]:
-        """All conversations to be held."""
-        return [Key(*block, place) for block in self.blocks for place in self.questions[block.task]]
-
-    @property
-    def turns(self) -> int:
-        """The most turns of a conversation."""
-        return TURNS[self.config.turns]
+    def keys(self) -> dict[Key, list[int]]:
+        """All groups to be measured, with the places of their questions."""
+        return {Key(*block, group[0]): group for block in self.blocks for group in self.groups(block)}
 
     def settings(self) -> Record:
-        """What decides the rows; the methods by label, so that a difference has a short name."""
-        config = self.config.to_dict()
-        given = {entry["label"]: entry for entry in config["methods"]}
+        """What decides the rows; methods and weights by label, for others may join them later."""
         # Sizes that were chosen for this machine: rows of another tree would be rows of another method.
+        given = {entry["label"]: dict(entry) for entry in self.config.methods}
         chosen = {
-            entry.label: self.bench.contestants[entry.label].drafter.nodes
-            for entry in self.entries
-            if entry.method in ("eagle2", "eagle3") and not {"nodes", "depth", "top_k"} & given[entry.label].keys()
+            entry.label: self.methods[entry.label].drafter.nodes
+            for entry, first in zip(self.entries, self._first_entries(), strict=True)
+            if first.tree_is_chosen
         }
+        files = {entry.label: own for entry in self.entries if (own := entry.files(self.config.target))}
         return {
             **({"chosen_nodes": chosen} if chosen else {}),
-            **{name: value for name, value in config.items() if name != "methods"},
+            **self.config.identity(),
             "methods": given,
-            "questions": digests(self.questions),
+            **({"files": files} if files else {}),
+            "questions": question_digests(self.questions),
             "weights": {
-                "target": weights_digest(self.bench.model.params),
-                **{label: weights_digest(one.params) for label, one in self.bench.contestants.items()},
+                "target": weights_digest(self.model.params),
+                "plain": weights_digest(()),
+                **{label: weights_digest(one.params) for label, one in self.methods.items()},
             },
-            "device": jax.devices()[0].device_kind,
+            "device": device_kind(),
         }
 
-    def measure(self, key: Key) -> Record:
-        """Hold one conversation."""
-        question = self.questions[key.task][key.place]
-        labels = [entry.label for entry in self.entries if entry.runs_at(key.temperature)]
-        law: dict[str, Any] = {"temperature": key.temperature, "seed": key.seed}
-        played = self.bench.play(question, key.place, turns=self.turns, labels=labels, **law)
+    def _first_entries(self) -> list[MethodEntry]:
+        return read_entries(self.config.methods, self.config.dtype, self.config.temperatures)
+
+    def missing(self, records: Sequence[Record]) -> dict[Key, list[str]]:
+        """The groups that some method has not answered yet, with the labels of these methods."""
+        done: dict[Key, set[str]] = {}
+        for record in records:
+            for turn in record["turns"]:
+                done.setdefault(Key(*record["key"]), set()).update(turn["answers"])
+        wanted = {
+            key: [
+                one.label for one in self.entries if one.runs_at(key.temperature) and one.label not in done.get(key, ())
+            ]
+            for key in self.keys
+        }
+        return {key: labels for key, labels in wanted.items() if labels}
+
+    def measure(self, key: Key, labels: Sequence[str]) -> Record:
+        """Play one group of conversations."""
+        places = self.keys[key]
+        questions = [self.questions[key.task][place] for place in places]
+        sampling = self.config.sampling(key.temperature, key.seed)
+        turns = self.bench.play(questions, places, turns=self.config.num_turns, sampling=sampling, labels=labels)
+        same_text = [label for label in labels if self.methods[label].rule == "match"]
+        target = self.bench.target
         return {
             "key": list(key),
-            "question_id": question.question_id,
-            "planned": min(self.turns, len(question.turns)),
-            "turns": [record_turn(self.bench, turn, **law) for turn in played],
+            "question_id": questions[0].question_id,
+            "conversations": len(questions),
+            "planned": sum(min(self.config.num_turns, len(question.turns)) for question in questions),
+            "turns": [record_turn(target, self.model.params, turn, sampling, same_text=same_text) for turn in turns],
             "commit": git_commit(),
         }
 
     def rows(self, records: Sequence[Record]) -> list[Record]:
         """One for each method of every block that is complete."""
-        found = {Key(*record["key"]): record for record in records}
+        answered: dict[tuple[Key, str], Record] = {}
+        for record in records:
+            for turn in record["turns"]:
+                answered |= {(Key(*record["key"]), label): record for label in turn["answers"]}
         rows = []
         for block in self.blocks:
-            keys = [Key(*block, place) for place in self.questions[block.task]]
-            if all(key in found for key in keys):
-                chosen = [found[key] for key in keys]
-                rows += [
-                    cell_row(self.about(block, entry), entry.label, chosen)
-                    for entry in self.entries
-                    if entry.runs_at(block.temperature)
-                ]
+            keys = [Key(*block, group[0]) for group in self.groups(block)]
+            for entry in self.entries:
+                if entry.runs_at(block.temperature) and all((key, entry.label) in answered for key in keys):
+                    own = [answered[key, entry.label] for key in keys]
+                    rows.append(cell_row(self.about(block, entry), entry.label, own))
         return rows
 
-    def about(self, block: Block, entry: Entry) -> Record:
+    def about(self, block: Block, entry: MethodEntry) -> Record:
         """The head of a row."""
+        config = self.config
         return {
-            "target": self.config.target,
+            "target": config.target,
             "method": entry.method,
             "label": entry.label,
             **block._asdict(),
-            "dtype": self.config.dtype,
-            "device": jax.devices()[0].device_kind,
-            "tree": tree_size(
-                self.bench.contestants[entry.label].drafter, methods.children(entry.method, entry.settings)
-            ),
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+            "dtype": config.dtype,
+            "device": device_kind(),
+            "mode": config.mode,
+            "batch": config.batch,
+            "tree": tree_size(self.methods[entry.label].drafter),
             "rule": entry.rule,
             "share_noise": entry.share_noise,
             "give_up": entry.give_up,
-            "max_new_tokens": self.config.max_new_tokens,
+            "max_new_tokens": config.max_new_tokens,
         }
 
 
-def digests(questions: Mapping[str, Mapping[int, Question]]) -> dict[str, str]:
+def prepare_evaluation(config: EvaluationConfig, data: str) -> Evaluation:
+    """Read the questions, load the target and build the methods.
+
+    Raises:
+      ValueError: a question file, a method or a target that cannot be used, in one line.
+    """
+    entries = read_entries(config.methods, config.dtype, config.temperatures)
+    questions = read_tasks(data, config.tasks, config.num_prompts)
+    with launch.status(f"Loading {config.target}") as progress:
+        model = load_target(config.target, config.dtype, packed=True, progress=progress)
+    entries = with_trees(entries, model, config.temperatures, config.batch)
+    methods = build(entries, model)
+    target = make_target(model.config)
+    bench: SideBySide | Acceptance
+    if config.mode == TIMED:
+        sizes = {"max_new_tokens": config.max_new_tokens, "batch": config.batch, "warm_ups": config.warm_ups}
+        bench = SideBySide(model, target, methods, **sizes)
+    else:
+        bench = Acceptance(model, target, methods, max_new_tokens=config.max_new_tokens, batch=config.batch)
+    for some in questions.values():
+        bench.check([*some.values()])
+    return Evaluation(config, entries, questions, model, methods, bench)
+
+
+def question_digests(questions: Mapping[str, Mapping[int, Question]]) -> dict[str, str]:
     """A hash of the questions of each task."""
-    texts = {task: json.dumps({n: one.turns for n, one in found.items()}) for task, found in questions.items()}
-    return {task: hashlib.sha256(text.encode()).hexdigest() for task, text in texts.items()}
+    return {task: texts_digest({n: one.turns for n, one in some.items()}) for task, some in questions.items()}

@@ -2,9 +2,10 @@
 
     {"label": "eagle3, own noise", "method": "eagle3", "nodes": 60, "depth": 7, "top_k": 10, "share_noise": False}
 
-`label` and `method` are needed. Then whatever `Settings` holds but the dtype, how drafts are checked (`rule`,
-`share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of EAGLE-2 that an ablation
-leaves out (`use_value`, `reranks`), and `temperatures`, where a method shall not run at all of the config's.
+`label` and `method` are needed. Then whatever `MethodSettings` holds but the dtype, sizes that the method declares, how
+drafts are checked (`rule`, `share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of
+EAGLE-2 that an ablation leaves out (`use_value`, `reranks`), and `temperatures`, where a method shall not run at all of
+the config's.
 """
 
 import functools
@@ -16,21 +17,22 @@ from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.decode import Rule
 from eagle_jax.drafters import Drafter, make_eagle2, make_eagle3
 from eagle_jax.evaluation.checks import check_type
-from eagle_jax.evaluation.side_by_side import MethodUnderTest
+from eagle_jax.evaluation.conversations import MethodUnderTest
+from eagle_jax.provenance import file_digest
 from eagle_jax.types import Params
 from experiments.cli import draft_weights, methods
-from experiments.cli.method_settings import Settings, tree_sizes
+from experiments.cli.method_settings import MethodSettings, tree_sizes
 
 _DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
 """Methods with the parts of EAGLE-2, and the kind of head that they draft with."""
 
 
-class Entry(NamedTuple):
+class MethodEntry(NamedTuple):
     """One method of a config."""
 
     label: str
     method: str
-    settings: Settings
+    settings: MethodSettings
     rule: Rule = "match"
     share_noise: bool = True
     give_up: bool = False  # then rounds, and with them tau, depend on the clock; tokens do not
@@ -42,22 +44,38 @@ class Entry(NamedTuple):
         """Whether the method takes part at this temperature."""
         return self.temperatures is None or temperature in self.temperatures
 
+    def files(self, target: str) -> dict[str, str]:
+        """Hashes of the files of its head or draft model, by their names."""
+        method, paths = methods.METHODS[self.method], []
+        if method.takes_head:
+            kind: Kind = "eagle3" if self.method == "eagle3" else "eagle"
+            paths += draft_weights.head_files(self.settings.head, kind, target)
+        if method.takes_draft:
+            paths += draft_weights.draft_files(self.settings.draft, target)
+        return {path.name: file_digest(path) for path in paths}
 
-_OWN = tuple(field for field in Entry._fields if field != "settings")
-_SETTINGS = tuple(field for field in Settings._fields if field != "dtype")
-_TYPES = {**Settings.__annotations__, **Entry.__annotations__}
+    @property
+    def tree_is_chosen(self) -> bool:
+        """Whether the sizes of its tree follow from costs measured on this machine."""
+        whole_method = self.use_value and self.reranks
+        return whole_method and self.method in _DYNAMIC and self.settings.triple == (None, None, None)
 
 
-def read_entries(listed: Sequence[Mapping[str, Any]], dtype: str, temperatures: Sequence[float]) -> list[Entry]:
+_OWN = tuple(field for field in MethodEntry._fields if field != "settings")
+_SETTINGS = tuple(field for field in MethodSettings._fields if field not in ("dtype", "sizes"))
+_TYPES = {**MethodSettings.__annotations__, **MethodEntry.__annotations__}
+
+
+def read_entries(listed: Sequence[Mapping[str, Any]], dtype: str, temperatures: Sequence[float]) -> list[MethodEntry]:
     """Check the entries as far as that goes without loading anything.
 
     Raises:
-      ValueError: no entry, a field unknown, missing or of another type than `Entry` and `Settings` say, a label given
-        twice, a temperature that is not among the config's, or settings that the method does not take.
+      ValueError: no entry, a field unknown, missing or of another type, a label given twice, a temperature that is not
+        among the config's, or settings that the method does not take.
     """
     if not listed:
         raise ValueError("the config's methods are empty: name at least one")
-    entries = [_read(number, one, dtype) for number, one in enumerate(listed)]
+    entries = [_read(f"methods[{number}]", one, dtype) for number, one in enumerate(listed)]
     labels = [entry.label for entry in entries]
     for label in labels:
         if labels.count(label) > 1:
@@ -69,19 +87,23 @@ def read_entries(listed: Sequence[Mapping[str, Any]], dtype: str, temperatures: 
     return entries
 
 
-def _read(number: int, given: Mapping[str, Any], dtype: str) -> Entry:
-    where = f"methods[{number}]"
+def _read(where: str, given: Mapping[str, Any], dtype: str) -> MethodEntry:
     for field in ("label", "method"):
         if not isinstance(given.get(field), str) or not given[field]:
             raise ValueError(f"{where} needs a {field}, got {given.get(field)!r}")
-    unknown = [field for field in given if field not in _OWN + _SETTINGS]
+    known = (*_OWN, *_SETTINGS, *methods.OWN_SIZES)
+    unknown = [field for field in given if field not in known]
     if unknown:
-        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; known: {', '.join(_OWN + _SETTINGS)}")
+        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; known: {', '.join(known)}")
     for field, value in given.items():
-        check_type(f"{where}: {field}", value, _TYPES[field])
-    settings = Settings(dtype=dtype, **{field: given[field] for field in _SETTINGS if field in given})
+        check_type(f"{where}: {field}", value, _TYPES.get(field, int | bool))
+    settings = MethodSettings(
+        dtype=dtype,
+        sizes=tuple((field, given[field]) for field in methods.OWN_SIZES if field in given),
+        **{field: given[field] for field in _SETTINGS if field in given},
+    )
     methods.check_settings(given["method"], settings)
-    entry = Entry(settings=settings, **{field: given[field] for field in _OWN if field in given})
+    entry = MethodEntry(settings=settings, **{field: given[field] for field in _OWN if field in given})
     if entry.temperatures is not None:
         entry = entry._replace(temperatures=tuple(entry.temperatures))
     if entry.temperatures == ():
@@ -93,19 +115,26 @@ def _read(number: int, given: Mapping[str, Any], dtype: str) -> Entry:
     return entry
 
 
-def with_trees(entries: Sequence[Entry], model: LoadedModel, temperatures: Sequence[float]) -> list[Entry]:
+def with_trees(
+    entries: Sequence[MethodEntry], model: LoadedModel, temperatures: Sequence[float], batch: int
+) -> list[MethodEntry]:
     """The entries where dynamic trees without sizes have got the best for this machine (`methods.with_tree`)."""
-    found = []
+    results = []
     for entry in entries:
-        if entry.use_value and entry.reranks:
-            way: dict[str, Any] = {"temperatures": entry.temperatures or temperatures}
-            method, settings = methods.with_tree(entry.method, entry.settings, model, **way)
+        if entry.tree_is_chosen:
+            method, settings = methods.with_tree(
+                entry.method,
+                entry.settings,
+                model,
+                batch=batch,
+                temperatures=entry.temperatures or temperatures,
+            )
             entry = entry._replace(method=method, settings=settings)
-        found.append(entry)
-    return found
+        results.append(entry)
+    return results
 
 
-def build(entries: Sequence[Entry], model: LoadedModel) -> dict[str, MethodUnderTest]:
+def build(entries: Sequence[MethodEntry], model: LoadedModel) -> dict[str, MethodUnderTest]:
     """The methods by label; those that differ in verification alone share drafter and weights.
 
     Raises:
@@ -124,7 +153,7 @@ def build(entries: Sequence[Entry], model: LoadedModel) -> dict[str, MethodUnder
 
 
 def _make(
-    model: LoadedModel, method: str, settings: Settings, use_value: bool, reranks: bool
+    model: LoadedModel, method: str, settings: MethodSettings, use_value: bool, reranks: bool
 ) -> tuple[Drafter, Params]:
     if use_value and reranks:
         return methods.make_method(method, model, settings)

@@ -1,21 +1,28 @@
-"""What a drafting method may be told, and the sizes that follow from it.
+"""What a drafting method may be given, and the sizes that follow from it.
 
 Tree sizes are the official triple: `nodes` counts the root, `depth` D means D + 1 drafted levels, `top_k` children a
-node. A chain has depth + 2 nodes and top_k 1. Lookahead and Ouroboros have sizes of their own.
+node. A chain has depth + 2 nodes and top_k 1. Lookahead and Ouroboros declare sizes beside their factories.
 """
 
 from typing import NamedTuple
 
+from eagle_jax.drafters.base import Size
 from eagle_jax.drafters.default_tree import LADDER, ladder_tree
 
-TRIPLE = ("nodes", "depth", "top_k")
-LOOKAHEAD = ("level", "window", "guesses", "pool_from_prompt")
-OUROBOROS = ("num_drafted", "phrases", "phrase_length", "draft_phrases")
-SIZES = (*TRIPLE, *LOOKAHEAD, *OUROBOROS)
+TRIPLE = (
+    Size(
+        "nodes",
+        "tree slots, the root included. Where no size is given, (--nodes, --depth, --top_k) of eagle2 and eagle3 are "
+        "those with the most expected tokens per second on this machine, which is measured; where one is given, the "
+        f"others are those of {tuple(LADDER[0])}",
+    ),
+    Size("depth", "levels below the first: --depth=4 drafts 5 tokens deep", least=0),
+    Size("top_k", "children of a tree node"),
+)
 
 
-class Settings(NamedTuple):
-    """What the flags say about drafting; None and "" where nothing was given."""
+class MethodSettings(NamedTuple):
+    """Everything that is known of a method before its weights are loaded; None, "" and () where nothing was given."""
 
     nodes: int | None = None
     depth: int | None = None
@@ -25,32 +32,35 @@ class Settings(NamedTuple):
     draft_vocab: int | None = None
     head_window: int | None = None
     dtype: str = "float32"
-    level: int | None = None
-    window: int | None = None
-    guesses: int | None = None
-    num_drafted: int | None = None
-    phrases: int | None = None
-    phrase_length: int | None = None
-    draft_phrases: int | None = None
-    pool_from_prompt: bool | None = None
     split_head: bool = False  # over the devices, as the target is
+    sizes: tuple[tuple[str, int], ...] = ()  # of methods that declare their own, by name
+
+    @property
+    def triple(self) -> tuple[int | None, int | None, int | None]:
+        """(nodes, depth, top_k) as given."""
+        return self.nodes, self.depth, self.top_k
+
+    def size(self, name: str) -> int | None:
+        """A size by its name, None where it was not given."""
+        return dict(self.sizes).get(name) if name not in self._fields else getattr(self, name)
 
 
-def tree_sizes(settings: Settings, batch: int) -> tuple[int, int, int]:
+def tree_sizes(settings: MethodSettings, batch: int) -> tuple[int, int, int]:
     """Nodes, depth and top_k of a dynamic tree: by platform for `batch` rows, or what is given and as published."""
-    given = settings.nodes, settings.depth, settings.top_k
-    usual = ladder_tree(batch) if given == (None, None, None) else LADDER[0]
-    nodes, depth, top_k = (default if size is None else size for size, default in zip(given, usual, strict=True))
+    usual = ladder_tree(batch) if settings.triple == (None, None, None) else LADDER[0]
+    nodes, depth, top_k = (
+        default if size is None else size for size, default in zip(settings.triple, usual, strict=True)
+    )
     return nodes, depth, top_k
 
 
-def chain_length(settings: Settings, default: int) -> int:
+def chain_length(settings: MethodSettings, default: int) -> int:
     """Drafted tokens of a method whose tree is a chain.
 
     Raises:
       ValueError: sizes that are no chain's.
     """
-    nodes, depth, top_k = settings.nodes, settings.depth, settings.top_k
+    nodes, depth, top_k = settings.triple
     if top_k not in (None, 1):
         raise ValueError(f"the tree of this method is a chain: --top_k must be 1, got {top_k}")
     if nodes is not None and depth is not None and nodes != depth + 2:
@@ -61,8 +71,3 @@ def chain_length(settings: Settings, default: int) -> int:
     if drafted < 1:
         raise ValueError(f"a chain drafts at least 1 token (--nodes=2, --depth=0), got {drafted}")
     return drafted
-
-
-def given_sizes(settings: Settings, names: tuple[str, ...]) -> dict[str, int]:
-    """The sizes that were given, by name; the factory has the defaults of the others."""
-    return {name: size for name in names if (size := getattr(settings, name)) is not None}

@@ -11,6 +11,7 @@ from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import (
     Drafter,
+    lookahead,
     make_chain,
     make_eagle1,
     make_eagle2,
@@ -19,68 +20,47 @@ from eagle_jax.drafters import (
     make_ouroboros,
     make_prompt_lookup,
     make_vanilla,
+    ouroboros,
 )
-from eagle_jax.drafters.default_tree import LADDER
+from eagle_jax.drafters.base import Size
 from eagle_jax.drafters.eagle2 import check_sizes
 from eagle_jax.evaluation.round_costs import choose_tree
 from eagle_jax.types import Params
 from experiments.cli import draft_weights
 from experiments.cli.launch import note, status
-from experiments.cli.method_settings import (
-    LOOKAHEAD,
-    OUROBOROS,
-    SIZES,
-    TRIPLE,
-    Settings,
-    chain_length,
-    given_sizes,
-    tree_sizes,
-)
+from experiments.cli.method_settings import TRIPLE, MethodSettings, chain_length, tree_sizes
 
 _DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
 """Methods with a dynamic tree, and the kind of head that they draft with."""
-
-_MAY_BE_ZERO = ("depth", "draft_phrases", "pool_from_prompt")
 
 
 class Method(NamedTuple):
     """One row of the table below."""
 
-    build: Callable[[LoadedModel, Settings], tuple[Drafter, Params]]
+    build: Callable[[LoadedModel, MethodSettings], tuple[Drafter, Params]]
     takes_draft: bool = False
     takes_head: bool = False
-    top_k: int = 1  # candidate children of a node where no flag says it
-    sizes: tuple[str, ...] = TRIPLE  # the sizes that it may be given
+    sizes: tuple[Size, ...] = TRIPLE  # the sizes that it may be given
+    factory: Callable[..., Drafter] | None = None  # of sizes of its own: its keywords have the defaults
+
+    def default(self, size: Size) -> int:
+        """Of a size of its own."""
+        assert self.factory is not None
+        return inspect.signature(self.factory).parameters[size.name].default
 
 
 def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
-    """Add the flags behind `Settings` and, where the script runs one method, `--method`."""
+    """Add the flags that `MethodSettings` is made of and, where the script runs one method, `--method`."""
     if method:
         flags.DEFINE_string("method", "prompt_lookup", f"drafting method: {', '.join(METHODS)}", flag_values=values)
-    text = (
-        "tree slots, the root included. Where no size is given, (--nodes, --depth, --top_k) of eagle2 and eagle3 are "
-    )
-    text += (
-        "those with the most expected tokens per second on this machine, which is measured; where one is given, the "
-    )
-    text += f"others are those of {tuple(LADDER[0])}"
-    flags.DEFINE_integer("nodes", None, text, flag_values=values)
-    flags.DEFINE_integer("depth", None, "levels below the first: --depth=4 drafts 5 tokens deep", flag_values=values)
-    flags.DEFINE_integer("top_k", None, "children of a tree node", flag_values=values)
-    for factory, name, text in (
-        (make_lookahead, "level", "tokens of an n-gram"),
-        (make_lookahead, "window", "columns of the window"),
-        (make_lookahead, "guesses", "n-grams tried in a round"),
-        (make_ouroboros, "num_drafted", "tokens that the draft model drafts"),
-        (make_ouroboros, "phrases", "phrases behind the last of them"),
-        (make_ouroboros, "phrase_length", "tokens of a phrase"),
-        (make_ouroboros, "draft_phrases", "phrases that a pass of the draft model tries"),
-    ):
-        usual = inspect.signature(factory).parameters[name].default
-        of = factory.__name__.removeprefix("make_")
-        flags.DEFINE_integer(name, None, f"{of}: {text}; default {usual}", flag_values=values)
-    text = "lookahead: n-grams of the prompt join the pool; default: no"
-    flags.DEFINE_bool("pool_from_prompt", None, text, flag_values=values)
+    for size in TRIPLE:
+        flags.DEFINE_integer(size.name, None, size.help, flag_values=values)
+    for name, own in METHODS.items():
+        for size in own.sizes if own.factory else ():
+            default = own.default(size)
+            define = flags.DEFINE_bool if isinstance(default, bool) else flags.DEFINE_integer
+            shown = {True: "yes", False: "no"}[default] if isinstance(default, bool) else default
+            define(size.name, None, f"{name}: {size.help}; default {shown}", flag_values=values)
     text = "draft model of chain and ouroboros: self:K for the first K layers of the target, or as --target; else the "
     text += "one that ships, distilled"
     flags.DEFINE_string("draft", "", text, flag_values=values)
@@ -93,7 +73,7 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
     flags.DEFINE_string("dtype", "float32", "of weights and caches: float32, bfloat16, float16", flag_values=values)
 
 
-def settings_from_flags(values: flags.FlagValues) -> tuple[str, Settings]:
+def settings_from_flags(values: flags.FlagValues) -> tuple[str, MethodSettings]:
     """The name and settings of `--method`, checked as far as that goes without loading anything.
 
     Raises:
@@ -104,29 +84,34 @@ def settings_from_flags(values: flags.FlagValues) -> tuple[str, Settings]:
     return values.method, settings
 
 
-def _given(values: flags.FlagValues) -> Settings:
+def _given(values: flags.FlagValues) -> MethodSettings:
     """What the flags say; a script that knows no mesh has no flag for it."""
-    return Settings(**{field: getattr(values, field) for field in Settings._fields if field in values})
+    fields = {field: getattr(values, field) for field in MethodSettings._fields if field in values}
+    sizes = ((name, getattr(values, name)) for name in OWN_SIZES)
+    return MethodSettings(**fields, sizes=tuple((name, size) for name, size in sizes if size is not None))
 
 
-def settings_for(name: str, values: flags.FlagValues) -> Settings:
+def settings_for(name: str, values: flags.FlagValues) -> MethodSettings:
     """As `settings_from_flags`, for one of several methods: flags that not all take go to those that take them."""
     settings = _given(values)
     if name in METHODS:
+        method = METHODS[name]
+        taken = {size.name for size in method.sizes}
+        others: dict[str, Any] = {size.name: None for size in TRIPLE if size.name not in taken}
         settings = settings._replace(
-            draft=settings.draft if METHODS[name].takes_draft else "",
-            head=settings.head if METHODS[name].takes_head else "",
-            draft_vocab=settings.draft_vocab if METHODS[name].takes_head else None,
-            head_window=settings.head_window if METHODS[name].takes_head else None,
-            split_head=settings.split_head and METHODS[name].takes_head,
+            draft=settings.draft if method.takes_draft else "",
+            head=settings.head if method.takes_head else "",
+            draft_vocab=settings.draft_vocab if method.takes_head else None,
+            head_window=settings.head_window if method.takes_head else None,
+            split_head=settings.split_head and method.takes_head,
+            sizes=tuple((size, value) for size, value in settings.sizes if size in taken),
+            **others,
         )
-        others: dict[str, Any] = {size: None for size in SIZES if size not in METHODS[name].sizes}
-        settings = settings._replace(**others)
     check_settings(name, settings)
     return settings
 
 
-def read_draft(text: str, values: flags.FlagValues) -> tuple[str, str, Settings]:
+def read_draft(text: str, values: flags.FlagValues) -> tuple[str, str, MethodSettings]:
     """`eagle3:60/7/10` -> itself, the method and its settings; those that it does not name are those of the flags.
 
     Raises:
@@ -144,41 +129,42 @@ def read_draft(text: str, values: flags.FlagValues) -> tuple[str, str, Settings]
     return text, name, settings
 
 
-def check_settings(name: str, settings: Settings) -> None:
+def check_settings(name: str, settings: MethodSettings) -> None:
     """Refuse an unknown method, and flags that it does not take or cannot do without.
 
     Raises:
-      ValueError: as said.
+      ValueError: the first setting that the method does not take, or that is out of range.
     """
     if name not in METHODS:
         raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
     method = METHODS[name]
-    for flag, given, taken in (
+    taken = {size.name for size in method.sizes}
+    all_sizes = {size.name: size for one in METHODS.values() for size in one.sizes}
+    for flag, given, is_taken in (
         ("draft", settings.draft, method.takes_draft),
         ("head", settings.head, method.takes_head),
         ("draft_vocab", settings.draft_vocab, method.takes_head),
         ("head_window", settings.head_window, method.takes_head),
         ("split_head", settings.split_head or None, method.takes_head),
-        *((size, getattr(settings, size), size in method.sizes) for size in SIZES),
+        *((size, settings.size(size), size in taken) for size in all_sizes),
     ):
-        if given not in ("", None) and not taken:
+        if given not in ("", None) and not is_taken:
             raise ValueError(f"--method={name} takes no --{flag}, got {given!r}")
-    for size in (*SIZES, "head_window"):
-        least, given = 0 if size in _MAY_BE_ZERO else 1, getattr(settings, size)
-        if given is not None and given < least:
-            raise ValueError(f"--{size} must be at least {least}, got {given}")
-    if settings.draft_vocab is not None and settings.draft_vocab < 0:
-        raise ValueError(f"--draft_vocab must be at least 0, got {settings.draft_vocab}")
+    least = {**{size.name: size.least for size in all_sizes.values()}, "head_window": 1, "draft_vocab": 0}
+    for flag, lowest in least.items():
+        given = settings.size(flag)
+        if given is not None and given < lowest:
+            raise ValueError(f"--{flag} must be at least {lowest}, got {given}")
 
 
 def with_tree(
-    name: str, settings: Settings, model: LoadedModel, *, batch: int = 1, temperatures: Sequence[float] = (0.0,)
-) -> tuple[str, Settings]:
+    name: str, settings: MethodSettings, model: LoadedModel, *, batch: int = 1, temperatures: Sequence[float] = (0.0,)
+) -> tuple[str, MethodSettings]:
     """A method and its settings where a dynamic tree without sizes has got the best for this machine.
 
     That may be none: then the method is plain decoding. One line on stderr says which and why.
     """
-    if name not in _DYNAMIC or (settings.nodes, settings.depth, settings.top_k) != (None, None, None):
+    if name not in _DYNAMIC or settings.triple != (None, None, None):
         return name, settings
     head, params = draft_weights.load_head(_DYNAMIC[name], model, settings)
     with status("Choosing a tree"):
@@ -186,19 +172,12 @@ def with_tree(
         choice = choose_tree(model, settings.head or _DYNAMIC[name], head, params, **way)
     note(f"{name}: {choice.reason}")
     if choice.size is None:
-        return "vanilla", Settings(dtype=settings.dtype)
+        return "vanilla", MethodSettings(dtype=settings.dtype)
     nodes, depth, top_k = choice.size
     return name, settings._replace(nodes=nodes, depth=depth, top_k=top_k)
 
 
-def children(name: str, settings: Settings) -> int:
-    """The most candidate children that a node of the method's tree has: `top_k` of the official triple."""
-    if name in _DYNAMIC:
-        return tree_sizes(settings, batch=1)[2]
-    return settings.top_k or settings.guesses or settings.phrases or METHODS[name].top_k
-
-
-def make_method(name: str, target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+def make_method(name: str, target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
     """The drafter and its weights.
 
     Raises:
@@ -207,44 +186,43 @@ def make_method(name: str, target: LoadedModel, settings: Settings) -> tuple[Dra
     return METHODS[name].build(target, settings)
 
 
-def _vanilla(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+def _vanilla(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
     del target
     if settings.nodes not in (None, 1) or settings.depth is not None or settings.top_k is not None:
         raise ValueError(f"vanilla drafts nothing: it takes no --depth and --top_k, and 1 node, got {settings.nodes}")
     return make_vanilla(), ()
 
 
-def _prompt_lookup(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+def _prompt_lookup(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
     del target
     return make_prompt_lookup(chain_length(settings, default=10)), ()
 
 
-def _chain(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+def _chain(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
     num_drafted = chain_length(settings, default=5)
     draft, params = draft_weights.load_draft(target, settings)
     return make_chain(draft, num_drafted), params
 
 
-def _lookahead(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+def _lookahead(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
     del target
-    return make_lookahead(**given_sizes(settings, LOOKAHEAD)), ()
+    return make_lookahead(**dict(settings.sizes)), ()
 
 
-def _ouroboros(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
+def _ouroboros(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
     draft, params = draft_weights.load_draft(target, settings)
-    return make_ouroboros(draft, **given_sizes(settings, OUROBOROS)), params
+    return make_ouroboros(draft, **dict(settings.sizes)), params
 
 
-def _eagle(target: LoadedModel, settings: Settings) -> tuple[Drafter, Params]:
-    sizes = settings.nodes, settings.depth, settings.top_k
-    if sizes != (None, None, None):
-        raise ValueError(f"the static tree of eagle is the published one, it takes no sizes; got {sizes}")
+def _eagle(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
+    if settings.triple != (None, None, None):
+        raise ValueError(f"the static tree of eagle is the published one, it takes no sizes; got {settings.triple}")
     head, params = draft_weights.load_head("eagle", target, settings)
     return make_eagle1(head), params
 
 
 def _dynamic(
-    kind: Kind, make: Callable[..., Drafter], target: LoadedModel, settings: Settings
+    kind: Kind, make: Callable[..., Drafter], target: LoadedModel, settings: MethodSettings
 ) -> tuple[Drafter, Params]:
     nodes, depth, top_k = tree_sizes(settings, batch=1)
     check_sizes(nodes, depth, top_k)
@@ -255,10 +233,13 @@ def _dynamic(
 METHODS: dict[str, Method] = {
     "vanilla": Method(_vanilla),
     "prompt_lookup": Method(_prompt_lookup),
-    "lookahead": Method(_lookahead, top_k=7, sizes=LOOKAHEAD),
+    "lookahead": Method(_lookahead, sizes=lookahead.SIZES, factory=make_lookahead),
     "chain": Method(_chain, takes_draft=True),
-    "ouroboros": Method(_ouroboros, takes_draft=True, top_k=3, sizes=OUROBOROS),
-    "eagle": Method(_eagle, takes_head=True, top_k=4),
+    "ouroboros": Method(_ouroboros, takes_draft=True, sizes=ouroboros.SIZES, factory=make_ouroboros),
+    "eagle": Method(_eagle, takes_head=True),
     "eagle2": Method(functools.partial(_dynamic, "eagle", make_eagle2), takes_head=True),
     "eagle3": Method(functools.partial(_dynamic, "eagle3", make_eagle3), takes_head=True),
 }
+
+OWN_SIZES = tuple(size.name for method in METHODS.values() if method.factory for size in method.sizes)
+"""Sizes that single methods declare."""

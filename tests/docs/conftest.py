@@ -36,7 +36,6 @@ TASKS = ("mt_bench", "gsm8k", "humaneval", "alpaca", "sum", "qa")
 
 SHRUNK: dict[str, list[str]] = {
     "generate": ["--max_new_tokens=8"],
-    "exactness": ["--num_prompts=2", "--batch=2", "--max_new_tokens=8"],
     "measure": ["--prompt_tokens=12", "--new_tokens=4", "--repeats=1"],
     "batches": ["--drafts=eagle3", "--batches=2", "--num_prompts=3", "--max_new_tokens=4", "--repeats=1"],
     "contexts": [
@@ -45,7 +44,6 @@ SHRUNK: dict[str, list[str]] = {
     "compile": ["--topology=cpu:8", "--num_layers=1", "--context=128", "--target_config=llama2-7b"],
     "fit": ["--targets=llama2-7b", "--kinds=v5p"],
     "loading": ["--target_config=qwen2.5-0.5b", "--num_layers=1", "--dtypes=bfloat16"],
-    "replay": ["--num_prompts=1", "--batch=1", "--max_new_tokens=8", "--temperatures=0,1"],
     "regenerate": ["--num_prompts=3", "--batch=2", "--max_new_tokens=8", "--max_prompt_tokens=64", "--quiet"],
     "draw": ["--max_new_tokens=8"],
     "evaluate": ["--quiet"],
@@ -83,7 +81,7 @@ _evaluate = evaluate.evaluate
 
 def run(words: list[str]) -> int:
     """The exit code of `python -m experiments.NAME ...` in this process, on something small."""
-    name = words[2].removeprefix("experiments.")
+    name = words[2].rpartition(".")[2]
     script = importlib.import_module(words[2])
     flags = [small for word in words[3:] if (small := WORDS.get(word, word))] + SHRUNK.get(name, [])
     for value, small in SMALLER.items():

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from eagle_jax.evaluation.acceptance import n_alpha
+from eagle_jax.evaluation.metrics import n_alpha
 from eagle_jax.evaluation.rows import TIMINGS
+from eagle_jax.evaluation.tables import LATER_FIELDS
 
 METHODS = {  # method, nodes, depth, top_k, chance of the first token, loss a temperature
     "eagle3, 60 nodes": ("eagle3", 60, 7, 10, 0.72, 0.10),
@@ -62,17 +63,20 @@ def make_row(label: str, task: str, temperature: float, **changed: Any) -> dict[
         "speedup_of_totals": 0.99 * speedup,
         "efficiency": speedup / tau,
         "commit": "abc",
+        **LATER_FIELDS,
         **changed,
     }
 
 
 UNPLAYED = TIMINGS | {"plain_tokens", "identical_prompts", "first_difference_margin"}
-"""Fields that a row that was played back has not."""
+"""Fields that teacher-forced rows of earlier versions lack."""
 
 
 def played(row: dict[str, Any]) -> dict[str, Any]:
-    """The row as a sweep with --replay writes it."""
-    return {name: value for name, value in row.items() if name not in UNPLAYED} | {"speedup": None}
+    """The row as earlier versions wrote it without times."""
+    return {name: value for name, value in row.items() if name not in UNPLAYED | LATER_FIELDS.keys()} | {
+        "speedup": None
+    }
 
 
 def make_rows() -> list[dict[str, Any]]:

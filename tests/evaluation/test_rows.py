@@ -1,32 +1,32 @@
 """Rows against numbers worked out by hand."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
+from eagle_jax.evaluation.conversations import PLAIN, Turn
 from eagle_jax.evaluation.rows import TIMINGS, cell_row, record_turn
-from eagle_jax.evaluation.side_by_side import PLAIN, SideBySide, Turn
+from eagle_jax.generator import Generation
+from eagle_jax.sampling import SamplingConfig
 from eagle_jax.testing import bigram_target
-from tests.evaluation.test_side_by_side import LOOKUP, generation, model
+from tests.evaluation.test_side_by_side import generation
 
 TARGET, PARAMS = bigram_target(258)
 ABC = [1, 2, 3, 4, 5]
-LAW = {"temperature": 0.7, "seed": 1}
+SAMPLING = SamplingConfig(temperature=0.7, seed=1)
 
 
-def bench(**options: Any) -> SideBySide:
-    contestants = {"a": LOOKUP, "b": LOOKUP._replace(**options)}
-    return SideBySide(model(), TARGET, contestants, max_new_tokens=8)
-
-
-def record(*turns: Turn, planned: int = 1, commit: str | None = "abc", side: SideBySide | None = None) -> Any:
-    packed = [record_turn(side or bench(), turn, **LAW) for turn in turns]
+def record(*turns: Turn, planned: int = 1, commit: str | None = "abc", same_text: Sequence[str] = ("a",)) -> Any:
+    packed = [record_turn(TARGET, PARAMS, turn, SAMPLING, same_text=same_text) for turn in turns]
     return json.loads(json.dumps({"planned": planned, "commit": commit, "turns": packed}))
 
 
 def turn(plain: Any, written: Any, sequence: int = 0, label: str = "a") -> Turn:
-    return Turn([7, 8], sequence, {PLAIN: plain, label: written})
+    return Turn([0], [[7, 8]], [sequence], {PLAIN: plain, label: written})
 
 
 def test_two_conversations() -> None:
@@ -55,9 +55,8 @@ def test_two_conversations() -> None:
 
 
 def test_a_difference_and_its_margin() -> None:
-    side = bench()
     texts = [[1, 2, 9, 4, 5], [1, 3, 3, 4, 5], ABC]
-    records = [record(turn(generation(ABC), generation(text), n), side=side) for n, text in enumerate(texts)]
+    records = [record(turn(generation(ABC), generation(text), n)) for n, text in enumerate(texts)]
     row = cell_row({}, "a", records)
     assert row["identical_prompts"] == 1
     margins = [one["turns"][0]["margins"].get("a") for one in records]
@@ -65,9 +64,8 @@ def test_a_difference_and_its_margin() -> None:
     assert row["first_difference_margin"] == max(margins[:2]) > min(margins[:2]) > 0
 
 
-def test_another_law_has_no_margin() -> None:
-    side = bench(rule="residual", share_noise=False)
-    one = record(turn(generation(ABC), generation([9, 9]), label="b"), side=side)
+def test_another_text_by_design_has_no_margin() -> None:
+    one = record(turn(generation(ABC), generation([9, 9]), label="b"), same_text=())
     row = cell_row({}, "b", [one])
     assert (row["identical_prompts"], row["first_difference_margin"], row["plain_tokens"], row["tokens"]) == (
         0,
@@ -75,7 +73,7 @@ def test_another_law_has_no_margin() -> None:
         5,
         2,
     )
-    assert row["speedup"] == 0.25  # four tokens behind the first in a second, against one
+    assert row["speedup"] == 0.25  # four tokens after the first in a second, against one
 
 
 def test_answers_of_one_token_have_no_speed() -> None:
@@ -93,3 +91,26 @@ def test_several_commits() -> None:
     same = turn(generation(ABC), generation(ABC))
     commits = ["abc", None, "def", "abc"]
     assert cell_row({}, "a", [record(same, commit=commit) for commit in commits])["commit"] == "abc, def"
+
+
+def test_a_group_of_conversations() -> None:
+    """Two rows, of which the second one differs in its second turn; one row was left out there."""
+    both = Turn([0, 1], [[7, 8], [7]], [0, 1], {PLAIN: rows(ABC, ABC), "a": rows(ABC, ABC)})
+    later = Turn([1], [[7, 8]], [9], {PLAIN: rows(ABC), "a": rows([1, 2])})
+    row = cell_row({}, "a", [{**record(both, later, planned=4), "conversations": 2}])
+    assert (row["prompts"], row["turns"], row["turns_left_out"]) == (2, 3, 1)
+    assert row["identical_prompts"] == 1
+    assert row["first_difference_margin"] > 0
+    assert row["tokens"] == 12
+
+
+def rows(*tokens: list[int]) -> Generation:
+    accepted = np.ones((len(tokens), 3), np.int32)
+    return dataclasses.replace(generation(ABC), tokens=[*tokens], rounds=[2] * len(tokens), accepted=accepted)
+
+
+def test_without_times() -> None:
+    row = cell_row({"mode": "teacher_forced"}, "a", [record(turn(generation(ABC), generation(ABC)))])
+    assert all(row[name] is None for name in TIMINGS)
+    assert row["identical_prompts"] is None  # the text was given
+    assert row["tau"] == 4

@@ -1,5 +1,6 @@
 """Who answers what, in which order, and how long a text may get."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import make_prompt_lookup
 from eagle_jax.evaluation import side_by_side
-from eagle_jax.evaluation.side_by_side import PLAIN, TURN_STRIDE, MethodUnderTest, SideBySide
+from eagle_jax.evaluation.conversations import PLAIN, TURN_STRIDE, MethodUnderTest
+from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.tasks import Question
 from eagle_jax.generator import Generation
+from eagle_jax.sampling import SamplingConfig
 from eagle_jax.testing import ByteTokenizer, bigram_target
 
 TARGET, PARAMS = bigram_target(258)
@@ -39,7 +42,10 @@ class Scripted:
 
     def generate(self, prompts: Sequence[list[int]], **options: Any) -> Generation:
         self.heard.append((self.label, prompts[0], options))
-        return generation([ord(self.letter)] * 2)
+        one, count = generation([ord(self.letter)] * 2), len(prompts)
+        return dataclasses.replace(
+            one, tokens=one.tokens * count, rounds=one.rounds * count, accepted=one.accepted.repeat(count, 0)
+        )
 
 
 def generation(tokens: list[int], rounds: int = 1, seconds: float = 1.0, prefill: float = 0.0) -> Generation:
@@ -65,40 +71,40 @@ def scripted(letters: Mapping[str, str]) -> tuple[SideBySide, list[tuple[str, li
 
 
 QUESTION = Question(81, "writing", ("Hi.", "Why?", "And?"))
-LAW = {"temperature": 0.5, "seed": 7}
+SAMPLING = SamplingConfig(temperature=0.5, seed=7, max_new_tokens=4)
 
 
 def test_everyone_reads_what_plain_decoding_wrote() -> None:
     bench, heard = scripted({PLAIN: "p", "a": "a", "b": "b"})
-    turns = bench.play(QUESTION, 5, turns=2, labels=["a", "b"], **LAW)
+    turns = bench.play([QUESTION], [5], turns=2, sampling=SAMPLING, labels=["a", "b"])
     said = [{"role": "user", "content": "Hi."}]
-    assert turns[0].prompt == Bytes().chat(said)
+    assert turns[0].prompts == [Bytes().chat(said)]
     said += [{"role": "assistant", "content": "pp"}, {"role": "user", "content": "Why?"}]
-    assert turns[1].prompt == Bytes().chat(said)
-    assert [turn.sequence for turn in turns] == [5, TURN_STRIDE + 5]
+    assert turns[1].prompts == [Bytes().chat(said)]
+    assert [turn.sequences for turn in turns] == [[5], [TURN_STRIDE + 5]]
     for label, prompt, options in heard:
-        turn = turns[0] if prompt == turns[0].prompt else turns[1]
-        assert options == {**LAW, "sequence": [turn.sequence], "stop_ids": (257,), "max_new_tokens": 4}
+        turn = turns[0] if [prompt] == turns[0].prompts else turns[1]
+        assert options == SAMPLING.options(sequence=turn.sequences, stop_ids=(257,))
         assert turn.answers[label].tokens == [[ord(label[0])] * 2]
 
 
 def test_whoever_goes_first_changes() -> None:
     bench, heard = scripted({PLAIN: "p", "a": "a", "b": "b"})
     for index in range(3):
-        bench.play(QUESTION, index, turns=1, labels=["a", "b"], **LAW)
+        bench.play([QUESTION], [index], turns=1, sampling=SAMPLING, labels=["a", "b"])
     assert [label for label, _, _ in heard] == [PLAIN, "a", "b", "a", "b", PLAIN, "b", PLAIN, "a"]
 
 
 def test_only_some_take_part() -> None:
     bench, heard = scripted({PLAIN: "p", "a": "a", "b": "b"})
-    (turn,) = bench.play(QUESTION, 0, turns=1, labels=["b"], **LAW)
+    (turn,) = bench.play([QUESTION], [0], turns=1, sampling=SAMPLING, labels=["b"])
     assert [label for label, _, _ in heard] == list(turn.answers) == [PLAIN, "b"]
 
 
 def test_a_conversation_ends_where_the_context_does() -> None:
     bench, _ = scripted({PLAIN: "p", "a": "a"})
     bench.target = TARGET._replace(max_positions=60)
-    assert len(bench.play(QUESTION, 0, turns=3, labels=["a"], **LAW)) == 2
+    assert len(bench.play([QUESTION], [0], turns=3, sampling=SAMPLING, labels=["a"])) == 2
 
 
 def test_the_name_of_plain_decoding_is_taken() -> None:
@@ -131,18 +137,30 @@ def test_programs_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such bytes are read back as replacement characters of three bytes: longer than anyone could know before."""
     monkeypatch.setattr(side_by_side, "Generator", Counted)
     bench = SideBySide(model(), TARGET, {"lookup": LOOKUP}, max_new_tokens=200, warm_ups=3)
-    bench.prepare([QUESTION, Question(82, "", ("x" * 50,))], turns=2, temperature=1.0)
+    hot, cold = (SamplingConfig(temperature=t, seed=1, max_new_tokens=200) for t in (1.0, 0.0))
+    bench.prepare([QUESTION, Question(82, "", ("x" * 50,))], 2, hot)
     assert bench.capacity == 512  # 60 tokens were said, 400 will be
     small = bench.generators
     assert [one.calls for one in small.values()] == [3, 3]  # type: ignore[attr-defined]
-    turns = bench.play(QUESTION, 3, turns=3, labels=["lookup"], temperature=1.0, seed=1)
-    assert [len(turn.prompt) for turn in turns] == [21, 21 + 600 + 23, 21 + 2 * (600 + 23)]  # 23 stand around them
+    turns = bench.play([QUESTION], [3], turns=3, sampling=hot, labels=["lookup"])
+    assert [len(turn.prompts[0]) for turn in turns] == [21, 21 + 600 + 23, 21 + 2 * (600 + 23)]  # 23 stand around them
     assert bench.capacity == 2048
     assert bench.generators is not small
     assert [one.calls for one in small.values()] == [3 + 1, 3 + 1]  # type: ignore[attr-defined]
-    bench.prepare([QUESTION], turns=2, temperature=1.0)
+    bench.prepare([QUESTION], 2, hot)
     assert bench.capacity == 512
     assert bench.generators is small  # warm as they are
     assert [one.calls for one in small.values()] == [3 + 1, 3 + 1]  # type: ignore[attr-defined]
-    bench.prepare([QUESTION], turns=2, temperature=0.0)  # without noise another part of the program runs
+    bench.prepare([QUESTION], 2, cold)  # without noise another part of the program runs
     assert [one.calls for one in small.values()] == [3 + 1 + 3, 3 + 1 + 3]  # type: ignore[attr-defined]
+
+
+def test_a_group_is_filled_up_and_cut() -> None:
+    """Three rows for two conversations, one of which has a second turn: the programs see three rows each time."""
+    bench, heard = scripted({PLAIN: "p", "a": "a"})
+    bench.batch = 3
+    short = Question(82, "", ("Bye.",))
+    first, second = bench.play([short, QUESTION], [4, 5], turns=2, sampling=SAMPLING)
+    assert (first.rows, first.sequences, second.rows, second.sequences) == ([0, 1], [4, 5], [1], [TURN_STRIDE + 5])
+    assert [options["sequence"] for _, _, options in heard[::2]] == [[4, 5, 4], [TURN_STRIDE + 5] * 3]
+    assert [len(turn.answers["a"].tokens) for turn in (first, second)] == [2, 1]

@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs.eval import field, heads
-from experiments import points
+from configs.eval import exactness, field, heads, trees
+from experiments import sweep
 from experiments.cli import methods
-from experiments.cli.method_entries import Entry, read_entries
-from experiments.evaluate import check_config
+from experiments.cli.evaluation_config import read_config
+from experiments.cli.method_entries import MethodEntry, read_entries
 
 ROOT = Path(__file__).parents[2]
 ABLATIONS = sorted((ROOT / "configs" / "ablations").glob("*.py"))
 
 
-def entries(config: ConfigDict) -> list[Entry]:
-    check_config(config)
-    return read_entries(config.methods, config.dtype, config.temperatures)
+def entries(config: ConfigDict) -> list[MethodEntry]:
+    checked = read_config(config)
+    return read_entries(checked.methods, checked.dtype, checked.temperatures)
 
 
 def test_heads() -> None:
@@ -36,7 +36,10 @@ def test_field() -> None:
     found = entries(field.get_config())
     assert list(dict.fromkeys(entry.method for entry in found)) == list(methods.METHODS)  # a new one takes part
     assert (found[-1].label, found[-1].settings.nodes) == ("eagle3_default", None)
-    assert [entry.settings.pool_from_prompt for entry in found if entry.method == "lookahead"] == [None, True]
+    assert [entry.settings.sizes for entry in found if entry.method == "lookahead"] == [
+        (),
+        (("pool_from_prompt", True),),
+    ]
     chain, eagle = entries(field.get_config("chain=runs/draft,eagle3=runs/head"))
     assert (chain.settings.draft, chain.settings.depth, eagle.settings.head) == ("runs/draft", 4, "runs/head")
     with pytest.raises(ValueError, match="got 'medusa'"):
@@ -46,10 +49,30 @@ def test_field() -> None:
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_ablations(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = points.read_points(str(path))
-    assert len(found) >= 4
+    base, points = sweep.read_points(str(path))
+    assert len(points) >= 4
     settings: list[Any] = []
-    for point in found:
-        (entry,) = entries(point.evaluation())
-        settings.append((entry._replace(label=""), point.train))
+    for point in points:
+        (entry,) = entries(ConfigDict({**base, "methods": [point.entry(Path("heads"))]}))
+        settings.append((entry._replace(label="", settings=entry.settings._replace(head="")), point.train))
     assert all(settings.count(one) == 1 for one in settings)  # no two points are the same
+
+
+def test_exactness() -> None:
+    config = exactness.get_config()
+    assert (config.batch, config.mode, config.num_prompts, config.temperatures) == (8, "timed", 24, (0.0, 1.0))
+    found = entries(config)
+    assert {entry.method for entry in found} == methods.METHODS.keys() - {"vanilla"}
+    assert {entry.settings.triple for entry in found if entry.method in ("eagle2", "eagle3")} == {(16, 5, 4)}
+
+
+def test_trees() -> None:
+    config = trees.get_config("eagle3=runs/head:60/7/10,prompt_lookup")
+    assert config.mode == "teacher_forced"
+    eagle3, unshared, lookup, _ = entries(config)
+    assert (eagle3.settings.head, eagle3.settings.triple, eagle3.share_noise) == ("runs/head", (60, 7, 10), True)
+    assert (unshared.share_noise, unshared.runs_at(0.0), unshared.runs_at(1.0)) == (False, False, True)
+    assert (lookup.method, lookup.settings.triple) == ("prompt_lookup", (None, None, None))
+    for text in ("eagle3:60", "eagle3:60/7/x"):
+        with pytest.raises(ValueError, match=f"^a tree is METHOD or METHOD:NODES/DEPTH/TOP_K, .* got {text!r}$"):
+            trees.get_config(text)

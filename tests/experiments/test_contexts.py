@@ -13,7 +13,7 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import git_commit
 from experiments.bench import contexts
 from experiments.cli import launch, methods
-from experiments.cli.method_settings import Settings
+from experiments.cli.method_settings import MethodSettings
 from tests.experiments.test_methods import heads  # noqa: F401
 
 QUESTIONS = ["abc abc?", "why why?"]
@@ -65,7 +65,7 @@ def test_rows(
     assert asked == [(24, None), (40, None), (40, 30)]
     model = load_target(str(tiny_model))
     last = rows[-1]
-    settings = Settings(nodes=4, depth=1, top_k=2, head=str(heads / "eagle3"), head_window=30)
+    settings = MethodSettings(nodes=4, depth=1, top_k=2, head=str(heads / "eagle3"), head_window=30)
     generator = Generator(make_target(model.config), model.params, *methods.make_method("eagle3", model, settings))
     prompts = contexts.long_prompts(model, QUESTIONS, DOCUMENTS, last["prompt_tokens"])
     assert last["prompt_tokens"] == 40 - 6 - 3

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+import experiments
 from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.drafters import make_prompt_lookup
+from eagle_jax.evaluation.conversations import TURN_STRIDE
 from eagle_jax.evaluation.rows import TIMINGS
-from eagle_jax.evaluation.side_by_side import TURN_STRIDE
 from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import git_commit
 from experiments import evaluate
 from experiments.cli import launch
+from experiments.cli.evaluation_config import read_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -135,8 +137,9 @@ def test_conversations_are_played_out(undisturbed: Path, tiny_model: Path) -> No
 
 DYING = """
 import os, signal
-from eagle_jax.evaluation import journal
-from experiments import evaluate, launch
+from eagle_jax import journal
+from experiments import evaluate
+from experiments.cli import launch
 
 add = journal.Journal.add
 
@@ -165,11 +168,116 @@ def test_going_on_after_kill_9(undisturbed: Path, config: Path, data: Path, tmp_
     assert after.startswith(before[: before.rindex(b"\n") + 1])
     assert after.count(b"\n") == undisturbed.with_name("rows.jsonl.journal").read_bytes().count(b"\n")
 
-    def untimed(path: Path) -> list[dict[str, Any]]:
-        volatile = {*TIMINGS, "commit"}  # somebody may commit while the tests run
-        return [{name: value for name, value in row.items() if name not in volatile} for row in read(path)]
-
     assert untimed(output) == untimed(undisturbed)
+
+
+def as_of_old(line: str) -> str:
+    """A line of a journal as the version before groups and modes wrote it."""
+    record = json.loads(line)
+    if "settings" in record:
+        record["settings"].pop("files", None)
+        return json.dumps(record)
+    del record["conversations"]
+    for turn in record["turns"]:
+        turn |= {"sequence": turn["sequence"][0], "prompt_tokens": turn["prompt_tokens"][0]}
+        del turn["rows"]
+    return json.dumps(record)
+
+
+def untimed(path: Path) -> list[dict[str, Any]]:
+    volatile = {*TIMINGS, "commit"}  # somebody may commit while the tests run
+    return [{name: value for name, value in row.items() if name not in volatile} for row in read(path)]
+
+
+def test_a_journal_of_an_earlier_version_continues(undisturbed: Path, config: Path, data: Path, tmp_path: Path) -> None:
+    output, journal = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.journal"
+    lines = undisturbed.with_name("rows.jsonl.journal").read_text().splitlines()
+    journal.write_text("".join(as_of_old(line) + "\n" for line in lines[:-2]))
+    assert run(config, data, output) == 0
+    assert untimed(output) == untimed(undisturbed)
+    assert len(journal.read_text().splitlines()) == len(lines)
+
+
+def test_methods_may_join(undisturbed: Path, config: Path, data: Path, tmp_path: Path) -> None:
+    """Beside those that are there, which stay as they are; none may leave or change."""
+    for name in ("rows.jsonl", "rows.jsonl.journal"):
+        (tmp_path / name).write_bytes((undisturbed.parent / name).read_bytes())
+    more = tmp_path / "more.py"
+    joined = '        dict(label="new", method="prompt_lookup", depth=1, temperatures=(0.0,)),\n    ]\n'
+    more.write_text(config.read_text().replace("    ]\n", joined))
+    before = read(undisturbed)
+    for _ in range(2):
+        assert run(more, data, tmp_path / "rows.jsonl") == 0
+        rows = read(tmp_path / "rows.jsonl")
+        assert [row for row in rows if row["label"] != "new"] == before
+        assert len(rows) == CELLS + 2 * 2
+    assert run(config, data, tmp_path / "rows.jsonl") == 2
+    assert read(tmp_path / "rows.jsonl") == rows
+
+
+@pytest.fixture
+def batched(config: Path, tmp_path: Path) -> Path:
+    """The config two conversations at a time, at T = 1 with top-p."""
+    path = tmp_path / "batched.py"
+    more = (
+        "    config.batch, config.top_p, config.temperatures, config.seeds = 2, 0.9, (1.0,), (0,)\n    return config\n"
+    )
+    path.write_text(config.read_text().replace("    return config\n", more))
+    return path
+
+
+def test_batches(batched: Path, config: Path, data: Path, tmp_path: Path) -> None:
+    """The tokens and rounds of one at a time."""
+    single = tmp_path / "single.py"
+    single.write_text(batched.read_text().replace("= 2, 0.9", "= 1, 0.9"))
+    for name in (batched, single):
+        assert run(name, data, tmp_path / f"{name.stem}.jsonl") == 0
+    together, alone = (untimed(tmp_path / f"{name}.jsonl") for name in ("batched", "single"))
+    assert {row["batch"] for row in together} == {2}
+    assert [{**row, "batch": 1} for row in together] == alone
+    assert all(row["top_p"] == 0.9 and row["identical_prompts"] == 2 for row in together)
+
+
+def test_a_difference_that_no_rounding_explains(
+    batched: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the second conversation, by the drafting method: counted, with its margin, and an error where wanted."""
+    generate = Generator.generate
+
+    def wrong(self: Generator, prompts: Any, **options: Any) -> Any:
+        written = generate(self, prompts, **options)
+        if self.drafter.nodes == 4:
+            written.tokens[1][3] = (written.tokens[1][3] + 1) % 257
+        return written
+
+    monkeypatch.setattr(Generator, "generate", wrong)
+    output = tmp_path / "rows.jsonl"
+    assert run(batched, data, output) == 0
+    rows = [row for row in read(output) if row["label"] == "lookup"]
+    assert all(row["identical_prompts"] == 1 for row in rows)
+    assert all(row["first_difference_margin"] is None or row["first_difference_margin"] > 0 for row in rows)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1"):
+        launch.call(evaluate.main, evaluate.FLAGS, [*arguments(batched, data, output), "--near_tie=0"])
+    wrong_cells = "lookup on talk at T = 1, lookup on sums at T = 1"
+    assert capsys.readouterr().err.endswith(f"not plain decoding's text: {wrong_cells}\n")
+
+
+def test_commands_of_earlier_versions() -> None:
+    """One line that names the new command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.exactness", "--laws=0"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    new = "experiments.evaluate --config=configs/eval/exactness.py"
+    assert done.stderr == f"error: python -m experiments.exactness is now python -m {new}\n"
+    for old, new in experiments.MOVED.items():
+        module, *flags = new.split()
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+        assert not (ROOT / "experiments" / f"{old}.py").exists()
+        for flag in flags:
+            path = flag.partition("--config=")[2]
+            assert not path or (ROOT / path).is_file()
 
 
 def test_a_finished_run_changes_nothing(
@@ -319,8 +427,7 @@ def test_flags_of_several_values(
     monkeypatch.setattr(evaluate, "evaluate", lambda config, *_, **__: checked.append(config) or [])
     given = [*arguments(config, data, tmp_path / "x"), f"--config.{flag}"]
     assert launch.call(evaluate.main, evaluate.FLAGS, given) == 0
-    evaluate.check_config(checked[0])
-    assert checked[0].temperatures == temperatures
+    assert read_config(checked[0]).temperatures == temperatures
 
 
 def test_a_broken_question_file(config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

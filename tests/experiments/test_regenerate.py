@@ -13,7 +13,7 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.training.conversations import read_corpus
 from experiments import regenerate
 from experiments.cli import launch, methods
-from experiments.cli.method_settings import Settings
+from experiments.cli.method_settings import MethodSettings
 from tests.checkpoint.heads import edit_tensors
 from tests.experiments.conftest import CONTEXT, EOS
 from tests.reference.decode import decode
@@ -182,7 +182,9 @@ def test_default_tree_is_that_of_the_rows_of_one_device(
     """Two rows on one device, or on two."""
     seen: list[int] = []
 
-    def with_tree(name: str, settings: Settings, model: LoadedModel, *, batch: int, **_: Any) -> tuple[str, Settings]:
+    def with_tree(
+        name: str, settings: MethodSettings, model: LoadedModel, *, batch: int, **_: Any
+    ) -> tuple[str, MethodSettings]:
         seen.append(batch)
         return "vanilla", settings
 

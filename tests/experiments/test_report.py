@@ -172,6 +172,6 @@ def test_bad_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.call(report.main, report.FLAGS, ["--output=x"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"error: {tmp_path / 'none.jsonl'}: No such file or directory",
-        "error: give --output, a directory for the report",
+        "error: give --output, a directory for the report, or --tau_table, a file",
         "error: give --rows, files of experiments.evaluate, or --metrics, of experiments.train",
     ]

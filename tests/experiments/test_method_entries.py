@@ -10,7 +10,6 @@ from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.provenance import weights_digest
-from experiments.cli import methods
 from experiments.cli.method_entries import build, read_entries
 from tests.checkpoint.heads import random_head
 
@@ -67,9 +66,9 @@ def test_a_tree_without_its_parts_has_the_sizes_of_the_whole(
         sizes = {**sizes, "nodes": 9}  # no more than expansion picks
     shared = {"method": "eagle2", "head": head, **sizes}
     entries = read_entries([{"label": "whole", **shared}, {"label": "part", **shared, part: False}], "float32", (0.0,))
-    top_k = {methods.children(entry.method, entry.settings) for entry in entries}
     built = build(entries, model)
     nodes = {(one.drafter.nodes, one.drafter.max_depth) for one in built.values()}
+    top_k = {one.drafter.top_k for one in built.values()}
     assert (nodes, top_k) == (({(4, 2)}, {2}) if not sizes else ({(sizes.get("nodes", 60), 3)}, {10}))
 
 

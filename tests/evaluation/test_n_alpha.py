@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle_jax.evaluation.acceptance import n_alpha, well_seen
+from eagle_jax.evaluation.metrics import n_alpha, well_seen
 
 
 @pytest.mark.parametrize(
