@@ -1,4 +1,4 @@
-"""Whether what somebody wrote into a config or a line of JSON has the type that an annotation gives."""
+"""Checks that a value read from a config or a line of JSON has the annotated type."""
 
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -13,14 +13,14 @@ def check_type(what: str, value: object, kind: Any) -> None:
       kind: a class, `A | B`, `Literal[...]` or `tuple[A, ...]`.
 
     Raises:
-      ValueError: as said.
+      ValueError: `value` is not of type `kind`.
     """
     if not fits(value, kind):
         raise ValueError(f"{what} must be {spelled(kind)}, got {value!r}")
 
 
 def fits(value: object, kind: Any) -> bool:
-    """Whether a value is of a type; a list passes for a tuple, an int for a float, a bool for no number."""
+    """Whether a value is of a type; a list counts as a tuple, an int as a float, a bool never as a number."""
     parts = get_args(kind)
     if get_origin(kind) is UnionType:
         return any(fits(value, part) for part in parts)
@@ -34,7 +34,7 @@ def fits(value: object, kind: Any) -> bool:
 
 
 def spelled(kind: Any) -> str:
-    """A type in words."""
+    """A type as text for messages."""
     parts = get_args(kind)
     if get_origin(kind) is UnionType:
         return " or ".join(map(spelled, parts))
