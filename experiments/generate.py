@@ -30,7 +30,7 @@ from eagle_jax.generator import Generator
 from eagle_jax.give_up import GivingUp
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import is_primary
-from eagle_jax.sampling import make_sampling
+from eagle_jax.sampling import SamplingConfig
 from eagle_jax.sharding import DATA
 from experiments.cli import launch, methods
 
@@ -73,13 +73,9 @@ flags.DEFINE_string("json_output", None, "file for the numbers and answers, as o
 def main() -> None:
     """Generate with the settings of the flags."""
     launch.join(FLAGS.distributed)
-    sampling = {
-        "temperature": FLAGS.temperature,
-        "top_k": FLAGS.sampling_top_k,
-        "top_p": FLAGS.top_p,
-        "seed": FLAGS.seed,
-    }
-    make_sampling(1, max_new_tokens=FLAGS.max_new_tokens, **sampling)  # checks values before anything is loaded
+    sampling = SamplingConfig(
+        FLAGS.temperature, FLAGS.sampling_top_k, FLAGS.top_p, FLAGS.seed, FLAGS.max_new_tokens
+    )  # checks values before anything is loaded
     check_flags()
     name, settings = methods.settings_from_flags(FLAGS)
     questions = selected_questions()
@@ -98,7 +94,7 @@ def main() -> None:
     method = make_generator(target, model.params, drafter, drafter_params, **placement, **acceptance)
     plain = Generator(target, model.params, make_vanilla(), **placement) if FLAGS.compare else None
     write = one_by_one if FLAGS.batch == 1 else together
-    answers = write(model, method, plain, questions, prompts, {**sampling, "max_new_tokens": FLAGS.max_new_tokens})
+    answers = write(model, method, plain, questions, prompts, sampling)
     settings_shown = {
         "target": FLAGS.target,
         "method": name,
@@ -111,7 +107,7 @@ def main() -> None:
         "mesh": FLAGS.mesh,
         "batch": FLAGS.batch,
     }
-    margin = runner.margin_at_difference(method, prompts, answers, **sampling)
+    margin = runner.first_margin(method, prompts, answers, sampling)
     tree = summary.tree_size(drafter)
     record = summary.summarise(settings_shown, tree, answers, margin)
     launch.say("\n".join(summary.closing_lines(record)))
@@ -138,14 +134,16 @@ def one_by_one(
     plain: Generator | None,
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
-    options: dict[str, Any],
-) -> list[summary.Answer]:
+    sampling: SamplingConfig,
+) -> list[runner.Answer]:
     """The answers, each shown as it appears."""
     with launch.status("Compiling"):
         for generator in filter(None, (method, plain)):
-            generator.warm_up(prompts[:1], stop_ids=model.stop_ids, **options)
-    answers: list[summary.Answer] = []
-    coming = runner.ask(model, method, plain, questions, prompts, show=functools.partial(launch.say, end=""), **options)
+            generator.warm_up(prompts[:1], **sampling.options(stop_ids=model.stop_ids))
+    answers: list[runner.Answer] = []
+    coming = runner.stream_answers(
+        model, method, plain, questions, prompts, sampling, show=functools.partial(launch.say, end="")
+    )
     for index in range(len(questions)):
         launch.say(heading(index, questions), end="")
         answers.append(next(coming))
@@ -159,15 +157,15 @@ def together(
     plain: Generator | None,
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
-    options: dict[str, Any],
-) -> list[summary.Answer]:
+    sampling: SamplingConfig,
+) -> list[runner.Answer]:
     """The answers, `--batch` of them decoded at a time, shown at the end."""
     with launch.status("Compiling"):  # one prompt more than there are rows, so that a row is refilled; few tokens
-        brief = {**options, "max_new_tokens": min(3, FLAGS.max_new_tokens), "stop_ids": model.stop_ids}
+        brief = sampling.options(stop_ids=model.stop_ids, max_new_tokens=min(3, sampling.max_new_tokens))
         for generator in filter(None, (method, plain)):
             write_all(generator, prompts[: FLAGS.batch + 1], batch=FLAGS.batch, **brief)
     with launch.status(f"Writing {len(prompts)} answers, {FLAGS.batch} at a time"):
-        answers = runner.ask_together(model, method, plain, questions, prompts, batch=FLAGS.batch, **options)
+        answers = runner.batched_answers(model, method, plain, questions, prompts, sampling, batch=FLAGS.batch)
     for index, answer in enumerate(answers):
         launch.say(f"{heading(index, questions)}{answer.text}\n")
     return answers

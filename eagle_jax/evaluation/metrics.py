@@ -6,6 +6,7 @@ Near-ties are judged by the margin of the best noisy score over the second best.
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.generator import Generation
-from eagle_jax.sampling import gumbel, make_sampling, noisy_scores
+from eagle_jax.sampling import SamplingConfig, gumbel, make_sampling, noisy_scores
 from eagle_jax.sharding import to_host
 from eagle_jax.types import Params, Sampling, Target
 
@@ -120,3 +121,42 @@ def margin(
     outputs = record(target, params, padded, length)
     best, second = to_host(_best_two(target, outputs, length[0], sampling))
     return float(best - second)
+
+
+def margin_at_difference(
+    target: Target,
+    params: Params,
+    prompt: list[int],
+    plain: list[int],
+    answer: list[int],
+    *,
+    sampling: SamplingConfig,
+    sequence: int,
+) -> float | None:
+    """`margin` where an answer first differs from plain decoding's, None where it does not.
+
+    Args:
+      target, params: the model.
+      prompt: token ids.
+      plain, answer: what plain decoding and the method wrote.
+      sampling: of both.
+      sequence: id of the request.
+    """
+    place = first_difference(answer, plain)
+    if place is None:
+        return None
+    return margin(
+        target,
+        params,
+        prompt + plain[:place],
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        sequence=sequence,
+    )
+
+
+def finite(value: Any) -> Any:
+    """A number as JSON holds it: null where there is none, NaN or an infinite one."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

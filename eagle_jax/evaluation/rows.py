@@ -53,26 +53,23 @@ def record_turn(
     margins: dict[str, float] = {}
     for label in same_text:
         for row, prompt in enumerate(turn.prompts):
-            plain, answer = turn.answers[PLAIN].tokens[row], turn.answers[label].tokens[row]
-            place = metrics.first_difference(answer, plain)
-            if place is not None:
-                margin = metrics.margin(
-                    target,
-                    params,
-                    prompt + plain[:place],
-                    temperature=sampling.temperature,
-                    top_k=sampling.top_k,
-                    top_p=sampling.top_p,
-                    seed=sampling.seed,
-                    sequence=turn.sequences[row],
-                )
+            margin = metrics.margin_at_difference(
+                target,
+                params,
+                prompt,
+                turn.answers[PLAIN].tokens[row],
+                turn.answers[label].tokens[row],
+                sampling=sampling,
+                sequence=turn.sequences[row],
+            )
+            if margin is not None:
                 margins[label] = max(margin, margins.get(label, 0.0))
     return {
         "rows": turn.rows,
         "sequence": turn.sequences,
         "prompt_tokens": [len(prompt) for prompt in turn.prompts],
         "answers": {label: _pack(answer) for label, answer in turn.answers.items()},
-        "margins": {label: _number(margin) for label, margin in margins.items()},
+        "margins": {label: metrics.finite(margin) for label, margin in margins.items()},
     }
 
 
@@ -126,7 +123,7 @@ def cell_row(about: Mapping[str, Any], label: str, records: Sequence[Record]) ->
     }
     if not timed:
         row |= dict.fromkeys(TIMINGS)
-    return {name: _number(value) for name, value in row.items()}
+    return {name: metrics.finite(value) for name, value in row.items()}
 
 
 def _count_identical(record: Record, label: str) -> int:
@@ -163,8 +160,3 @@ def _pack(generation: Generation) -> Record:
 
 def _unpack(record: Record) -> Generation:
     return Generation(**{**record, "accepted": np.asarray(record["accepted"], np.int32)})
-
-
-def _number(value: Any) -> Any:
-    """JSON knows no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,30 +3,12 @@
 The record is one JSON object; a number that does not exist (tau without a round) is null in it.
 """
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from eagle_jax.drafters.base import Drafter
-from eagle_jax.evaluation.metrics import tau, tokens_per_second
-from eagle_jax.generator import Generation
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One question's answer, and that of plain decoding where it was asked for; batches of one row."""
-
-    question_id: int
-    prompt: str
-    text: str
-    written: Generation
-    plain: Generation | None = None
-
-    @property
-    def identical(self) -> bool:
-        """Whether both ways of decoding wrote the same tokens."""
-        return self.plain is not None and self.plain.tokens == self.written.tokens
+from eagle_jax.evaluation.metrics import finite, tau, tokens_per_second
+from eagle_jax.evaluation.runner import Answer
 
 
 def tree_size(drafter: Drafter) -> dict[str, int | None]:
@@ -65,9 +47,9 @@ def summarise(
         "prompts": len(answers),
         "tokens": sum(generation.num_tokens for generation in written),
         "rounds": sum(sum(generation.rounds) for generation in written),
-        "tau": _number(tau(written)),
-        "tokens_per_second": _number(tokens_per_second(written)),
-        "tokens_per_second_with_prefill": _number(tokens_per_second(written, with_prefill=True)),
+        "tau": finite(tau(written)),
+        "tokens_per_second": finite(tokens_per_second(written)),
+        "tokens_per_second_with_prefill": finite(tokens_per_second(written, with_prefill=True)),
         "prefill_seconds": sum(generation.prefill_seconds for generation in written),
         "decode_seconds": sum(generation.decode_seconds for generation in written),
         "gave_up": sum(generation.gave_up for generation in written),
@@ -76,11 +58,11 @@ def summarise(
     if plain:
         for ending, with_prefill in (("", False), ("_with_prefill", True)):
             speed, plain_speed = (tokens_per_second(one, with_prefill=with_prefill) for one in (written, plain))
-            record[f"plain_tokens_per_second{ending}"] = _number(plain_speed)
-            record[f"speedup{ending}"] = _number(speed / plain_speed)
+            record[f"plain_tokens_per_second{ending}"] = finite(plain_speed)
+            record[f"speedup{ending}"] = finite(speed / plain_speed)
         record |= {
             "identical_prompts": sum(answer.identical for answer in answers),
-            "first_difference_margin": None if difference_margin is None else _number(difference_margin),
+            "first_difference_margin": None if difference_margin is None else finite(difference_margin),
         }
     return record | {
         "answers": [
@@ -143,11 +125,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
         return "| " + " | ".join(map(shown, cells)) + " |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None
 
 
 def _shown(value: float | None, digits: int = 2) -> str:

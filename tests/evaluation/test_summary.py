@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from eagle_jax.drafters import make_prompt_lookup, make_vanilla
-from eagle_jax.evaluation import summary
+from eagle_jax.evaluation import runner, summary
 from eagle_jax.generator import Generation
 
 ABOUT = {"target": "toy", "method": "prompt_lookup", "temperature": 0.0, "seed": 0, "dtype": "float32", "device": "cpu"}
@@ -18,8 +18,8 @@ def generation(tokens: list[int], rounds: int, seconds: float) -> Generation:
     )
 
 
-def answer(tokens: list[int], plain: list[int] | None, question_id: int = 0) -> summary.Answer:
-    return summary.Answer(
+def answer(tokens: list[int], plain: list[int] | None, question_id: int = 0) -> runner.Answer:
+    return runner.Answer(
         question_id=question_id,
         prompt="Hi",
         text="yes",
@@ -100,7 +100,7 @@ def test_identical_answers_say_so() -> None:
 
 
 def test_numbers_that_do_not_exist_are_null() -> None:
-    one = summary.Answer(
+    one = runner.Answer(
         question_id=0, prompt="Hi", text="", written=generation([2], 0, 0.0), plain=generation([2], 0, 0.0)
     )
     record = summary.summarise(ABOUT, summary.tree_size(make_vanilla()), [one], None)
