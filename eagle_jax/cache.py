@@ -1,7 +1,8 @@
 """The key/value cache: made empty, then grown only by `commit`.
 
-A pass over a tree never writes the cache. Once the verifier has spoken, the rows of the accepted path are gathered from
-what the pass returned and written contiguously behind the old ones: RoPE stays right because depth is order.
+A pass over a tree never writes the cache. After verification the rows of the accepted path are gathered from what the
+pass returned and written contiguously after the old ones. RoPE stays right, because the depth of a node on the path is
+its offset in the text.
 """
 
 import jax
@@ -24,23 +25,24 @@ def init_cache(
 
 
 def count_after(count: jax.Array, read: jax.Array) -> jax.Array:
-    """`count` i32[B], but known only once `read` bool[B] is, which is true in every run and must not look so.
+    """`count` i32[B], with a data dependence on `read` bool[B], which is true at run time but not provably so.
 
-    A write into the cache whose place does not depend on what was read from it may be scheduled before the reading, and
-    then XLA copies the whole cache first (measured: a plain loop of one token a round, 2.45 ms a layer against 0.92 at
-    4096 slots). In a round the verdict is such a dependence by itself; elsewhere make one here, from a result of the
-    pass: a token is not negative, a state is not -inf.
+    Without it XLA may schedule the write into the cache before the reads of the same cache, and then copies the cache
+    first (measured: a plain loop of one token a round, 2.45 ms a layer against 0.92 at 4096 slots). In a round the
+    verdict is such a dependence already; elsewhere derive `read` from a result of the pass: a token is not negative, a
+    state is not -inf.
     """
     return jnp.where(read, count, 0)
 
 
 def append(old: jax.Array, new: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:
-    """`old` [B, S, ...] with the first `count` i32[B] of `new` [B, P, ...] from `start` i32[B] on; no room, no write.
+    """`old` [B, S, ...] with the first `count` i32[B] of `new` [B, P, ...] written from slot `start` i32[B] on.
 
-    Row by row: of a batch that is dealt out to devices, no row then asks for what belongs to another.
+    Entries that do not fit are dropped. The scatter is vmapped over rows, so that a batch sharded over devices needs no
+    communication.
     """
     steps = jnp.arange(new.shape[1])[None, :]
-    # Rows past `count` get a slot outside, and a scatter drops those.
+    # Entries from `count` on get a slot out of range, which the scatter drops.
     slots = jnp.where(steps < count[:, None], start[:, None] + steps, old.shape[1])
     return jax.vmap(lambda row, values, at: row.at[at].set(values, mode="drop"))(old, new, slots)
 

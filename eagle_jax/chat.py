@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
 
-# Without PyTorch, which nothing here needs, transformers would call that a lack.
+# transformers warns where PyTorch is missing, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -90,7 +90,7 @@ class TextStream:
     """Turns ids that arrive bit by bit into text that never has to be taken back.
 
     A character may be spread over several tokens, and a tokenizer may join tokens with spaces; so each push decodes a
-    short context with and without the new tokens and gives out the difference, once it ends in a whole character. The
+    short context with and without the new tokens and returns the difference, once it ends in a complete character. The
     pieces joined are `decode` of all ids (but SentencePiece decoders show a broken run of bytes differently in parts).
     """
 
@@ -99,7 +99,7 @@ class TextStream:
         self._decode = decode
         self._ids: list[int] = []
         self._context = 0  # first id of the context
-        self._given = 0  # ids before this one are given out
+        self._given = 0  # ids before this one have been returned
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that became complete with `ids`; may be empty."""

@@ -1,4 +1,4 @@
-"""Files of runs: in this machine's file system, one process at a time, and whole after every crash."""
+"""Files of runs: in this machine's file system, one process at a time, never half written after a crash."""
 
 import fcntl
 import os
@@ -19,11 +19,11 @@ def local(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 CACHE = "EAGLE_JAX_CACHE"
-"""Environment variable: where kernels and measured costs are kept, `~/.cache/eagle_jax` by default."""
+"""Environment variable: where kernels and measured costs are stored, `~/.cache/eagle_jax` by default."""
 
 
 def cache_directory() -> pathlib.Path:
-    """What is derived from the machine alone and may be deleted at any time lies here."""
+    """Directory for what is derived from the machine alone and may be deleted at any time."""
     if given := os.environ.get(CACHE):
         return pathlib.Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -31,7 +31,7 @@ def cache_directory() -> pathlib.Path:
 
 
 def lock(file: IO[Any], refusal: str) -> None:
-    """Keep a file from other processes until it is closed.
+    """Take an exclusive lock on a file, held until it is closed.
 
     Raises:
       ValueError: another process has it; `refusal` says so.
@@ -44,7 +44,7 @@ def lock(file: IO[Any], refusal: str) -> None:
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Put a file in place of the one there was; a crash leaves the old one or the new one."""
+    """Replace a file atomically: a crash leaves the old content or the new one."""
     path = pathlib.Path(path)
     new = path.with_name(path.name + ".new")
     with new.open("wb") as file:
@@ -55,7 +55,7 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 
 def allocate(path: str | os.PathLike[str], size: int) -> None:
-    """Make a file of `size` zeros with room on the disk for all of them.
+    """Create a file of `size` zeros whose blocks are allocated on the disk.
 
     A file with holes would kill the process that fills it through a memory map once the disk is full.
 

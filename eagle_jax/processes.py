@@ -1,7 +1,8 @@
-"""What several processes that work on one mesh have to agree on; a single one agrees with itself, and nothing is sent.
+"""Agreement between the processes of a multi-host run; with a single process nothing is communicated.
 
-All of them do the same steps. Process 0 alone writes what all would write: answers, the description of a run, metrics,
-exported weights. Checkpoints are orbax's, to which every process gives what lies on its devices.
+All processes run the same steps. Process 0 alone writes what would be the same from all: answers, the description of a
+run, metrics, exported weights. Checkpoints are written by orbax, to which every process passes the shards on its
+devices.
 """
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 LONGEST = 512
-"""Bytes of a text that goes around; what is longer is cut."""
+"""Bytes of a broadcast text; longer ones are cut."""
 
 
 def is_primary() -> bool:
@@ -18,14 +19,15 @@ def is_primary() -> bool:
 
 
 def broadcast_text(text: str) -> str:
-    """The text of the first process that has one, in all of them; empty where none has.
+    """The first non-empty text among the processes, returned in all of them; empty where all are.
 
-    All processes must ask at the same place: a time limit may pass, or a signal come, in one of them alone.
+    A collective: all processes must call it at the same point of the program. Needed because a time limit may pass, or
+    a signal arrive, in one process alone.
     """
     if jax.process_count() == 1:
         return text
     mine = np.zeros(LONGEST, np.uint8)
-    said = text.encode()[:LONGEST]
-    mine[: len(said)] = np.frombuffer(said, np.uint8)
+    encoded = text.encode()[:LONGEST]
+    mine[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     texts = (row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(mine))
     return next(filter(None, texts), "")

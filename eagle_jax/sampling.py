@@ -78,21 +78,21 @@ def make_sampling(
     Args:
       batch: number of rows B.
       temperature: >= 0; 0 is greedy.
-      top_k: keep the k most probable tokens; 0 keeps all.
-      top_p: in (0, 1]; keep the most probable tokens until their probabilities at `temperature` reach it.
-      seed: of the noise, in [0, 2**32).
+      top_k: sample from the k most probable tokens only; 0 from all.
+      top_p: in (0, 1]; sample only from the most probable tokens, as many as reach this probability at `temperature`.
+      seed: seed of the noise, in [0, 2**32).
       sequence: stable id of each request, in [0, 2**32); its row number where left out.
       stop_ids: tokens that end an answer (and belong to it).
       max_new_tokens: >= 1, the first token counts.
 
     Raises:
-      ValueError: a value out of range, or a list that has not one entry a row.
-      TypeError: something else than numbers, or a fraction where a whole number belongs.
+      ValueError: a value out of range, or a list whose length is not the batch size.
+      TypeError: something else than numbers, or a fraction where an integer is needed.
     """
 
     def rows(name: str, value: object, dtype: type, low: float, high: float, *, above: bool = False) -> Any:
         array = np.asarray(value)
-        kinds, kind = ("iuf", "numbers") if dtype is np.float32 else ("iu", "whole numbers")
+        kinds, kind = ("iuf", "numbers") if dtype is np.float32 else ("iu", "integers")
         if array.size and array.dtype.kind not in kinds:
             raise TypeError(f"{name} takes {kind}, got {value!r:.60}")
         if array.ndim and array.shape != (batch,):
@@ -131,7 +131,7 @@ def _keys(sampling: Sampling, positions: jax.Array, stream: int) -> jax.Array:
 
 
 def gumbel(sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = TARGET_STREAM) -> jax.Array:
-    """Standard Gumbel noise f32[B, P, V] for the tokens that stand at `positions` i32[B, P].
+    """Standard Gumbel noise f32[B, P, V] for the tokens at `positions` i32[B, P].
 
     Drawn as -log(-log1p(-u)) from 32-bit u, so that the upper tail, where the winners are, keeps its resolution.
     """
@@ -148,14 +148,14 @@ def uniform(sampling: Sampling, positions: jax.Array, count: int) -> jax.Array:
 
 
 def _sortable(x: jax.Array) -> jax.Array:
-    """f32 -> i32 with the same order, so that a threshold can be found exactly by bisection."""
+    """f32 -> i32 with the same order, so that bisection gives an exact threshold."""
     bits = lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)  # -0 and 0 are a tie
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
 def _largest_threshold(ranks: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Largest integer t i32[..., 1] for which `enough(ranks >= t)` bool[..., 1] still holds; no sort over V."""
-    low = ranks.min(-1, keepdims=True)  # everything kept: enough
+    low = ranks.min(-1, keepdims=True)  # every entry passes, so `enough` holds
     high = ranks.max(-1, keepdims=True)
 
     def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -174,10 +174,10 @@ def _per_row(values: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def keep_top_k(logits: jax.Array, top_k: jax.Array) -> jax.Array:
-    """Put -inf below the k-th largest of logits [B, ..., V]; top_k i32[B], 0 keeps all; ties with the k-th stay."""
+    """Put -inf below the k-th largest of logits [B, ..., V]; top_k i32[B], 0 is off; ties with the k-th stay."""
     wanted = _per_row(top_k, logits)
     ranks = _sortable(logits)
-    threshold = _largest_threshold(ranks, lambda kept: kept.sum(-1, keepdims=True) >= wanted)
+    threshold = _largest_threshold(ranks, lambda passing: passing.sum(-1, keepdims=True) >= wanted)
     return jnp.where((wanted == 0) | (ranks >= threshold), logits, -jnp.inf)
 
 
@@ -185,13 +185,13 @@ def keep_top_p(logits: jax.Array, top_p: jax.Array, temperature: jax.Array) -> j
     """Put -inf outside the nucleus of softmax(logits / temperature) (Holtzman et al., arXiv 1904.09751, section 3.1).
 
     The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` f32[B]; ties with its last
-    member stay. 1 keeps all.
+    member stay. 1 is off.
     """
     wanted = _per_row(top_p, logits)
     weights = jnp.exp((logits - logits.max(-1, keepdims=True)) / jnp.maximum(_per_row(temperature, logits), 1e-6))
     goal = wanted * weights.sum(-1, keepdims=True)
     ranks = _sortable(logits)
-    threshold = _largest_threshold(ranks, lambda kept: jnp.where(kept, weights, 0).sum(-1, keepdims=True) >= goal)
+    threshold = _largest_threshold(ranks, lambda passing: jnp.where(passing, weights, 0).sum(-1, keepdims=True) >= goal)
     return jnp.where((wanted >= 1) | (ranks >= threshold), logits, -jnp.inf)
 
 
@@ -224,13 +224,13 @@ def choose(logits: jax.Array, noise: jax.Array, sampling: Sampling) -> jax.Array
 
 
 def choose_at(logits: jax.Array, noise: jax.Array, place: jax.Array, sampling: Sampling) -> jax.Array:
-    """As `choose` with noise[b, place[b, n]] for logits[b, n]; noise and masks cost nothing while all rows are greedy.
+    """As `choose` with noise[b, place[b, n]] for logits[b, n]; skips noise and masks while all rows are greedy.
 
     Args:
       logits: f32[B, N, V].
       noise: f32[B, P, V].
-      place: i32[B, N], in P.
-      sampling: one entry a row.
+      place: i32[B, N], indices into P.
+      sampling: settings of each row.
 
     Returns:
       i32[B, N].

@@ -1,15 +1,15 @@
 """Meshes: which axis of which array is split over which devices, all of it from one table of rules.
 
-A mesh has the axes `data`, over which rows of a batch are dealt out, and `model`, over which each weight is split
+A mesh has the axes `data`, over which rows of a batch are sharded, and `model`, over which each weight is split
 (tensor parallelism: Shoeybi et al., arXiv 1909.08053, section 3). Weights name their axes where they are declared, and
 `RULES` says where an axis of that name goes. Nothing else changes: the same programs are compiled for the mesh, and
 XLA's partitioner adds the sums that go from device to device, two for each layer.
 
     target         split over `model`, the same for every row       k_proj [E, K, D], K over `model`
-    draft head     whole on every device unless asked otherwise     a pass asks only for embeddings
+    draft head     replicated by default                            a pass gathers embeddings only
     texts, caches  rows over `data`, heads over `model`             keys [B, S, K, D], B over `data`, K over `model`
 
-An axis that does not divide (3 key/value heads over 2 devices) stays whole on every device, and the log says so once.
+An axis that does not divide (3 key/value heads over 2 devices) is replicated, and the log says so once.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ from eagle_jax.types import KVCache, Params
 DATA, MODEL = "data", "model"
 
 RULES: Mapping[Any, str] = {"batch": DATA, "vocab": MODEL, "heads": MODEL, "kv_heads": MODEL, "mlp": MODEL}
-"""Mesh axis of each logical axis; all others stay whole."""
+"""Mesh axis of each logical axis; all others are replicated."""
 
 UNCONSTRAINED = PartitionSpec.UNCONSTRAINED
-"""In the place of a name: the compiler decides."""
+"""In place of an axis name: XLA decides how this axis is sharded."""
 
 Names = tuple[Any, ...]
-"""Names of the first axes of an array: logical ones, None or FREE."""
+"""Names of the first axes of an array: logical ones, None or UNCONSTRAINED."""
 
 Tree = TypeVar("Tree")
 
 
 class Split(NamedTuple):
-    """Whose caches are split by head over `model`: a cache lies as the weights that fill it."""
+    """Whose caches are split by head over `model`: a cache is sharded like the weights that fill it."""
 
     target: bool
     drafter: bool
@@ -70,17 +70,17 @@ def make_mesh(data: int = 1, model: int = 1, devices: list[jax.Device] | None = 
 
 
 def active(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Programs traced inside know the mesh (`keep_rows`); None is no mesh."""
+    """Context in which traced programs see the mesh (`keep_rows`); None is no mesh."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def spec(mesh: Mesh | AbstractMesh, names: Names, shape: tuple[int, ...]) -> PartitionSpec:
-    """Where the axes of an array go by `RULES`, those that do not divide nowhere."""
+    """Mesh axis of each axis of an array by `RULES`; axes that do not divide are replicated."""
     axes: list[Any] = []
     for name, size in zip(names, shape, strict=False):
         axis = name if name is UNCONSTRAINED else RULES.get(name)
         if axis in mesh.shape and size % mesh.shape[axis]:
-            _say_whole(str(name), size, axis, mesh.shape[axis])
+            _warn_replicated(str(name), size, axis, mesh.shape[axis])
             axis = None
         axes.append(axis)
     while axes and axes[-1] is None:
@@ -89,9 +89,9 @@ def spec(mesh: Mesh | AbstractMesh, names: Names, shape: tuple[int, ...]) -> Par
 
 
 @functools.cache
-def _say_whole(name: str, size: int, axis: str, devices: int) -> None:
-    """Once for each case: the cache stands for a memory."""
-    _log.warning("%s of %d do not divide over the %d devices of mesh axis %s: whole on each", name, size, devices, axis)
+def _warn_replicated(name: str, size: int, axis: str, devices: int) -> None:
+    """Cached, so that each case is logged once."""
+    _log.warning("%s of %d do not divide over the %d devices of mesh axis %s: replicated", name, size, devices, axis)
 
 
 def _shardings(mesh: Mesh | AbstractMesh, boxed: Params) -> Params:
@@ -115,8 +115,8 @@ def head_shardings(mesh: Mesh | AbstractMesh, head: Head, params: HeadParams, *,
       mesh: the devices.
       head: the head as functions.
       params: its weights, or their shapes.
-      split: over `model`, as the target is; else every device holds all of them, and what drafting sends
-        are embeddings and, without an LM head of its own, the scores of the target's.
+      split: shard over `model`, as the target; else replicate. A replicated head sends only embeddings while drafting
+        and, without an LM head of its own, the scores of the target's.
     """
     if not split:
         return jax.tree.map(lambda _: replicated(mesh), params)
@@ -134,7 +134,7 @@ def head_shardings(mesh: Mesh | AbstractMesh, head: Head, params: HeadParams, *,
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """All of an array on every device."""
+    """The sharding of an array of which every device has all."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -155,10 +155,10 @@ def row_shardings(mesh: Mesh | AbstractMesh, tree: Tree, *, split: bool = True) 
 
 
 def keep_rows(tree: Tree, *, split: bool | None = None) -> Tree:
-    """Inside a program: arrays with the batch in front stay dealt out by row. Without a mesh nothing happens.
+    """Inside a program: constrain arrays with the batch in front to stay sharded by row. Without a mesh, the identity.
 
-    `split` says whether caches are split by head too; None leaves that to the compiler. The one for TPUs splits what
-    whole weights fill, so a state that goes from program to program has to be told.
+    `split`: whether caches are split by head too; None leaves that to XLA. On TPUs XLA would split caches that
+    replicated weights fill, so a state passed from program to program needs an explicit value.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -177,7 +177,7 @@ def split_of(target_params: Params, drafter_params: Params) -> Split:
 
 
 def top_k_rows(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`lax.top_k` of x [B, ..., n], on a mesh of each row where it lies; left to itself XLA gathers the batch first."""
+    """`lax.top_k` of x [B, ..., n], on a mesh by row on each device; left to itself XLA gathers the batch first."""
     top_k = functools.partial(jax.lax.top_k, k=k)
     if jax.sharding.get_abstract_mesh().empty:
         return top_k(x)
@@ -186,7 +186,7 @@ def top_k_rows(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def place(tree: Tree, shardings: Any) -> Tree:
-    """Put arrays where `shardings` says, a tree of the same structure."""
+    """Put arrays onto devices as `shardings`, a tree of the same structure, describes."""
     return jax.tree.map(_put, tree, shardings)
 
 
@@ -194,21 +194,21 @@ def place_rows(mesh: Mesh, tree: Tree) -> Tree:
     """Put arrays with the batch in front onto a mesh, by row.
 
     Raises:
-      ValueError: the batch does not divide.
+      ValueError: the batch does not divide over the axis `data`.
     """
     check_batch(mesh, len(jax.tree.leaves(tree)[0]))
     return place(tree, row_shardings(mesh, tree))
 
 
 def check_batch(mesh: Mesh, batch: int) -> None:
-    """Raise a ValueError where `batch` rows cannot be dealt out evenly."""
+    """Raise a ValueError where `batch` rows do not divide evenly over the axis `data`."""
     devices = mesh.shape[DATA]
     if batch % devices:
         raise ValueError(f"a batch of {batch} rows does not divide over the {devices} devices of mesh axis {DATA}")
 
 
 def place_weights(mesh: Mesh, params: Params) -> Params:
-    """Put whole weights on every device of a mesh; those that lie on it already stay as they are."""
+    """Replicate weights over a mesh; those already placed on it keep their sharding."""
 
     def one(leaf: Any) -> Any:
         there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
@@ -221,12 +221,12 @@ def _put(value: Any, sharding: Sharding) -> jax.Array:
     spread = isinstance(value, jax.Array) and not value.is_fully_addressable  # over processes, on a mesh already
     if spread or sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
-    host = np.asarray(value)  # each process has all of it, and gives to its own devices
+    host = np.asarray(value)  # every process has all of it and fills its own devices
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def to_host(value: jax.Array) -> np.ndarray:
-    """All of an array, in every process."""
+    """All of an array as numpy, in every process."""
     if not value.is_fully_addressable:
         place: Any = value.sharding
         value = jax.device_put(value, replicated(place.mesh))

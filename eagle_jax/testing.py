@@ -1,7 +1,7 @@
 """Small stand-ins for a target and a tokenizer, so that tests and examples need no download.
 
-Two targets: a bigram table, whose law can be written down and whose cache shows which token was committed where, and a
-real but tiny transformer. Equal arguments give the same objects, so nothing is compiled twice.
+Two targets: a bigram table, whose distribution is known in closed form and whose cache shows which token was committed
+where, and a real but tiny transformer. Equal arguments give the same objects, so nothing is compiled twice.
 """
 
 import functools
@@ -23,10 +23,10 @@ from eagle_jax.types import KVCache, Params, Target, TargetOutput
 def bigram_target(vocab_size: int, seed: int = 0, *, scale: float = 1.5) -> tuple[Target, Params]:
     """A target whose next token depends on the current token alone.
 
-    Its parameters are `{"table": f32[V, V]}`, row t holding the logits behind token t. These rows are embeddings and
-    hidden states too (E = V), and `unembed` is the identity, so logits are equal bit for bit in every batch shape. The
-    one layer's key is the token's id and its value the position ([B, T, 1, 1] each): a test can read back what a cache
-    holds.
+    Its parameters are `{"table": f32[V, V]}`; row t holds the logits of the token after t. These rows are embeddings
+    and hidden states too (E = V), and `unembed` is the identity, so logits are equal bit for bit in every batch shape.
+    The one layer's key is the token's id and its value the position ([B, T, 1, 1] each): a test can read back what a
+    cache holds.
 
     Args:
       vocab_size: V.
@@ -68,7 +68,7 @@ def _bigram(vocab_size: int) -> Target:
 def tiny_transformer(
     seed: int = 0, *, logit_scale: float = 2.0, prefix_block: int = 16, **overrides: Any
 ) -> tuple[ModelConfig, Target, Params]:
-    """A random Llama of three layers and width 32 over 64 tokens, its next-token laws neither flat nor one-hot.
+    """A random Llama of three layers, width 32 and 64 tokens; its distributions are neither flat nor one-hot.
 
     Args:
       seed: of the weights.

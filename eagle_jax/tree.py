@@ -1,4 +1,4 @@
-r"""What follows from the parents of a draft tree: depths, ancestors, positions, paths. And the plainest trees.
+r"""Quantities derived from the parents of a draft tree: depths, ancestors, paths. Also builds chains.
 
     parents  -1 0 0 1 1 2       0            ancestors (row sees column)
     node      0 1 2 3 4 5      / \             0 1 2 3 4 5
@@ -16,7 +16,7 @@ from eagle_jax.types import NO_NODE, NO_PARENT, DraftTree
 
 
 def ancestors(parents: jax.Array, max_depth: int) -> jax.Array:
-    """bool[B, N, N]: entry [b, i, j] says that j is i itself or stands above it.
+    """bool[B, N, N]: entry [b, i, j] is true where j is i itself or one of its ancestors.
 
     Each doubling step joins a node's known ancestors with those of the node that it points to, so paths of length
     `max_depth` need about log2(max_depth) steps. Unused slots see themselves alone.
@@ -42,7 +42,7 @@ def path_to(node: jax.Array, seen: jax.Array, max_depth: int) -> jax.Array:
     """i32[B, P]: the path from the root to `node` i32[B] in text order, then NO_NODE; `seen` is `ancestors`."""
     num_nodes = seen.shape[-1]
     on_path = jnp.take_along_axis(seen, node[:, None, None], axis=1)[:, 0]  # [B, N]
-    # Parents stand before their children, so text order is node order: the nodes sorted, those off the path last.
+    # Parents come before their children, so text order is node order: the nodes sorted, those off the path last.
     order = jnp.sort(jnp.where(on_path, jnp.arange(num_nodes)[None, :], num_nodes), axis=1)
     width = max_depth + 1
     order = jnp.pad(order, ((0, 0), (0, max(0, width - num_nodes))), constant_values=num_nodes)[:, :width]

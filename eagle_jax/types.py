@@ -24,7 +24,7 @@ NO_PARENT = -1
 """Parent of the root and of unused tree slots."""
 
 NO_NODE = -1
-"""Padding of a path behind its last accepted node."""
+"""Padding of a path after its last accepted node."""
 
 NO_TOKEN = -1
 """Padding of a list of token ids; matches no token."""
@@ -34,7 +34,7 @@ NO_TOKEN = -1
 class KVCache:
     """Keys and values of the tokens that one model has read; one pair of arrays a layer (DESIGN 4.3)."""
 
-    keys: tuple[jax.Array, ...]  # L x [B, S, K, D], after RoPE; slots at and beyond `length` are garbage
+    keys: tuple[jax.Array, ...]  # L x [B, S, K, D], after RoPE; slots from `length` on are garbage
     values: tuple[jax.Array, ...]  # L x [B, S, K, D]
     length: jax.Array  # i32[B], tokens held by each row; slot s holds the token at position s
 
@@ -46,17 +46,17 @@ class KVCache:
 
 @struct.dataclass
 class DraftTree:
-    """A guess: the tokens that one target pass is asked to check.
+    """A draft: the tokens that one target pass verifies.
 
-    Node 0 is the root: the newest token, already chosen but not yet in the target cache. A parent stands before its
-    children, and candidate siblings differ in token.
+    Node 0 is the root: the newest token, already chosen but not yet in the target cache. A parent has a lower index
+    than its children, and candidate siblings differ in token.
     """
 
     tokens: jax.Array  # i32[B, N]
     parents: jax.Array  # i32[B, N], NO_PARENT for the root and for unused slots
     candidate: jax.Array  # bool[B, N], False: unused, or computed but not to be accepted; the root is a candidate
     log_values: jax.Array  # f32[B, N], the drafter's log-confidence in the path from the root to the node; root 0
-    draft_logits: jax.Array | None = None  # f32[B, N, V], the logits behind the children *of* each node
+    draft_logits: jax.Array | None = None  # f32[B, N, V], what the children *of* each node were drawn from
     max_depth: int = struct.field(pytree_node=False, default=0)  # bound on the depth of every node, root 0
 
 
@@ -72,16 +72,16 @@ class TargetOutput:
 
 @struct.dataclass
 class Verdict:
-    """The verifier's word on a tree."""
+    """Result of verifying one tree per row."""
 
     path: jax.Array  # i32[B, P], node 0 and the accepted nodes below it, then NO_NODE
     num_accepted: jax.Array  # i32[B], accepted drafted tokens; neither the root nor `next_token` counts
-    next_token: jax.Array  # i32[B], the target's own token behind the last accepted node
+    next_token: jax.Array  # i32[B], the target's own token after the last accepted node
 
 
 @struct.dataclass
 class Sampling:
-    """How each row samples. Arrays all of them: other values compile nothing."""
+    """Sampling settings of each row. All are arrays, so that other values do not recompile."""
 
     temperature: jax.Array  # f32[B], 0 is greedy
     top_k: jax.Array  # i32[B], 0 is off
@@ -93,7 +93,7 @@ class Sampling:
 
 
 def any_weights(params: Params) -> None:
-    """The check of a model that knows nothing about its weights."""
+    """Default `check` of a model or drafter: accepts every weight."""
     del params
 
 

@@ -1,9 +1,9 @@
-"""The check: which drafted tokens the target would have written itself.
+"""Verification: which drafted tokens are accepted, and the token after them.
 
-Two rules. `match` (default): the target's choice at each node is known once the noise is; follow the child that equals
-it (DESIGN 2). `residual`: accept with min(1, p/q), else go on with the residual distribution (Leviathan et al., arXiv
-2211.17192, section 2.3; for siblings SpecInfer, arXiv 2305.09781, section 4.3); q = 1 where the draft is not random,
-which is the walk of the EAGLE-2 code. Knows trees and distributions, no drafter.
+Two acceptance rules. `match` (default): given the noise, the target's choice after each node is deterministic; accept
+the child that equals it (DESIGN 2). `residual`: accept with min(1, p/q), else continue with the residual distribution
+(Leviathan et al., arXiv 2211.17192, section 2.3; for siblings SpecInfer, arXiv 2305.09781, section 4.3); q = 1 where
+the draft is not random, as in the EAGLE-2 code. Knows trees and distributions, no drafter.
 """
 
 from typing import NamedTuple
@@ -22,10 +22,10 @@ def match(tree: DraftTree, choice: jax.Array) -> Verdict:
 
     Args:
       tree: the draft.
-      choice: i32[B, N], the token that the target puts behind each node.
+      choice: i32[B, N], the token that the target chooses after each node.
 
-    No walk: a node is accepted when all nodes on its path but the root matched, and since candidate siblings differ in
-    token the accepted nodes form one path; its deepest node is the answer.
+    Computed without walking down: a node is accepted when all nodes on its path but the root matched. Candidate
+    siblings differ in token, so the accepted nodes form one path, whose deepest node is the end of the accepted text.
     """
     seen = ancestors(tree.parents, tree.max_depth)
     parent = jnp.maximum(tree.parents, 0)
@@ -43,19 +43,19 @@ def match(tree: DraftTree, choice: jax.Array) -> Verdict:
 
 
 class Walk(NamedTuple):
-    """Where the `residual` walk stands."""
+    """State of the `residual` walk."""
 
     node: jax.Array  # i32[B], last accepted node
-    target: jax.Array  # f32[B, V], what is left of p there; at the end of the walk the law of the next token
-    draft: jax.Array  # f32[B, V], what is left of q there
+    target: jax.Array  # f32[B, V], the residual of p there; at the end of the walk the distribution of the next token
+    draft: jax.Array  # f32[B, V], the residual of q there
 
 
 def residual(
     tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: jax.Array, bonus_noise: jax.Array
 ) -> Verdict:
-    """Accept children one after the other with min(1, p/q), the next token from what is left of p.
+    """Accept children one after the other with min(1, p/q); the next token is drawn from the residual of p.
 
-    Arguments as `walk_down`; `bonus_noise` f32[B, N, V] is Gumbel noise for the token behind each node, independent of
+    Arguments as `walk_down`; `bonus_noise` f32[B, N, V] is Gumbel noise for the token after each node, independent of
     the draft.
     """
     walk = walk_down(tree, logits, sampling, uniforms)
@@ -69,11 +69,11 @@ def residual(
 def walk_down(tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: jax.Array) -> Walk:
     """The walk of `residual`, to its end.
 
-    Lawful where the children of a node were drawn without replacement from softmax(draft_logits / T) and all are kept,
-    or, with `draft_logits` left out, where they do not depend on any draw (q = 1).
+    Preserves the target's distribution where the children of a node were drawn without replacement from
+    softmax(draft_logits / T) and none was dropped, or, without `draft_logits`, where they are not random (q = 1).
 
     Args:
-      tree: the draft; siblings stand in the order in which they were drawn.
+      tree: the draft; siblings are in the order in which they were drawn.
       logits: f32[B, N, V] of the target, before top-k and top-p.
       sampling: temperature and masks of each row.
       uniforms: f32[B, N], one for each node, independent of the draft.
@@ -82,10 +82,10 @@ def walk_down(tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: 
     rows = jnp.arange(tree.tokens.shape[0])
 
     def at(node: jax.Array) -> tuple[jax.Array, jax.Array]:
-        target = _law(warped[rows, node], sampling.temperature)
+        target = _distribution(warped[rows, node], sampling.temperature)
         if tree.draft_logits is None:
             return target, jnp.ones_like(target)  # q = 1 for whatever is tried
-        return target, _law(tree.draft_logits[rows, node], jnp.maximum(sampling.temperature, 1e-4))
+        return target, _distribution(tree.draft_logits[rows, node], jnp.maximum(sampling.temperature, 1e-4))
 
     def visit(child: jax.Array, walk: Walk) -> Walk:
         token = tree.tokens[:, child]
@@ -110,11 +110,11 @@ def walk_down(tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: 
         )
 
     root = jnp.zeros_like(tree.tokens[:, 0])
-    # Siblings stand together behind their parent, so one pass in node order meets each child that is due.
+    # A child has a higher index than its parent, so one pass in node order visits every child to be tried.
     return lax.fori_loop(1, tree.tokens.shape[1], visit, Walk(root, *at(root)))
 
 
-def _law(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+def _distribution(logits: jax.Array, temperature: jax.Array) -> jax.Array:
     """softmax(logits / T) f32[B, V]; at T = 0 all mass on the first of the largest."""
     cold = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
     warm = jax.nn.softmax(logits / jnp.where(temperature > 0, temperature, 1)[:, None], axis=-1)
@@ -122,6 +122,6 @@ def _law(logits: jax.Array, temperature: jax.Array) -> jax.Array:
 
 
 def _normalise(weights: jax.Array, otherwise: jax.Array) -> jax.Array:
-    """Weights f32[B, V] scaled to sum 1; rows that rounding left without any weight become `otherwise`."""
+    """Weights f32[B, V] scaled to sum 1; rows that rounding made all zero become `otherwise`."""
     total = weights.sum(-1, keepdims=True)
     return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), otherwise)

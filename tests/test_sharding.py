@@ -99,7 +99,7 @@ class TestSameTokens:
         """Three heads and 41 tokens over two devices: whole, said once for each, and right."""
         config, target, params = tiny_transformer(vocab_size=41, num_layers=1, num_heads=9, num_kv_heads=3, head_dim=4)
         mesh = mesh_of("4x2")
-        sharding._say_whole.cache_clear()
+        sharding._warn_replicated.cache_clear()
         with caplog.at_level(logging.WARNING):
             placed = sharding.place(params, sharding.target_shardings(mesh, config))
             sharding.target_shardings(mesh, config)

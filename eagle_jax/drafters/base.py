@@ -1,7 +1,7 @@
 """The protocol of a drafting method: a few pure functions around a state of its own.
 
-A round asks the drafter for a tree, has the target check it, and shows the drafter what became of it. Whatever a
-method needs besides its weights lives in its state, a pytree that the decoding loop carries and never looks into.
+In a round the drafter proposes a tree, the target verifies it, and the drafter observes the result. Whatever a method
+needs besides its weights is in its state, a pytree that the decoding loop carries and never inspects.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,19 @@ DrafterState = Any
 
 @struct.dataclass
 class Observation:
-    """What joined the text, in a round or while the prompt was read.
+    """Tokens added to the text, in a round or during prefill, and the pass that computed them.
 
     Row b gained `count[b]` tokens in the target's cache, at positions length[b], length[b] + 1, ...; `output` at
-    `path[b, i]` belongs to the i-th of them. `text` already holds the token behind each.
+    `path[b, i]` belongs to the i-th of them. `text` already holds the token after each.
     """
 
-    text: jax.Array  # i32[B, S], the whole text, its newest token included
+    text: jax.Array  # i32[B, S], the complete text, its newest token included
     length: jax.Array  # i32[B], tokens in the target's cache before
     output: TargetOutput
-    path: jax.Array  # i32[B, P], or [B, C] while the prompt is read; indices into the T rows of `output`
+    path: jax.Array  # i32[B, P], or [B, C] during prefill; indices into the T rows of `output`
     count: jax.Array  # i32[B], 0 where a row had finished
-    tree: DraftTree | None = None  # the tree that was checked; None while the prompt is read
-    choice: jax.Array | None = None  # i32[B, N], the target's token behind each node, its noise included if shared
+    tree: DraftTree | None = None  # the tree that was verified; None during prefill
+    choice: jax.Array | None = None  # i32[B, N], the target's token after each node, noise included if shared
 
 
 class Size(NamedTuple):
@@ -54,8 +54,8 @@ class Drafter(NamedTuple):
     """(batch, capacity, dtype of the target's activations) -> the state before the first prompt token."""
     propose: Callable[[Params, Params, DrafterState, jax.Array, jax.Array, jax.Array], tuple[DraftTree, DrafterState]]
     """(params, target_params, state, text i32[B,S], length i32[B], noise f32[B,P,V]) -> the tree and a new state. The
-    root is `text` at `length`. `noise[:, d]` is to be added to the logits of nodes at depth d: temperature times the
-    Gumbel noise of the position behind them, or zero where the draft shall be a plain top-k."""
+    root is `text` at `length`. The drafter adds `noise[:, d]` to the logits of nodes at depth d: temperature times the
+    Gumbel noise of the next position, or zero for a plain top-k draft."""
     observe: Callable[[Params, Params, DrafterState, Observation], DrafterState]
     """(params, target_params, state, observation) -> the state for the next round."""
     top_k: int = 1
@@ -63,16 +63,16 @@ class Drafter(NamedTuple):
     deepest: int | None = None
     """Depth of the deepest node that can be accepted, where that is not `max_depth`."""
     learns_from_refused: bool = False
-    """`observe` reads what the target says behind nodes that were refused, which a text alone does not tell."""
+    """`observe` reads the target's choices after rejected nodes, which cannot be recovered from the text."""
     unread: tuple[int, ...] = ()
-    """Nodes whose choice nobody reads: no logits are computed for them, and `Observation.choice` is NO_TOKEN there."""
+    """Nodes whose choice is not used: no logits are computed for them, and `Observation.choice` is NO_TOKEN there."""
     needs: str = ""
-    """What its weights are, "" for a method without any: named where somebody forgets them."""
+    """What its weights are, for the error where they are missing; "" for a method without weights."""
     check: Callable[[Params], None] = any_weights
     """(params) -> nothing; ValueError for weights of another head or draft model."""
     draws: bool = False
-    """Children are argmax samples of logits plus noise, all of them stay in the tree, and `draft_logits` is filled:
-    what the p/q rule of `verify.residual` asks for."""
+    """Whether `verify.residual` may use q: children are argmax samples of logits plus noise, none is dropped, and
+    `draft_logits` is filled."""
 
     @property
     def most_accepted(self) -> int:
@@ -87,6 +87,6 @@ def stateless(batch: int, capacity: int, dtype: DTypeLike) -> DrafterState:
 
 
 def forget(params: Params, target_params: Params, state: DrafterState, observation: Observation) -> DrafterState:
-    """`observe` of a drafter that reads all it needs from the text."""
+    """`observe` of a drafter without a state."""
     del params, target_params, observation
     return state

@@ -21,7 +21,7 @@ from eagle_jax.types import DraftTree, KVCache, Params, Target
 def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
     """Chain of `num_drafted` tokens from the draft model; its weights are the drafter's params.
 
-    The default lies between the published lengths, 4 (Chen et al.) and up to 7 (Leviathan et al.).
+    The default is between the published lengths, 4 (Chen et al.) and up to 7 (Leviathan et al.).
 
     Raises:
       ValueError: `num_drafted` below 1.
@@ -40,7 +40,7 @@ def make_chain(draft: Target, num_drafted: int = 5) -> Drafter:
             return (cache, drafted.token), drafted
 
         root = root_of(text, length)
-        # The row of the last accepted token may be missing (the chain ended with it), so it is always fed once more.
+        # The cache may lack the last accepted token (the chain ended with it), so it is always fed once more.
         fed = jnp.stack([root_of(text, length - 1), root], axis=1)
         by_depth = jnp.moveaxis(noise, 1, 0)
         cache = dataclasses.replace(state, length=length - 1)

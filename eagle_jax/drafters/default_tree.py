@@ -1,15 +1,15 @@
-"""The tree where nobody asked for one: the one with the most expected tokens per second, or none.
+"""The default tree: the one with the most expected tokens per second, or plain decoding.
 
-What a tree is worth depends on the head, which accepts `tau` tokens a round, and on the machine, on which a round takes
-its time. tau by tree ships with a head (`TauTable`); what a pass and a draft step cost is measured where it runs
+The best size depends on the head, which decides tau, and on the machine, which decides the time of a round. tau by
+tree ships with a head (`TauTable`); the costs of a pass and of a draft step are measured on the machine
 (`RoundCosts`; `evaluation.round_costs`). Plain decoding, with tau 1, is among the candidates, so that drafting is never
-expected to lose. Where one of the two is unknown, a ladder by batch and platform decides:
+expected to lose. Without one of the two, the size follows from batch and platform:
 
     rows           1           2 to 4      8          16          32         64         65 and more
     CPU            4/1/2       2/0/1       2/0/1      2/0/1       2/0/1      2/0/1      2/0/1
     accelerator    60/7/10     60/7/10     32/5/8     16/5/4      8/2/3      4/1/2      2/0/1
 
-Draws no tree and knows no head: three numbers for `make_eagle2` and `make_eagle3`.
+Gives only the three sizes that `make_eagle2` and `make_eagle3` take; builds no drafter.
 """
 
 import json
@@ -23,7 +23,7 @@ import numpy as np
 
 
 class TreeSize(NamedTuple):
-    """The official triple."""
+    """Sizes of a dynamic tree, as the EAGLE repository names them."""
 
     nodes: int  # the root included
     depth: int  # D: D + 1 drafted levels
@@ -34,10 +34,10 @@ class TreeSize(NamedTuple):
 
 
 LADDER = tuple(TreeSize(*size) for size in ((60, 7, 10), (32, 5, 8), (16, 5, 4), (8, 2, 3), (4, 1, 2), (2, 0, 1)))
-"""Of `ladder_tree`; the first as published."""
+"""Trees that `ladder_tree` chooses from; the first as published."""
 
 CPU_ROOM, ACCELERATOR_ROOM = (4, 4), (60, 256)
-"""Tokens of a pass that are worth their time: for one row, and for all rows together.
+"""Upper limits on the tokens of a pass: for one row, and for all rows together.
 
 Two cores, SmolLM2-135M, without the CPU kernel: two rows gain most from two nodes, four or more from none. By data
 sheets, bfloat16 arithmetic takes as long as reading the weights at 170 to 560 tokens (TPUs), 300 (H100).
@@ -45,7 +45,7 @@ sheets, bfloat16 arithmetic takes as long as reading the weights at 170 to 560 t
 
 
 def ladder_tree(batch: int = 1, platform: str | None = None) -> TreeSize:
-    """The largest tree of the ladder that pays for `batch` rows, at least the smallest.
+    """The largest tree of `LADDER` within the limits for `batch` rows, at least the smallest.
 
     A pass reads the weights once, however many tokens it computes, so tokens cost little until arithmetic takes as long
     as reading; the rows of a batch share these tokens.
@@ -70,19 +70,19 @@ class TauTable(NamedTuple):
     tau: Mapping[TreeSize, Mapping[float, float]]
 
     def at(self, size: TreeSize, temperature: float) -> float:
-        """tau of a tree at any temperature: on a line between those measured, the nearest beyond them."""
+        """tau of a tree at any temperature: linear between those measured, the nearest outside."""
         return between(self.tau[size], temperature)
 
 
 TAU_FILE = "tau.json"
-"""Beside a head: `{"tau": {"4/1/2": {"0": 1.64, "1": 1.49}, ...}, ...}` and how it was measured."""
+"""In the directory of a head: `{"tau": {"4/1/2": {"0": 1.64, "1": 1.49}, ...}, ...}` and how it was measured."""
 
 
 def read_tau_table(directory: pathlib.Path) -> TauTable | None:
-    """The table beside a head, None where there is none.
+    """The table in a head's directory, None where there is none.
 
     Raises:
-      ValueError: a file that is none.
+      ValueError: a file that is not such a table.
     """
     path = directory / TAU_FILE
     if not path.exists():
@@ -120,7 +120,7 @@ class RoundCosts(NamedTuple):
 
 
 def between(measured: Mapping[Any, float], place: float) -> float:
-    """On a line between the places that were measured, the nearest beyond them."""
+    """Linear interpolation between measured values, the nearest outside."""
     places = sorted(measured)
     return float(np.interp(place, places, [measured[one] for one in places]))
 

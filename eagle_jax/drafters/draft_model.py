@@ -1,7 +1,7 @@
-"""How a second, smaller model reads text and chooses a token: what the chain and Ouroboros share.
+"""Forward passes and token choice of a separate, smaller draft model: what the chain and Ouroboros share.
 
-It keeps a cache of its own, in which a token's row depends on the text alone, so rows computed for guesses stay right
-when the guesses are accepted.
+It has its own KV cache. An entry depends only on the text up to its token, so entries computed for drafted tokens stay
+valid when these are accepted.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Step(NamedTuple):
 def read_tokens(
     draft: Target, params: Params, cache: KVCache, tokens: jax.Array, count: jax.Array, noise: jax.Array
 ) -> tuple[Step, KVCache]:
-    """Feed the first `count` i32[B] of tokens i32[B, T], choose the token behind the last of them."""
+    """Feed the first `count` i32[B] of tokens i32[B, T], choose the token after the last of them."""
     batch, size = tokens.shape
     path = jnp.broadcast_to(jnp.arange(size), (batch, size))
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))

@@ -1,7 +1,7 @@
 """EAGLE: a static tree drawn by rank (arXiv 2401.15077, section 3.1 and appendix A).
 
-A node is named by ranks: (0, 2) is the third best child of the root's best child. Every node of the tree is kept,
-whatever its confidence, so this is also the tree on which the p/q rule may be used.
+A node is named by ranks: (0, 2) is the third best child of the root's best child. No node is dropped for its
+confidence, so this is also the tree on which the p/q rule may be used.
 """
 
 import functools
@@ -31,9 +31,9 @@ class Level(NamedTuple):
     """The nodes of one depth that have children, and those children."""
 
     inner: np.ndarray  # tree index of the nodes to feed, in node order
-    parent_rows: np.ndarray  # place of their parents among the nodes fed one level before
+    parent_rows: np.ndarray  # index of their parents among the nodes fed one level before
     children: np.ndarray  # tree index of their children
-    child_rows: np.ndarray  # place of each child's parent in `inner`
+    child_rows: np.ndarray  # index of each child's parent in `inner`
     child_ranks: np.ndarray  # rank of each child
 
 
@@ -46,7 +46,7 @@ class StaticTree(NamedTuple):
 
 
 def take_apart(paths: Sequence[Ranks]) -> StaticTree:
-    """Number the nodes by depth, then by rank, and find the levels.
+    """Number the nodes by depth, then by rank, and list the levels.
 
     Raises:
       ValueError: no node, a node given twice, or a node whose parent is not in the tree.
@@ -88,7 +88,7 @@ def grow(
     root: jax.Array,
     noise: jax.Array,
 ) -> DraftTree:
-    """Fill a static tree below `root` i32[B], level by level; the rest as `Drafter.propose` has it."""
+    """Fill a static tree below `root` i32[B], level by level; other arguments as in `Drafter.propose`."""
     batch, num_nodes = root.shape[0], len(shape.parents)
     tokens = jnp.zeros((batch, num_nodes), jnp.int32).at[:, 0].set(root)
     values = jnp.zeros((batch, num_nodes))

@@ -1,11 +1,11 @@
 """EAGLE-2: a tree shaped by the drafter's confidence (arXiv 2406.16858, section 4). Expand, then re-rank.
 
-Expand: from the root's k best children on, D passes each feed the k most valuable nodes of the last level and add the k
-best children of each. A node's value is the product of the confidences along its path, here a sum of logs in float32.
-Re-rank: of all k + D k^2 nodes the N - 1 most valuable ones are kept, shallow before deep where values tie, and
-renumbered so that parents stand first. A child is never worth more than its parent, so the kept nodes form a tree.
+Expand: from the root's k best children on, D passes each feed the k best nodes of the last level and add the k best
+children of each. A node's value is the product of the confidences along its path, here a sum of logs in float32.
+Re-rank: of all k + D k^2 nodes the N - 1 of highest value are selected, shallow before deep where values tie, and
+renumbered so that parents come first. A child's value is never above its parent's, so the selected nodes form a tree.
 
-    candidates    [ k children of the root | k x k behind pass 0 | k x k behind pass 1 | ... ]
+    candidates    [ k children of the root | k x k from pass 0 | k x k from pass 1 | ... ]
 """
 
 import functools
@@ -24,7 +24,7 @@ from eagle_jax.types import NO_PARENT, DraftTree, Params
 
 
 class Candidates(NamedTuple):
-    """All nodes that expansion found, in the flat order above: M = k + D k^2."""
+    """All nodes of the expansion, in the flat order above: M = k + D k^2."""
 
     tokens: jax.Array  # i32[B, M]
     log_values: jax.Array  # f32[B, M]
@@ -43,16 +43,16 @@ def expand(
     top_k: int,
     use_value: bool = True,
 ) -> Candidates:
-    """Grow the candidates level by level: one reading of the head's newest output and `depth` passes of k nodes.
+    """Grow the candidates level by level: from the head's newest output, then `depth` passes of k nodes.
 
-    Without values the k nodes of a level are those of the highest confidence of their own, and what stands for a value
-    is the lowest confidence on the path, which like a value is never above the parent's.
+    With `use_value` false the k nodes of a level are picked by their own confidence, and the value is replaced by the
+    lowest confidence on the path, which likewise is never above the parent's.
     """
     best = heads.top_children(head, params, target_params, state.newest[:, None], noise[:, 0], top_k)
     tokens, values = best.tokens[:, 0], best.values[:, 0]
     batch = tokens.shape[0]
     flat = jnp.broadcast_to(jnp.arange(top_k), (batch, top_k))  # flat index of the nodes to feed
-    found = [Candidates(tokens, values, jnp.full_like(tokens, NO_PARENT), flat)]
+    levels = [Candidates(tokens, values, jnp.full_like(tokens, NO_PARENT), flat)]
     states = jnp.broadcast_to(state.newest[:, None], (batch, top_k, state.newest.shape[1]))
     rows: jax.Array | None = None  # index of their parents among the nodes fed before
     fed = heads.no_drafted_nodes(head, state)
@@ -63,32 +63,32 @@ def expand(
         join = jnp.add if use_value else jnp.minimum
         block_values = join(values[:, :, None], best.values).reshape(batch, -1)
         parents = jnp.repeat(flat, top_k, axis=1)
-        _, kept = top_k_rows(block_values if use_value else best.values.reshape(batch, -1), top_k)
-        values = jnp.take_along_axis(block_values, kept, axis=1)
-        tokens = jnp.take_along_axis(block_tokens, kept, axis=1)
-        states = jnp.take_along_axis(outputs, (kept // top_k)[:, :, None], axis=1)
-        rows = step * top_k + kept // top_k
-        flat = top_k + step * top_k**2 + kept
-        found.append(Candidates(block_tokens, block_values, parents, flat))
-    return Candidates(*(jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)))
+        _, picked = top_k_rows(block_values if use_value else best.values.reshape(batch, -1), top_k)
+        values = jnp.take_along_axis(block_values, picked, axis=1)
+        tokens = jnp.take_along_axis(block_tokens, picked, axis=1)
+        states = jnp.take_along_axis(outputs, (picked // top_k)[:, :, None], axis=1)
+        rows = step * top_k + picked // top_k
+        flat = top_k + step * top_k**2 + picked
+        levels.append(Candidates(block_tokens, block_values, parents, flat))
+    return Candidates(*(jnp.concatenate(parts, axis=1) for parts in zip(*levels, strict=True)))
 
 
 def rerank(candidates: Candidates, root: jax.Array, nodes: int, max_depth: int) -> DraftTree:
-    """Keep the `nodes` - 1 most valuable candidates below `root` i32[B]."""
+    """The tree of the `nodes` - 1 candidates of highest value below `root` i32[B]."""
     _, chosen = top_k_rows(candidates.log_values, nodes - 1)
     return keep(candidates, jnp.sort(chosen, axis=1), root, max_depth)
 
 
 def first_come(candidates: Candidates, root: jax.Array, nodes: int, max_depth: int) -> DraftTree:
-    """Keep the first `nodes` - 1 nodes that expansion picked, level by level, whatever the value of all others."""
+    """The tree of the first `nodes` - 1 nodes that expansion picked, level by level, without comparing their values."""
     return keep(candidates, jnp.sort(candidates.picked[:, : nodes - 1], axis=1), root, max_depth)
 
 
 def keep(candidates: Candidates, chosen: jax.Array, root: jax.Array, max_depth: int) -> DraftTree:
-    """The tree of the candidates `chosen` i32[B, N - 1], rising and parents among them, below `root` i32[B]."""
+    """The tree of the candidates `chosen` i32[B, N - 1] below `root` i32[B]; sorted, and closed under parents."""
     values = jnp.take_along_axis(candidates.log_values, chosen, axis=1)
     parents = jnp.take_along_axis(candidates.parents, chosen, axis=1)
-    # Place of the parent among the chosen, counted from node 1; the root where there is none.
+    # Index of the parent among the chosen, counted from node 1; the root where there is none.
     place = (parents[:, :, None] == chosen[:, None, :]).argmax(-1) + 1
     batch, nodes = root.shape[0], chosen.shape[1] + 1
     return DraftTree(
@@ -106,7 +106,7 @@ def check_sizes(nodes: int, depth: int, top_k: int) -> None:
     """Refuse triples that name no tree.
 
     Raises:
-      ValueError: a size too small, or more nodes than expansion finds.
+      ValueError: a size too small, or more nodes than expansion gives.
     """
     if nodes < 2 or depth < 0 or top_k < 1:
         raise ValueError(f"nodes must be at least 2, depth 0 and top_k 1, got {nodes}, {depth} and {top_k}")
@@ -131,11 +131,11 @@ def make_eagle2(
     Args:
       head: an EAGLE head of either kind.
       nodes: N, the root included.
-      depth: D, passes behind the first reading; the deepest node stands at D + 1.
+      depth: D, head passes while drafting; the deepest node is at depth D + 1.
       top_k: k, children per node and nodes per level.
       name: of the drafter.
-      use_value, reranks: False leaves a part out, as in the paper's ablation (table 3): the product along the path as a
-        node's value, and the choice of nodes by value in the end.
+      use_value, reranks: False removes a part, as in the paper's ablation (table 3): the product along the path as a
+        node's value, and the final selection of nodes by value.
 
     Raises:
       ValueError: sizes that name no tree, or without re-ranking more nodes than expansion picks.

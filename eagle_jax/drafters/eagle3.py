@@ -1,7 +1,7 @@
 """EAGLE-3: the dynamic tree of EAGLE-2, drafted by a head that fuses three layers and feeds on its own output.
 
-arXiv 2503.01840, section 3. All that differs while decoding is in the head (`models.draft_head`): which features it
-reads, and its draft vocabulary.
+arXiv 2503.01840, section 3. While decoding, only the head differs (`models.draft_head`): the features it reads, and
+its draft vocabulary.
 """
 
 from eagle_jax.drafters.base import Drafter

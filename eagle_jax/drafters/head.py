@@ -2,7 +2,7 @@
 
 Alignment (DESIGN 3): tokens x_0..x_{n-1} are in the target's cache, the root is x_n. Slot p of the head joins the
 target's features at p with token x_{p+1}; its output at slot n - 1 predicts x_{n+1}. A node of depth d is fed at slot
-n - 1 + d. The head's cache keeps rows made from the target's features only: rows made from guesses are scratch.
+n - 1 + d. The head's cache holds rows made from the target's features only: rows of drafted nodes are scratch.
 
     slot of the head      0    1   ...  n-1  | n     n      n+1   <- tree nodes of depth 1, 1, 2
     feature of the target f_0  f_1 ...  f_n-1| own   own    own
@@ -31,7 +31,7 @@ class HeadState:
     """What an EAGLE drafter carries from round to round."""
 
     cache: KVCache  # one layer; as long as the target's
-    newest: jax.Array  # [B, E], the head's output at its last slot, which speaks of the root's children
+    newest: jax.Array  # [B, E], the head's output at its last slot, which predicts the root's children
 
 
 class DraftedNodes(NamedTuple):
@@ -40,7 +40,7 @@ class DraftedNodes(NamedTuple):
     keys: jax.Array  # [B, M, K, D]
     values: jax.Array  # [B, M, K, D]
     seen: jax.Array  # bool[B, M, M], the ancestors of each among them, itself included
-    slots: jax.Array  # i32[B, M], where each stands
+    slots: jax.Array  # i32[B, M], slot of each
 
 
 class TopChildren(NamedTuple):
@@ -63,15 +63,15 @@ def init_state(head: Head, batch: int, capacity: int, dtype: DTypeLike) -> HeadS
 def observe(
     head: Head, params: HeadParams, target_params: Params, state: HeadState, observation: Observation
 ) -> HeadState:
-    """Read the target's features of the tokens that joined the text, each with the token behind it."""
+    """Read the target's features of the tokens that joined the text, each with the token after it."""
     batch, size = observation.path.shape
     steps = jnp.arange(size)[None, :]
     output = observation.output
     features = features_of(head.config, output.hidden, output.taps)
     features = jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
     slots = observation.length[:, None] + steps
-    behind = jnp.take_along_axis(observation.text, slots + 1, axis=1, mode="clip")
-    embedded = head.embed(params, target_params, behind)
+    next_tokens = jnp.take_along_axis(observation.text, slots + 1, axis=1, mode="clip")
+    embedded = head.embed(params, target_params, next_tokens)
     prefix = Prefix(state.cache.keys[0], state.cache.values[0], observation.length)
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
 
@@ -94,7 +94,7 @@ def observe(
 
 
 def no_drafted_nodes(head: Head, state: HeadState) -> DraftedNodes:
-    """Before the first pass over tree nodes."""
+    """The empty `DraftedNodes`, before the first pass over tree nodes."""
     batch, layer = state.newest.shape[0], head.config.layer
     rows = jnp.zeros((batch, 0, layer.num_kv_heads, layer.head_dim), state.cache.keys[0].dtype)
     return DraftedNodes(
@@ -113,7 +113,7 @@ def extend(
     parents: jax.Array | None,
     depth: int,
 ) -> tuple[jax.Array, DraftedNodes]:
-    """Have the head read one more level of the tree.
+    """Feed one more level of the tree to the head.
 
     Args:
       fed: the nodes read before.
@@ -158,7 +158,7 @@ def top_children(
 ) -> TopChildren:
     """The `count` most confident children of nodes whose outputs are `states` [B, T, E].
 
-    `noise` f32[B, V] is that of the position behind the nodes; a draft vocabulary gathers its share of the target's.
+    `noise` f32[B, V] is that of the next position; with a draft vocabulary, its tokens' entries are gathered.
     Confidence is log_softmax(logits + noise), never divided by the temperature (DESIGN 2).
 
     Raises:

@@ -1,20 +1,21 @@
 r"""Lookahead decoding: Jacobi iteration on a window of guesses yields n-grams to draft (Fu et al., arXiv 2402.02057).
 
-No draft model. Behind the newest token stand W columns of L - 1 rows; a target pass finds the token behind each column,
-the rows move up by one, and these tokens become the last row. A column with its new token is an n-gram of L tokens for
-the pool, and n-grams that start with the newest token are guessed. Window and guesses are one tree, in which the nodes
-of the window are computed but may not be accepted. With L = 4 and W = 3, (r, c) being row r and column c:
+No draft model. After the newest token comes a window of W columns and L - 1 rows. A target pass computes the token
+after each column; the rows move up by one, and these tokens become the last row. A column with its new token is an
+n-gram of L tokens for the pool, and n-grams that start with the newest token are guessed. Window and guesses are one
+tree, in which nodes of the window are computed but may not be accepted. With L = 4 and W = 3, (r, c) being row r and
+column c:
 
      guesses    (0,0) ------ (0,1) ------ (0,2)     (0,0) is the root; row 0 is a chain, and each of its nodes starts a
-        |      /  |            |            |       column. Node r * W + c is (r, c). The target's tokens behind the
+        |      /  |            |            |       column. Node r * W + c is (r, c). The target's tokens after the
         +-----+ (1,0)        (1,1)        (1,2)     last row are new; then (r + 1, c) becomes (r, c), and the new root
                   |            |            |       takes the place of (0,0).
                 (2,0)        (2,1)        (2,2)
 
-New tokens are the target's own choices, its noise included where that is shared; the published code fills the window
-greedily and keeps end tokens out of it. The window starts out full of the prompt's tokens, where that code fills it row
-by row; n-grams count as soon as their phrase is the target's. It can also drop as many columns as guesses were
-accepted; as by default there, none are dropped here.
+New tokens are the target's own choices, its noise included where that is shared. Differences from the published code:
+it fills the window greedily and leaves end tokens out; it fills the first window row by row, while here it starts with
+tokens of the prompt, and n-grams enter the pool once all tokens of their phrase are the target's. Columns are not
+dropped when guesses are accepted, which is that code's default too.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ def empty_state(batch: int, level: int, window: int, pool_size: int) -> Lookahea
 
 
 def tree_of(state: LookaheadState, root: jax.Array, guesses: int) -> DraftTree:
-    """Window and guesses behind `root` i32[B]."""
+    """Window and guesses below `root` i32[B]."""
     batch, rows, width = state.window.shape
     nodes = np.arange(rows * width, dtype=np.int32)
     above = np.where(nodes < width, nodes - 1, nodes - width)  # NO_PARENT for the root
@@ -80,22 +81,22 @@ def drawn(observation: Observation, fractions: np.ndarray) -> jax.Array:
 
 
 def advance(state: LookaheadState, root: jax.Array, choice: jax.Array, live: jax.Array) -> LookaheadState:
-    """Move the rows up behind a round, in the rows of the batch that are `live` bool[B].
+    """Move the rows of the window up after a round, in the rows of the batch that are `live` bool[B].
 
     Args:
       state: the window that was computed.
-      root: i32[B], the token it stood behind.
-      choice: i32[B, N], the target's token behind each node.
-      live: the others keep what they have.
+      root: i32[B], the token before the window.
+      choice: i32[B, N], the target's token after each node.
+      live: all other rows stay unchanged.
     """
     batch, rows, width = state.window.shape
-    new = choice[:, None, (rows - 1) * width : rows * width]  # behind the last row
+    new = choice[:, None, (rows - 1) * width : rows * width]  # after the last row
     columns = jnp.concatenate([state.window.at[:, 0, 0].set(root), new], axis=1)  # [B, L, W]
-    whole = live & (state.chosen_rows >= rows - 1)  # row 0 gives the keys, the others must be the target's
+    valid = live & (state.chosen_rows >= rows - 1)  # row 0 gives the keys, the others must be the target's
     return LookaheadState(
         window=jnp.where(live[:, None, None], columns[:, 1:], state.window),
         chosen_rows=jnp.minimum(state.chosen_rows + live, rows),
-        pool=insert(state.pool, columns.swapaxes(1, 2), jnp.broadcast_to(whole[:, None], (batch, width))),
+        pool=insert(state.pool, columns.swapaxes(1, 2), jnp.broadcast_to(valid[:, None], (batch, width))),
     )
 
 
@@ -116,18 +117,18 @@ def make_lookahead(
     pool_from_prompt: bool = False,
     pool_size: int = 4096,
 ) -> Drafter:
-    """Window and guesses in one tree of (level - 1) * (window + guesses) nodes; sizes as Spec-Bench runs it.
+    """Window and guesses in one tree of (level - 1) * (window + guesses) nodes; default sizes from Spec-Bench.
 
     Args:
       level: L, tokens of an n-gram; a guess brings up to L - 1.
       window: W, columns of the window.
       guesses: G, n-grams tried in a round, the newest ones that start with the root.
       pool_from_prompt: the n-grams of the prompt, and of the answer as it is written, join the pool too: an option of
-        the published code, which Spec-Bench leaves off.
-      pool_size: n-grams that a row remembers; a round brings W, and as many as it writes tokens.
+        the published code, off in Spec-Bench.
+      pool_size: n-grams stored per row; a round inserts W, and with `pool_from_prompt` one per token written.
 
     Raises:
-      ValueError: sizes that no window or pool has.
+      ValueError: a size too small.
     """
     _check_sizes(level, window, guesses, pool_size)
     fractions = np.random.default_rng(0).random((level - 1, window)).astype(np.float32)

@@ -1,20 +1,20 @@
-r"""Ouroboros: a small draft model that drafts by phrases, and phrases behind its draft (Zhao et al., arXiv 2402.13720).
+r"""Ouroboros: a small draft model that drafts by phrases, and phrases after its draft (Zhao et al., arXiv 2402.13720).
 
-Nothing is trained. A pool remembers which phrases followed a token, and serves twice in a round:
+Nothing is trained. A pool stores which phrases followed a token, and is used twice in a round:
 
     root -- d1 -- d2 -- d3 -- d4 -- d5 -- d6 --+-- p1 -- p2 -- p3 -- p4
             '------- the draft's own ------'   +-- q1 -- q2 -- q3 -- q4       phrases that followed d6 before
                                                '-- r1 -- r2 -- r3 -- r4
 
-  * d1, d2, ... are what the draft model chooses token by token, found in fewer passes: a pass reads the newest token
-    and phrases that followed it before, and keeps what agrees with the model's own choices (`verify.match`);
-  * the phrases behind the last of them are checked by the target together with the chain.
+  * d1, d2, ... are the draft model's own choices, computed in fewer passes: a pass reads the newest token and phrases
+    that followed it before, and accepts what agrees with the model's own choices (`verify.match`);
+  * the phrases after the last of them are verified by the target together with the chain.
 
-Phrases come from the text, prompt included, and from the check: behind the first rejected token, what the target makes
-of the rest of the draft. They last as long as the request; the paper keeps them for the next one, which is beyond the
-state of a drafter. There the pool is fed by the check and by a window of lookahead decoding that the draft model runs,
-not by the text; a draft may be longer than asked for, and its first pass tries phrases too. A batch drafts here until
-its last row has a whole chain, rows that have ended included.
+Phrases come from the text, prompt included, and from verification: the target's choices after the first rejected token
+of the draft. They last as long as the request. Differences from the paper's code: it carries the pool over to the next
+request, which the state of a drafter cannot; it fills the pool from verification and from a window of lookahead
+decoding run by the draft model, not from the text; its draft may be longer than requested, and its first pass tries
+phrases too. A batch drafts here until its last row has a complete chain, rows that have ended included.
 """
 
 import dataclasses
@@ -47,14 +47,14 @@ SIZES = (
 
 @struct.dataclass
 class OuroborosState:
-    """What the draft model has read, and what followed what."""
+    """The draft model's cache, and the phrases."""
 
     cache: KVCache
     pool: NgramPool
 
 
 class Chain(NamedTuple):
-    """The draft model's own tokens, as far as they are known."""
+    """The draft model's own tokens drafted so far."""
 
     cache: KVCache  # holds the rows of root and chain but for the newest token
     tokens: jax.Array  # i32[B, n]
@@ -64,13 +64,13 @@ class Chain(NamedTuple):
 
 
 def choose_drafts(draft: Target, params: Params, hidden: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The draft model's tokens i32[...] behind states [..., E], with noise f32[..., V], and their log-confidence."""
+    """The draft model's tokens i32[...] after states [..., E], with noise f32[..., V], and their log-confidence."""
     scores = draft.unembed(params, hidden) + noise
     return first_largest(scores), jax.nn.log_softmax(scores).max(-1)
 
 
 def extend(draft: Target, params: Params, chain: Chain, pool: NgramPool, noise: jax.Array, phrases: int) -> Chain:
-    """One draft pass over the newest token and `phrases` phrases behind it: up to a phrase and one token more.
+    """One draft pass over the newest token and `phrases` phrases after it: adds up to a phrase and one token.
 
     `noise` f32[B, P, V] as for `Drafter.propose`. A chain that is full stays as it is.
     """
@@ -87,7 +87,7 @@ def extend(draft: Target, params: Params, chain: Chain, pool: NgramPool, noise: 
     verdict = verify.match(tree, choice)
     count = jnp.minimum(verdict.num_accepted + 1, room - chain.known)
     steps = jnp.arange(tree.max_depth + 1)[None, :]
-    on_path = jnp.maximum(verdict.path, 0)  # the choices behind these nodes are the next tokens of the chain
+    on_path = jnp.maximum(verdict.path, 0)  # the choices after these nodes are the next tokens of the chain
     slots = jnp.where(steps < count[:, None], end + steps, room)
     summed = jnp.cumsum(jnp.take_along_axis(confidence, on_path, axis=1), axis=1)
     log_values = jnp.take_along_axis(chain.log_values, end - 1, axis=1) + summed
@@ -113,10 +113,10 @@ def draft_chain(
 ) -> Chain:
     """The draft model's next `num_drafted` tokens of every row, in as few passes as its phrases allow.
 
-    The rest as `Drafter.propose` has it; `phrases` are tried in each pass behind the first.
+    Other arguments as in `Drafter.propose`; `phrases` are tried in each pass after the first.
     """
-    # The target may have accepted a phrase behind the chain: tokens that the draft model has not read, and neither the
-    # last one of the chain. They are read with the root; what is read once more stays the same.
+    # The target may have accepted a phrase after the chain. The draft model has not read its tokens, nor the last token
+    # of the chain. They are fed with the root; feeding a token again writes the same entry.
     unread = state.pool.phrases.shape[2] + 1
     start = jnp.maximum(length - unread, 0)
     fed = start[:, None] + jnp.arange(unread + 1)[None, :]
@@ -144,36 +144,36 @@ def draft_chain(
 
 
 def recycled(tree: DraftTree, choice: jax.Array, accepted: jax.Array, num_drafted: int) -> tuple[jax.Array, jax.Array]:
-    """N-grams of what the target put in place of the draft's rejected end, down each branch of the tree.
+    """N-grams of the target's choices after rejected nodes, down each branch of the tree.
 
-    The choices behind the nodes of a path are what the target makes of that path. They count from the first one on that
-    differs from the draft, which is the next root; up to there they are the text.
+    Along a path the target's choices are a refined version of it. They are used from the first one that differs from
+    the draft, which is the next root; the ones before are in the text already.
 
     Args:
       tree: root, chain of `num_drafted` tokens and branches, as `make_ouroboros` puts them together.
-      choice: i32[B, N], the target's token behind each node.
+      choice: i32[B, N], the target's token after each node.
       accepted: i32[B], drafted tokens that were accepted.
       num_drafted: length of the chain.
 
     Returns:
-      i32[B, I, D + 1] and bool[B, I]: for each start in the chain one n-gram, or one a branch where it reaches beyond
-      the chain. Those of the first branch come last, as the newest.
+      i32[B, I, D + 1] and bool[B, I], which are valid: for each start in the chain one n-gram, or one per branch where
+      it extends past the chain. Those of the first branch come last, as the newest.
     """
     batch, nodes = choice.shape
     length = tree.max_depth - num_drafted
     leaves = np.arange(num_drafted + length, nodes, length)
-    found = tree.parents[:, leaves] != NO_PARENT  # distinct phrases end in nodes of their own
-    branch = [jnp.broadcast_to(leaves, found.shape)]
+    used = tree.parents[:, leaves] != NO_PARENT  # distinct phrases end in nodes of their own
+    branch = [jnp.broadcast_to(leaves, used.shape)]
     for _ in range(length - 1):  # upwards, as a phrase may begin in the slots of another
         branch.append(jnp.take_along_axis(tree.parents, jnp.maximum(branch[-1], 0), axis=1))
-    behind_branch = choice[jnp.arange(batch)[:, None, None], jnp.stack(branch[::-1], axis=-1)]  # [B, K, D]
-    behind_chain = jnp.broadcast_to(choice[:, None, : num_drafted + 1], (*found.shape, num_drafted + 1))
-    refined = jnp.concatenate([behind_chain, behind_branch], axis=-1)
+    after_branch = choice[jnp.arange(batch)[:, None, None], jnp.stack(branch[::-1], axis=-1)]  # [B, K, D]
+    after_chain = jnp.broadcast_to(choice[:, None, : num_drafted + 1], (*used.shape, num_drafted + 1))
+    refined = jnp.concatenate([after_chain, after_branch], axis=-1)
     starts = np.arange(num_drafted + 1)
     ngrams = refined[:, :, starts[:, None] + np.arange(length + 1)]  # [B, K, starts, D + 1]
     beyond = (starts + length > num_drafted)[None, None, :]
     first = (np.arange(len(leaves)) == 0)[None, :, None]
-    valid = jnp.where(beyond, found[:, :, None], first) & (starts[None, :] >= accepted[:, None])[:, None, :]
+    valid = jnp.where(beyond, used[:, :, None], first) & (starts[None, :] >= accepted[:, None])[:, None, :]
     ngrams, valid = ngrams[:, ::-1].swapaxes(1, 2), valid[:, ::-1].swapaxes(1, 2)
     return ngrams.reshape(batch, -1, length + 1), valid.reshape(batch, -1)
 
@@ -181,7 +181,7 @@ def recycled(tree: DraftTree, choice: jax.Array, accepted: jax.Array, num_drafte
 def learn(
     draft: Target, params: Params, state: OuroborosState, observation: Observation, num_drafted: int
 ) -> OuroborosState:
-    """Read the prompt, or put what a round found into the pool; the text's own phrases either way."""
+    """Prefill the draft model, or insert the n-grams of a round into the pool; the text's own phrases either way."""
     cache, pool = state.cache, state.pool
     if observation.tree is None or observation.choice is None:
         cache = read_prompt(draft, params, cache, observation)
@@ -212,20 +212,19 @@ def make_ouroboros(
     draft_phrases: int = 3,
     pool_size: int = 4096,
 ) -> Drafter:
-    """Chain of the draft model's tokens with phrases behind it; its weights are the drafter's params.
+    """Chain of the draft model's tokens with phrases after it; its weights are the drafter's params.
 
     Args:
       draft: a model with the target's vocabulary.
       num_drafted: tokens of the chain.
-      phrases: branches behind its last token, the newest phrases that followed that token.
-      phrase_length: their tokens.
+      phrases: branches after its last token, the newest phrases that followed that token.
+      phrase_length: tokens of a phrase.
       draft_phrases: phrases that a draft pass tries; 0 drafts token by token. The authors try all of a token, up to 15.
-      pool_size: n-grams that a row remembers; a round brings as many as it writes tokens, and up to
-        phrases * (num_drafted + 1) from the check. The authors' pool has no bound. All other defaults are those that
-        they run Spec-Bench with.
+      pool_size: n-grams stored per row; a round inserts one per token written, and up to phrases * (num_drafted + 1)
+        from verification. The authors' pool is unbounded. All other defaults are theirs for Spec-Bench.
 
     Raises:
-      ValueError: sizes that no tree or pool has.
+      ValueError: a size too small.
     """
     _check_sizes(num_drafted, phrases, phrase_length, draft_phrases, pool_size)
 
@@ -244,8 +243,8 @@ def make_ouroboros(
         del target_params
         chain = draft_chain(draft, params, state, text, length, noise, num_drafted=num_drafted, phrases=draft_phrases)
         tree = chain_tree(root_of(text, length), chain.tokens, chain.known, chain.log_values)
-        found = newest(state.pool, chain.tokens[:, -1], phrases)
-        tree = with_branches(tree, *found, base=num_drafted, depth=num_drafted)
+        branches, valid = newest(state.pool, chain.tokens[:, -1], phrases)
+        tree = with_branches(tree, branches, valid, base=num_drafted, depth=num_drafted)
         return tree, dataclasses.replace(state, cache=chain.cache)
 
     def observe(

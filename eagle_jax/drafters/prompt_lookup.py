@@ -1,8 +1,8 @@
 """Prompt lookup: what followed the last n tokens the first time they occurred (A. Saxena, 2023).
 
-For n from `max_ngram` down to 1, the text before its own last n tokens is searched for them; the tokens behind the
-occurrence are proposed as a chain. No match means a plain step. Needs no weights and no state: the text is enough.
-Saxena's code skips an occurrence with fewer tokens behind it than are to be proposed; here what there is is proposed.
+For n from `max_ngram` down to 1, the earlier text is searched for its own last n tokens; the tokens after the
+occurrence are proposed as a chain. No match means a plain step. Needs no weights and no state. Saxena's code skips an
+occurrence followed by fewer tokens than are to be proposed; here the fewer tokens are proposed.
 """
 
 import functools
@@ -16,15 +16,15 @@ from eagle_jax.types import DraftTree, Params
 
 
 def longest_match(text: jax.Array, length: jax.Array, max_ngram: int) -> tuple[jax.Array, jax.Array]:
-    """Where the text goes on after an earlier occurrence of its own end.
+    """Where the text continues after an earlier occurrence of its own end.
 
     Args:
-      text: i32[B, S]; the newest token stands at index `length`.
+      text: i32[B, S]; the newest token is at index `length`.
       length: i32[B].
       max_ngram: longest run of last tokens to look for; shorter ones follow down to 1.
 
     Returns:
-      i32[B], index of the token behind the first occurrence of the longest run, and bool[B], whether there is one.
+      i32[B], index of the token after the first occurrence of the longest run, and bool[B], whether there is one.
     """
     capacity = text.shape[1]
     ends = jnp.arange(capacity)[None, :]  # candidate occurrences by the index of their last token
@@ -59,10 +59,10 @@ def make_prompt_lookup(num_drafted: int = 10, max_ngram: int = 3) -> Drafter:
         params: Params, target_params: Params, state: DrafterState, text: jax.Array, length: jax.Array, noise: jax.Array
     ) -> tuple[DraftTree, DrafterState]:
         del params, target_params, noise
-        start, found = longest_match(text, length, max_ngram)
+        start, matched = longest_match(text, length, max_ngram)
         slots = start[:, None] + jnp.arange(num_drafted)[None, :]
         drafted = jnp.take_along_axis(text, jnp.minimum(slots, text.shape[1] - 1), axis=1)
-        known = jnp.where(found, jnp.minimum(num_drafted, length + 1 - start), 0)
+        known = jnp.where(matched, jnp.minimum(num_drafted, length + 1 - start), 0)
         return chain_tree(root_of(text, length), drafted, known, jnp.zeros(drafted.shape, jnp.float32)), state
 
     return Drafter(

@@ -1,1 +1,1 @@
-"""The one kernel of the package: matrix products of few tokens on CPUs (DESIGN 9); everywhere else XLA's are used."""
+"""CPU kernels: matrix products of few tokens, and attention (DESIGN 9). Other platforms use XLA's."""

@@ -1,7 +1,7 @@
 """Compiles the kernels with the system's C++ compiler when they are first needed, and registers them with JAX.
 
 The library is cached on disk under a key of everything that decides its code: source, jaxlib, compiler and processor.
-Where it cannot be had, one line says why and what to do, and products run through XLA as on every other platform.
+Where it cannot be built, one log line says why and what to do, and products run through XLA as on other platforms.
 """
 
 import ctypes
@@ -73,7 +73,7 @@ def build() -> pathlib.Path:
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
     os.close(handle)
     try:
-        # One after the other as one source: the headers, which take longest, are read once.
+        # Compiled as one source, so that the headers, which take longest, are parsed once.
         one, *others = map(str, SOURCES)
         command = [compiler, *flags, "-include", one, *others, "-o", temporary]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -97,13 +97,13 @@ def find_compiler() -> str:
     """
     named = os.environ.get("CXX")
     for name in (named,) if named else COMPILERS:
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     raise BuildError(f"no C++ compiler: neither of {named or ', '.join(COMPILERS)} is installed; g++ will do")
 
 
 def _native() -> str:
-    """The flag for all that this processor can do."""
+    """The compiler flag for all instructions of this processor."""
     return "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 
 
@@ -121,7 +121,7 @@ def _key(compiler: str, flags: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What decides the instructions that `_native` allows."""
+    """Description of the processor, which decides the instructions that `_native` allows."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -5,7 +5,7 @@
 // the number of rows, so that a row's result does not depend on its company.
 //
 //   for two tiles at a time, for k = 0 .. K-1:          sums stay in registers: rows x 2 vectors
-//       load w[k, 0:16] of both tiles                   x lies transposed, [K, rows], so that a k reads one line
+//       load w[k, 0:16] of both tiles                   x is transposed, [K, rows], so that a k reads one line
 //       sum[row] += x[k, row] * w[k, :]                 (a scalar, broadcast)
 
 #include "block.h"

@@ -1,11 +1,11 @@
-"""Weights as the CPU kernel reads them: sixteen outputs side by side, all inputs of them in a row.
+"""Weights in the layout of the CPU kernel: tiles of sixteen outputs, each contiguous over all inputs.
 
     matrix [K, N]                         tiles [N / 16, K, 16]
     in 0   w00 w01 ... w0f | w0g ...      tile 0: w00 ... w0f, w10 ... w1f, ...; tile 1: w0g ...
     in 1   w10 w11 ... w1f | w1g ...      the last tile is filled up with zeros
 
 Several matrices that read the same input (q, k and v; gate and up) are packed as one, tile after tile: fewer, larger
-products. A layer that finds a `PackedMatrix` where it expects an array uses it; nothing else knows of it. Weights are
+products. A layer accepts a `PackedMatrix` in place of an array; nothing else knows of it. Weights are
 *stored* in their own dtype, float32 or bfloat16; activations are float32 with either.
 """
 
@@ -55,25 +55,25 @@ class PackedMatrix:
 
     def multiply(self, x: jax.Array) -> list[jax.Array]:
         """x [..., *inputs] times each matrix: f32[..., *outputs]."""
-        kept = x.shape[: x.ndim - len(self.inputs)]
-        if x.shape[len(kept) :] != self.inputs:
+        leading = x.shape[: x.ndim - len(self.inputs)]
+        if x.shape[len(leading) :] != self.inputs:
             raise ValueError(f"a packed matrix of inputs {self.inputs} got {x.shape}")
-        rows = x.astype(jnp.float32).reshape(math.prod(kept), math.prod(self.inputs))
+        rows = x.astype(jnp.float32).reshape(math.prod(leading), math.prod(self.inputs))
         result = jax.ShapeDtypeStruct((len(rows), len(self.tiles) * TILE), jnp.float32)
         y = jax.ffi.ffi_call(build.MATMUL, result)(rows, self.tiles)
         parts, first = [], 0
         for shape in self.outputs:
             size = math.prod(shape)
-            parts.append(y[:, first : first + size].reshape(*kept, *shape))
+            parts.append(y[:, first : first + size].reshape(*leading, *shape))
             first += _num_tiles(size) * TILE
         return parts
 
     def rows(self, ids: jax.Array) -> jax.Array:
-        """Of a table: rows i32[...] -> f32[..., E]."""
-        found = self.tiles[ids // TILE, :, ids % TILE]
+        """Embedding lookup in a table: ids i32[...] -> f32[..., E]."""
+        values = self.tiles[ids // TILE, :, ids % TILE]
         if self.dtype == jnp.float32:
-            return found
-        return lax.bitcast_convert_type(found.astype(jnp.uint32) << 16, jnp.float32)
+            return values
+        return lax.bitcast_convert_type(values.astype(jnp.uint32) << 16, jnp.float32)
 
     def unpack(self) -> list[jax.Array]:
         """The plain weights."""
@@ -122,8 +122,8 @@ def pack_table(table: Any) -> PackedMatrix:
 def pack(params: Params, *, release: bool = False) -> Params:
     """Weights of a target, draft head or draft model with all packed that the kernel takes; others stay as they are.
 
-    Without the kernel, or where weights lie on several devices, nothing is packed. What is packed already stays so, and
-    a weight that was packed for one tree is not packed again for another while both its plain and packed form exist.
+    Without the kernel, or where weights are sharded over several devices, nothing is packed. Packed weights are left
+    alone, and a weight packed for one tree is reused for another while both its plain and packed form exist.
 
     Args:
       params: dicts and frozen dataclasses of arrays, named as in Hugging Face checkpoints.
@@ -194,20 +194,20 @@ class _Packing:
         return node.pop(name) if self.release else node[name]
 
     def once(self, weights: list[Any], num_inputs: int = 1, is_table: bool = False) -> PackedMatrix:
-        """These weights packed, again or as they were packed before."""
+        """These weights packed, from `_PACKED` where the same arrays were packed before."""
         key = tuple(map(id, weights))
-        before, packed = _PACKED.get(key, ([], lambda: None))
-        found = packed()
-        if found is not None and all(ref() is weight for ref, weight in zip(before, weights, strict=True)):
-            return found
-        found = pack_table(weights[0]) if is_table else pack_matrices(weights, num_inputs)
+        before, packed_ref = _PACKED.get(key, ([], lambda: None))
+        packed = packed_ref()
+        if packed is not None and all(ref() is weight for ref, weight in zip(before, weights, strict=True)):
+            return packed
+        packed = pack_table(weights[0]) if is_table else pack_matrices(weights, num_inputs)
         if not self.release:
-            _PACKED[key] = [weakref.ref(weight) for weight in weights], weakref.ref(found)
-        return found
+            _PACKED[key] = [weakref.ref(weight) for weight in weights], weakref.ref(packed)
+        return packed
 
 
 _PACKED: dict[tuple[int, ...], tuple[list[weakref.ref[Any]], Callable[[], PackedMatrix | None]]] = {}
-"""By the ids of plain weights: they, and what they were packed to. An id may be used again, so both are compared."""
+"""By the ids of plain weights: references to them and to their packed form. Ids get reused, so objects are compared."""
 
 
 def _takes(weight: Any) -> bool:

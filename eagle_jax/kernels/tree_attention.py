@@ -1,4 +1,4 @@
-"""Attention by the CPU kernel; what it computes is described in `models.attention`, whose XLA form is its twin."""
+"""Attention by the CPU kernel; computes the same as the XLA form in `models.attention`, where it is described."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def attend(
     key_positions: jax.Array,
     window: int | None,
 ) -> jax.Array:
-    """Mix the values that each query sees, all of it in float32.
+    """Softmax attention over the keys that each query sees, in float32.
 
     Args:
       queries: [B, T, H, D], after RoPE, already scaled.

@@ -33,11 +33,11 @@ class Prefix(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """A softmax under way."""
+    """State of an online softmax."""
 
     top: jax.Array  # f32[B, K, G, T], highest score so far
     total: jax.Array  # f32[B, K, G, T], sum of exp(score - top)
-    mixed: jax.Array  # f32[B, K, G, T, D], values weighted likewise
+    mixed: jax.Array  # f32[B, K, G, T, D], sum of exp(score - top) * value
 
 
 def attend(
@@ -53,7 +53,7 @@ def attend(
     block: int | None = None,
     kernel: bool = False,
 ) -> jax.Array:
-    """Mix the values that each query sees.
+    """Softmax attention over the keys that each query sees.
 
     Args:
       queries: [B, T, H, D], after RoPE, not yet scaled.
@@ -63,8 +63,8 @@ def attend(
       positions: i32[B, T] of the queries.
       key_positions: i32[B, M] of the new tokens; `positions` where left out.
       window: a query at i sees only keys j with i - j < window.
-      block: prefix slots handled at a time, by platform where left out; all of the capacity where it is no larger.
-      kernel: by the kernel for CPUs: for float32, where weights are packed for it.
+      block: prefix slots handled at a time, at most the capacity; by platform where left out.
+      kernel: use the CPU kernel: for float32, where weights are packed for it.
 
     Returns:
       [B, T, H, D], in the dtype of `values`.
@@ -94,11 +94,11 @@ def attend(
             visible = visible & (positions[:, :, None] - slots[None, None, :] < window)
         some_keys = lax.dynamic_slice_in_dim(prefix.keys, start, size, axis=1)
         some_values = lax.dynamic_slice_in_dim(prefix.values, start, size, axis=1)
-        return _go_on(running, _scores(grouped, some_keys, visible), some_values)
+        return _add_keys(running, _scores(grouped, some_keys, visible), some_values)
 
     capacity = prefix.keys.shape[1]
     size = min(block or BLOCKS.get(jax.default_backend(), BLOCK), capacity)
-    if size == capacity:  # one block: no loop, whose length the host of a GPU would have to wait for
+    if size == capacity:  # one block: no loop, for whose trip count the host of a GPU would have to wait
         running = add_block(jnp.int32(0), running)
     else:
         num_blocks = (prefix.length.max() + size - 1) // size
@@ -120,8 +120,8 @@ def _mix(weights: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.einsum("bkgts,bskd->bkgtd", weights, values, preferred_element_type=jnp.float32)
 
 
-def _go_on(running: _Running, scores: jax.Array, values: jax.Array) -> _Running:
-    """Take more keys into a softmax."""
+def _add_keys(running: _Running, scores: jax.Array, values: jax.Array) -> _Running:
+    """Add keys and values to an online softmax."""
     top = jnp.maximum(running.top, scores.max(-1))
     weights = jnp.exp(scores - top[..., None])
     shrink = jnp.exp(running.top - top)

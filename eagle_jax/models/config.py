@@ -1,6 +1,6 @@
 """Shape and constants of one Llama-family transformer, as plain hashable data.
 
-Holds every published variation that the package runs: grouped queries, RoPE scalings, biases, query/key norms, sliding
+Covers the published variations that the package runs: grouped queries, RoPE scalings, biases, query/key norms, sliding
 windows, tied embeddings. Knows nothing of files, of weights or of decoding.
 """
 

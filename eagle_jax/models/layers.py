@@ -1,6 +1,6 @@
 """Building blocks of a Llama-family layer, as Flax linen modules with logical axis names on every weight.
 
-The names (`embed`, `heads`, `kv_heads`, `head_dim`, `mlp`, `vocab`) are mapped to mesh axes by one table elsewhere.
+The names (`embed`, `heads`, `kv_heads`, `head_dim`, `mlp`, `vocab`) are mapped to mesh axes by `sharding.RULES`.
 Submodules carry the names of the Hugging Face checkpoints, so that a weight's path here is its name there.
 """
 
@@ -22,7 +22,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 AttendFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(queries [B, T, H, D], keys and values [B, T, K, D]) -> what each query gathers, [B, T, H, D]."""
+"""(queries [B, T, H, D], keys and values [B, T, K, D]) -> attention output, [B, T, H, D]."""
 
 LayerOutput = tuple[jax.Array, jax.Array, jax.Array]
 """Output [B, T, E], new keys and new values [B, T, K, D]."""
@@ -31,8 +31,8 @@ LayerOutput = tuple[jax.Array, jax.Array, jax.Array]
 def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`function` with products of float32 matrices in float32.
 
-    By default TPUs round their factors to bfloat16 and newer GPUs to TF32, and not alike for one token and for many:
-    the text would depend on how it was drafted. Half precision stays as it is.
+    By default TPUs round float32 operands to bfloat16 and newer GPUs to TF32, and differently for one token than for
+    many, so that the text would depend on how it was drafted. Products of half precision are unchanged.
     """
 
     @functools.wraps(function)
@@ -48,7 +48,7 @@ def _named(init: Init, names: Sequence[str]) -> Init:
 
 
 def _like(weight: jax.Array, x: jax.Array) -> jax.Array:
-    """`weight` in the dtype and with the rank of `x`, to whose last axes it belongs."""
+    """`weight` cast to the dtype of `x` and expanded to its rank, aligned with its last axes."""
     return jnp.expand_dims(weight.astype(x.dtype), tuple(range(x.ndim - weight.ndim)))
 
 
@@ -122,7 +122,7 @@ def score_rows(table: jax.Array | PackedMatrix, hidden: jax.Array) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Projections, rotation and output of grouped-query attention; who sees whom is the caller's `attend_fn`."""
+    """Projections, rotation and output of grouped-query attention; masking is left to the caller's `attend_fn`."""
 
     config: ModelConfig
     input_width: int | None = None  # 2E in an EAGLE-3 head, else E

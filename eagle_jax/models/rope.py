@@ -1,7 +1,7 @@
 """Rotary position embeddings with the scalings that published Llama-family configs use.
 
 Sources: RoFormer (arXiv 2104.09864); linear interpolation (arXiv 2306.15595); YaRN (arXiv 2309.00071, section 3);
-"llama3" as the Llama 3.1 model card defines it. Rotate-half layout: dimension d turns together with d + D/2.
+"llama3" as the Llama 3.1 model card defines it. Rotate-half layout: dimension d is rotated together with d + D/2.
 """
 
 import functools
@@ -16,7 +16,7 @@ from eagle_jax.models.config import ModelConfig, RopeScaling
 
 @functools.cache
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> tuple[np.ndarray, float]:
-    """Angle a position adds in each plane, f32[D/2], and the factor that cosine and sine are multiplied with."""
+    """Rotation per position of each plane in radians, f32[D/2], and the factor of cosine and sine."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
     inverse = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
     if scaling.kind == "linear":
@@ -31,7 +31,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> tuple[np.n
 
 
 def _llama3(inverse: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Slow planes are interpolated, fast ones kept, those between blended by how often they turn in the old context."""
+    """Interpolates slow planes, leaves fast ones, and blends between by rotations within the original context."""
     turns = scaling.original_max_positions * inverse / (2 * math.pi)
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = np.clip(keep, 0.0, 1.0)
@@ -42,7 +42,7 @@ def _yarn(inverse: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling
     """As llama3, but the blend is linear in the index of the plane between two rotation counts."""
 
     def plane_turning(times: float) -> float:
-        """Index of the plane that turns `times` times within the original context."""
+        """Index of the plane that makes `times` rotations within the original context."""
         return head_dim * math.log(scaling.original_max_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = plane_turning(scaling.beta_fast), plane_turning(scaling.beta_slow)
@@ -74,7 +74,7 @@ def angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    """Turn x [B, T, heads, D] by the given angles."""
+    """Rotate x [B, T, heads, D] by the given angles."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
     return turned.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Whether weights are those of a model, said in one line before a pass fails deep inside its layers."""
+"""Checks that weights belong to a model, with a one-line error instead of one from deep inside its layers."""
 
 from typing import Any
 
@@ -20,15 +20,15 @@ def check_weights(given: Params, wanted: Params) -> None:
     Raises:
       ValueError: a weight that is missing, has no place in the model, or has another shape: the first by name.
     """
-    found, expected = _shapes(plain_shapes(given)), _shapes(nn.unbox(wanted))
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            has, needs = found.get(name, "missing"), expected.get(name, "nothing")
+    actual, expected = _shapes(plain_shapes(given)), _shapes(nn.unbox(wanted))
+    for name in sorted(actual.keys() | expected.keys()):
+        if actual.get(name) != expected.get(name):
+            has, needs = actual.get(name, "missing"), expected.get(name, "nothing")
             raise ValueError(f"weights of another model: {name or 'all of it'} is {has} there, {needs} in this one")
 
 
 def plain_shapes(params: Params) -> Params:
-    """Shapes of weights, packed ones as those that they were made of."""
+    """Shapes of weights; of packed ones, the shapes before packing."""
     return jax.eval_shape(unpack, params)
 
 

@@ -114,7 +114,7 @@ def make_target(config: ModelConfig, prefix_block: int | None = None) -> Target:
 
     Args:
       config: shape of the model.
-      prefix_block: cache slots attended at a time; left out, as `attention.BLOCKS` has it for this platform.
+      prefix_block: cache slots attended at a time; by default as in `attention.BLOCKS` for this platform.
     """
     module = Transformer(config, prefix_block)
 
