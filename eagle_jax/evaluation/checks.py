@@ -1,4 +1,4 @@
-"""Whether what somebody wrote into a config or a line of JSON has the type that an annotation gives."""
+"""Checks that a value read from a config or a line of JSON has the annotated type."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,14 +38,14 @@ def check_type(what: str, value: object, kind: Any) -> None:
       kind: a class, `A | B`, `Literal[...]` or `tuple[A, ...]`.
 
     Raises:
-      ValueError: the value is of another type.
+      ValueError: `value` is not of type `kind`.
     """
     if not fits(value, kind):
         raise ValueError(f"{what} must be {spelled(kind)}, got {value!r}")
 
 
 def fits(value: object, kind: Any) -> bool:
-    """Whether a value is of a type; a list passes for a tuple, an int for a float, a bool for no number."""
+    """Whether a value is of a type; a list counts as a tuple, an int as a float, a bool never as a number."""
     parts = get_args(kind)
     if get_origin(kind) is UnionType:
         return any(fits(value, part) for part in parts)
@@ -59,7 +59,7 @@ def fits(value: object, kind: Any) -> bool:
 
 
 def spelled(kind: Any) -> str:
-    """A type in words."""
+    """A type as text for messages."""
     parts = get_args(kind)
     if get_origin(kind) is UnionType:
         return " or ".join(map(spelled, parts))

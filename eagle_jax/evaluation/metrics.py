@@ -1,7 +1,7 @@
-"""The numbers that are reported, each defined once (DESIGN 8).
+"""The reported numbers, each defined once (DESIGN 8).
 
-tau counts tokens per round, the bonus token included and the first token of an answer, which comes from the prompt,
-left out. Near-ties are judged by the margin of the best noisy score over the second best.
+tau is tokens per round; the bonus token counts, the first token of an answer, which comes from prefill, does not.
+Near-ties are judged by the margin of the best noisy score over the second best.
 """
 
 import functools
@@ -29,23 +29,23 @@ _PAD = 256
 def tau(generations: Sequence[Generation]) -> float:
     """Tokens per round over all answers: (written - the first of each) / rounds; NaN where no round was run."""
     rounds = sum(sum(generation.rounds) for generation in generations)
-    return _behind_first(generations) / rounds if rounds else float("nan")
+    return _after_first(generations) / rounds if rounds else float("nan")
 
 
 def tokens_per_second(generations: Sequence[Generation], *, with_prefill: bool = False) -> float:
-    """Speed of decoding: tokens behind the first of each answer per second of rounds.
+    """Speed of decoding: tokens after the first of each answer per second of rounds.
 
-    With prefill: all tokens per second of prefill and rounds together. NaN where that took no time.
+    `with_prefill`: all tokens per second of prefill and rounds together. NaN where that took no time.
     """
     seconds = sum(generation.decode_seconds for generation in generations)
-    count = _behind_first(generations)
+    count = _after_first(generations)
     if with_prefill:
         seconds += sum(generation.prefill_seconds for generation in generations)
         count = sum(generation.num_tokens for generation in generations)
     return count / seconds if seconds > 0 else float("nan")
 
 
-def _behind_first(generations: Sequence[Generation]) -> int:
+def _after_first(generations: Sequence[Generation]) -> int:
     return sum(generation.num_tokens - len(generation.tokens) for generation in generations)
 
 
@@ -82,9 +82,9 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
-def _best_two(target: Target, said: Recording, length: jax.Array, sampling: Sampling) -> jax.Array:
-    """The two highest noisy scores f32[2] for the token at `length`, behind the text that was read."""
-    logits = target.unembed(said.weights, jnp.take(said.hidden, length - 1, axis=1))
+def _best_two(target: Target, outputs: Recording, length: jax.Array, sampling: Sampling) -> jax.Array:
+    """The two highest noisy scores f32[2] for the token at `length`, after the recorded text."""
+    logits = target.unembed(outputs.weights, jnp.take(outputs.hidden, length - 1, axis=1))
     noise = gumbel(sampling, jnp.full((1, 1), length), target.vocab_size)[:, 0]
     return jax.lax.top_k(noisy_scores(logits, noise, sampling)[0], 2)[0]
 
@@ -100,10 +100,11 @@ def margin(
     seed: int = 0,
     sequence: int = 0,
 ) -> float:
-    """How much the best choice for the token behind `text` leads the second best, in units of logits.
+    """Lead of the best choice for the token after `text` over the second best, in units of logits.
 
-    Computed by reading the text once more, with the keyed noise of decoding. Tokens that top-k or top-p leave out do
-    not count: where rounding decides which these are, the lead may be of any size, infinite where they left one.
+    Computed from a pass over the text, with the keyed noise of decoding. Tokens that top-k or top-p exclude do not
+    count: where rounding decides which these are, the lead may be of any size, and it is infinite where one token
+    remains.
 
     Args:
       target, params: the model.
@@ -115,7 +116,7 @@ def margin(
     )
     padded: Any = np.zeros((1, -(-len(text) // _PAD) * _PAD), np.int32)
     padded[0, : len(text)] = text
-    length: Any = np.array([len(text)], np.int32)  # of no device: the weights may lie on many
-    said = record(target, params, padded, length)
-    best, second = to_host(_best_two(target, said, length[0], sampling))
+    length: Any = np.array([len(text)], np.int32)  # numpy, not on a device: the weights may be sharded
+    outputs = record(target, params, padded, length)
+    best, second = to_host(_best_two(target, outputs, length[0], sampling))
     return float(best - second)

@@ -1,9 +1,9 @@
-"""What a pass of the target and a step of its head cost on this machine, measured in seconds and remembered on disk.
+"""Costs of a target pass and of a draft step on this machine, measured within seconds and cached on disk.
 
-Compiling whole programs of all candidate trees would take minutes. Of the target some layers are timed, as many as no
-cache of a processor holds, and its LM head; what drafting, verification and commit cost is the rest of real rounds with
-a target of few layers. All run in loops on the device: a call from the host costs as much as a few tokens. Sizes that
-are not measured lie on lines between those that are.
+Compiling the programs of all candidate trees would take minutes. Instead the LM head and some layers of the target are
+timed, too many to fit into a processor's cache; the costs of drafting, verification and commit are the rest of real
+rounds with a target of few layers. All run in loops on the device, as a call from the host costs as much as a few
+tokens. Sizes in between are interpolated.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ PASS_SIZES = (1, 2, 4, 8, 12, 16, 32, 60)
 """Nodes of the passes that are timed; the last is the largest candidate."""
 
 DRAFTED = TreeSize(2, 0, 1), TreeSize(8, 2, 3)
-"""Trees whose rounds are timed for what drafting costs: one draft step, and two levels more."""
+"""Trees whose rounds are timed for the cost of drafting: one draft step, and two levels more."""
 
 STREAMED = 96 * 2**20
 """Bytes of weights that are read from memory in each loop, not from a cache."""
@@ -52,18 +52,18 @@ LOOPS = 4
 """How often a part runs in one call."""
 
 PREFIX = 192
-"""Tokens in the caches, about what a chat has."""
+"""Tokens in the caches, about the length of a chat."""
 
 REPEATS = 7
 
 FEW = 2
-"""Layers of the target in these rounds."""
+"""Layers of the target in the timed rounds."""
 
 CAPACITY = 512
 """Cache slots of these rounds: room for `REPEATS` + 1 calls of `LOOPS` rounds."""
 
 VERSION = 3
-"""Of the way of measuring: others are not comparable."""
+"""Version of this method of measuring: stored costs of another one are not used."""
 
 
 def choose_tree(
@@ -75,7 +75,7 @@ def choose_tree(
     batch: int = 1,
     temperatures: Sequence[float] = (0.0,),
 ) -> TreeChoice:
-    """The tree for a head that nobody gave sizes for.
+    """The default tree of a head.
 
     Args:
       model: the target.
@@ -103,8 +103,8 @@ def round_costs(model: LoadedModel, head: Head, head_params: HeadParams, batch: 
     params = pack(model.params)
     path = cache_directory() / "round_costs" / f"{_key(model, params, head, batch)}.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return RoundCosts(**{**found, "passes": {int(size): cost for size, cost in found["passes"].items()}})
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return RoundCosts(**{**stored, "passes": {int(size): cost for size, cost in stored["passes"].items()}})
     costs = measure(model, params, head, pack(head_params), batch)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(costs._asdict()))
@@ -112,7 +112,7 @@ def round_costs(model: LoadedModel, head: Head, head_params: HeadParams, batch: 
 
 
 def _key(model: LoadedModel, params: Params, head: Head, batch: int) -> str:
-    """What decides the costs."""
+    """Hash of everything that the costs depend on."""
     device = jax.devices()[0]
     about = [VERSION, model.config, head.config, batch, device.device_kind, platform.processor(), os.cpu_count()]
     stored = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
@@ -120,7 +120,7 @@ def _key(model: LoadedModel, params: Params, head: Head, batch: int) -> str:
 
 
 def measure(model: LoadedModel, params: Params, head: Head, head_params: HeadParams, batch: int) -> RoundCosts:
-    """Time all parts in turn, several times; the best of each, for what is wanted are differences."""
+    """Time all parts in turn, several times; the minimum of each, as differences of them are used."""
     target = make_target(model.config)
     sizes = sorted({1, *(size for size in PASS_SIZES if size * batch <= max(PASS_SIZES))})
     count, few_layers, few = _some_layers(model, params)
@@ -137,7 +137,7 @@ def measure(model: LoadedModel, params: Params, head: Head, head_params: HeadPar
             jax.block_until_ready(run())
             if turn:
                 seconds[key].append(time.perf_counter() - started)
-    cost = {key: 1e3 / LOOPS * min(found) for key, found in seconds.items()}
+    cost = {key: 1e3 / LOOPS * min(times) for key, times in seconds.items()}
     layers = {size: cost["layers", size] / count for size in sizes}
     unembed = {size: cost["unembed", size] for size in sizes}
     # What a round takes besides its pass, of which `_rounds` has few layers.
@@ -174,14 +174,14 @@ def _rounds(
 def _timed(part: Callable[[jax.Array, Params], object], weights: Params) -> Callable[[], jax.Array]:
     """Runs a part `LOOPS` times in one program, each time after the one before it has ended, as rounds do.
 
-    A part is given a zero that XLA cannot fold, because it is made of all that the last one found.
+    Iterations are chained through a zero that XLA cannot fold, computed from the last iteration's results.
     """
 
     @jax.jit
     def loop(weights: Params) -> jax.Array:
         def again(_: jax.Array, zero: jax.Array) -> jax.Array:
-            found = jax.tree.leaves(part(zero, weights))
-            return (sum(leaf.astype(jnp.float32).sum() for leaf in found) == jnp.inf).astype(jnp.int32)
+            results = jax.tree.leaves(part(zero, weights))
+            return (sum(leaf.astype(jnp.float32).sum() for leaf in results) == jnp.inf).astype(jnp.int32)
 
         return lax.fori_loop(0, LOOPS, again, jnp.int32(0))
 
@@ -189,7 +189,7 @@ def _timed(part: Callable[[jax.Array, Params], object], weights: Params) -> Call
 
 
 def _some_layers(model: LoadedModel, params: Params) -> tuple[int, Target, Params]:
-    """As many layers as no cache of a processor holds, so that each loop reads their weights from memory."""
+    """Enough layers to exceed any processor cache, so that each loop reads their weights from memory."""
     layer = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers_0"]))
     count = min(model.config.num_layers, -(-STREAMED // layer))
     config, few = pick_layers(model.config, params, range(count))

@@ -1,4 +1,4 @@
-"""Rows (`eagle_jax.evaluation.rows`) as Markdown tables, and the groups that tables and figures are made of."""
+"""Markdown tables of rows (`eagle_jax.evaluation.rows`), and grouping of rows for tables and figures."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from eagle_jax.evaluation.summary import markdown_table
 Row = dict[str, Any]
 
 SETTINGS = ("target", "dtype", "device", "max_new_tokens")
-"""Rows that differ in one of these do not compare."""
+"""Rows that differ in one of these are not comparable."""
 
 LATER_FIELDS: Row = {"mode": TIMED, "batch": 1, "top_k": 0, "top_p": 1.0, "give_up": False, "turns_left_out": 0}
 """Fields that rows of earlier versions lack, with what they then were; those without a speed-up were teacher-forced."""
@@ -26,22 +26,22 @@ def upgraded(row: Row) -> Row:
 
 
 def distinct(rows: Sequence[Row], name: str) -> list[Any]:
-    """The values of a field, in the order in which they first stand there."""
+    """The values of a field, in order of first occurrence."""
     return list(dict.fromkeys(row[name] for row in rows))
 
 
 def groups(rows: Sequence[Row], *names: str) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
-    """Rows that agree in these fields, with the values, in the order in which they first stand there."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
+    """Rows that agree in these fields, with the values, in order of first occurrence."""
+    by_values: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    yield from found.items()
+        by_values.setdefault(tuple(row[name] for name in names), []).append(row)
+    yield from by_values.items()
 
 
 def comparable(runs: Sequence[Sequence[Row]]) -> list[list[Row]]:
-    """Rows that may stand in one table: of the same `SETTINGS`, on the same prompts, a label for one method alone.
+    """Rows grouped into tables: the same `SETTINGS`, the same prompts, and one method per label in each.
 
-    A method's rows of a run stay together; they join the first table that they do not contradict.
+    A method's rows of a run stay together; they are added to the first table that they do not contradict.
 
     Args:
       runs: the rows of each file.
@@ -49,10 +49,10 @@ def comparable(runs: Sequence[Sequence[Row]]) -> list[list[Row]]:
     Raises:
       ValueError: rows of one run and label that contradict each other.
     """
-    found: dict[tuple[Any, ...], list[tuple[list[Row], dict[Any, Any]]]] = {}
+    tables: dict[tuple[Any, ...], list[tuple[list[Row], dict[Any, Any]]]] = {}
     for run in runs:
         for (*settings, _), own in groups(run, *SETTINGS, "label"):
-            facts, some = _facts(own), found.setdefault(tuple(settings), [])
+            facts, some = _facts(own), tables.setdefault(tuple(settings), [])
             for rows, known in some:
                 if all(known.get(name, fact) == fact for name, fact in facts.items()):
                     rows += own
@@ -60,24 +60,24 @@ def comparable(runs: Sequence[Sequence[Row]]) -> list[list[Row]]:
                     break
             else:
                 some.append((list(own), facts))
-    return [rows for some in found.values() for rows, _ in some]
+    return [rows for some in tables.values() for rows, _ in some]
 
 
 def _facts(rows: Sequence[Row]) -> dict[Any, Any]:
     """What rows of a table must agree in, by its name."""
-    found: dict[Any, Any] = {}
+    facts: dict[Any, Any] = {}
     for row in rows:
         task, turns = row["task"], row["turns"]
         method = row["method"], tree_text(row["tree"]), row["rule"], row["share_noise"], row["give_up"]
         for name, fact in {
-            ("prompts, turns asked", task): (row["prompts"], turns + row["turns_left_out"]),
+            ("prompts, turns", task): (row["prompts"], turns + row["turns_left_out"]),
             ("turns answered", task, row["temperature"], row["seed"]): turns,
             ("method, tree, rule, noise shared, given up", row["label"]): method,
             ("mode, batch, top-k, top-p", "all"): tuple(row[name] for name in ("mode", "batch", "top_k", "top_p")),
         }.items():
-            if found.setdefault(name, fact) != fact:
-                raise ValueError(f"{row['label']!r} on {task}: one file says {found[name]} and {fact} ({name[0]})")
-    return found
+            if facts.setdefault(name, fact) != fact:
+                raise ValueError(f"{row['label']!r} on {task}: one file says {facts[name]} and {fact} ({name[0]})")
+    return facts
 
 
 def mean(rows: Sequence[Row], name: str) -> float | None:
@@ -118,7 +118,7 @@ def tree_text(tree: Row) -> str:
 
 
 def cells(rows: Sequence[Row]) -> str:
-    """What the cells of `method_table` hold: rows that were played back have no times."""
+    """What the cells of `method_table` hold: rows of recorded answers have no times."""
     return "tau" if mean(rows, "speedup") is None else "speed-up (tau)"
 
 
@@ -143,25 +143,26 @@ def method_table(rows: Sequence[Row]) -> str:
 
 
 def speed_table(rows: Sequence[Row]) -> str:
-    """Tokens a second, speed-up with the prompt counted, efficiency, means of the tasks; what became of exactness."""
+    """Tokens per second, speed-ups, efficiency (means of the tasks), and how many answers are identical."""
     body, tasks = [], distinct(rows, "task")
     names = ["tokens_per_second", "plain_tokens_per_second", "speedup", "speedup_with_prefill"]
     names += ["speedup_of_totals", "efficiency"]
     for (label,), own in groups(rows, "label"):
         numbers = [mean_of_tasks(own, name, tasks) for name in names]
-        same, asked = (sum(row[name] for row in own) for name in ("identical_prompts", "prompts"))
+        same = sum(row["identical_prompts"] for row in own)
+        prompts = sum(row["prompts"] for row in own)
         margin = max((row["first_difference_margin"] or 0.0 for row in own), default=0.0)
-        body.append([label, *map(_two_digits, numbers), f"{same} of {asked}", f"{margin:.2g}" if margin else "-"])
+        body.append([label, *map(_two_digits, numbers), f"{same} of {prompts}", f"{margin:.2g}" if margin else "-"])
     header = ["method", "tokens/s", "plain", "speed-up", "with prefill", "of totals", "efficiency", "identical"]
     return markdown_table([*header, "margin where not"], body)
 
 
 def acceptance_table(rows: Sequence[Row]) -> str:
-    """n-alpha of each method over all tasks: the chance to get one deeper, where enough rounds have seen it."""
+    """n-alpha of each method over all tasks: the probability of one more accepted token, where enough rounds count."""
     tasks = distinct(rows, "task")
-    found = {label: well_seen(accepted(own)) if has_all(own, tasks) else [] for (label,), own in groups(rows, "label")}
-    width = max(map(len, found.values()))
-    body = [[label, *(f"{a:.2f}" for a in alphas), *["-"] * (width - len(alphas))] for label, alphas in found.items()]
+    rates = {label: well_seen(accepted(own)) if has_all(own, tasks) else [] for (label,), own in groups(rows, "label")}
+    width = max(map(len, rates.values()))
+    body = [[label, *(f"{a:.2f}" for a in alphas), *["-"] * (width - len(alphas))] for label, alphas in rates.items()]
     return markdown_table(["method", *(f"{n}-alpha" for n in range(width))], body)
 
 

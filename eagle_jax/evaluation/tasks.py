@@ -1,6 +1,6 @@
-"""Reads prompts: `question.jsonl` files of the Spec-Bench kind, or a prompt a line.
+"""Reads prompts: `question.jsonl` files in the format of Spec-Bench, or one prompt per line.
 
-Spec-Bench (Xia et al., arXiv 2401.07851, section 4) and the EAGLE repository keep one JSON object a line:
+Spec-Bench (Xia et al., arXiv 2401.07851, section 4) and the EAGLE repository have one JSON object per line:
 
     {"question_id": 81, "category": "writing", "turns": ["Compose ...", "Rewrite ..."], "reference": [...]}
     {"prompt": "Compose ..."}
@@ -20,7 +20,7 @@ from eagle_jax.evaluation.checks import check_type
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One conversation to be held: what the user says in each turn."""
+    """One conversation: the user's message in each turn."""
 
     question_id: int
     category: str
@@ -73,9 +73,9 @@ def read_questions(path: str | os.PathLike[str], num_prompts: int | None = None)
 
 
 def read_task(directory: str | os.PathLike[str], name: str, num_prompts: int) -> dict[int, Question]:
-    """The first questions of `directory`/`name`/question.jsonl by their place in the file.
+    """The first questions of `directory`/`name`/question.jsonl by their index in the file.
 
-    Benchmarks stand sorted by category, so a few are all of a kind: the first ten of MT-bench ask to write something.
+    Benchmarks are sorted by category, so the first few are alike: the first ten of MT-bench are writing tasks.
 
     Raises:
       ValueError: no such task (the message lists those there are), a broken file, or a number of prompts that the file
@@ -84,8 +84,8 @@ def read_task(directory: str | os.PathLike[str], name: str, num_prompts: int) ->
     directory = pathlib.Path(directory)
     path = directory / name / "question.jsonl"
     if not path.is_file():
-        found = sorted(other.parent.name for other in directory.glob("*/question.jsonl"))
-        raise ValueError(f"task {name!r} has no {path}; the tasks in {directory} are {', '.join(found) or 'none'}")
+        tasks = sorted(other.parent.name for other in directory.glob("*/question.jsonl"))
+        raise ValueError(f"task {name!r} has no {path}; the tasks in {directory} are {', '.join(tasks) or 'none'}")
     return dict(enumerate(read_questions(path, num_prompts)))
 
 

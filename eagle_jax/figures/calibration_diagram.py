@@ -1,10 +1,10 @@
-"""Is the drafter as often right as it says? Its confidence against what the target accepts, from real rounds.
+"""Calibration of the drafter: its confidence against the acceptance rate, from real rounds.
 
-EAGLE-2 builds its tree by the drafter's confidence because that stands close to the chance of acceptance (arXiv
-2406.16858). Two things can be held against each other:
+EAGLE-2 builds its tree by the drafter's confidence because that is close to the probability of acceptance (arXiv
+2406.16858). Two things can be compared:
 
-    a token   its confidence given its parent       accepted? where the parent was, since else nobody asked
-    a path    the product of those, a node's value   accepted down to this node? of all nodes
+    a token   its confidence given its parent        accepted? only where the parent was
+    a path    the product of those, a node's value   accepted down to this node? for all nodes
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ LEAST_NODES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Drafted tokens: how sure the drafter was, and whether it was right."""
+    """Confidence and acceptance of drafted tokens (or paths)."""
 
     confidence: np.ndarray  # f64[M], in [0, 1]
     accepted: np.ndarray  # bool[M]
@@ -35,7 +35,7 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
-    """Judged tokens by their confidence; bins with few tokens are left out."""
+    """Acceptance rate by confidence; bins with few tokens are left out."""
 
     confidence: np.ndarray  # f64[K], mean in the bin
     accepted: np.ndarray  # f64[K], share that was accepted
@@ -45,21 +45,21 @@ class Bins:
 
 
 def measure_calibration(rounds: Sequence[Round], *, paths: bool = False) -> Calibration:
-    """What rounds under the rule `match` say: of tokens whose parent was accepted or, with `paths`, of all paths."""
+    """From rounds of the rule `match`: of tokens whose parent was accepted or, with `paths`, of all paths."""
     sure: list[np.ndarray] = []
     right: list[np.ndarray] = []
     for one in rounds:
         tree, parents = one.tree, np.asarray(one.tree.parents)
         accepted = np.zeros(len(parents), bool)
         accepted[0] = True
-        for node in range(1, len(parents)):  # a parent stands before its child
+        for node in range(1, len(parents)):  # a parent comes before its child
             parent = parents[node]
             if tree.candidate[node] and parent != NO_PARENT:
                 accepted[node] = accepted[parent] and tree.tokens[node] == one.choice[parent]
         drafted = np.asarray(tree.candidate) & (parents != NO_PARENT)
-        asked = drafted & (paths | accepted[np.maximum(parents, 0)])
-        sure.append((np.exp(np.asarray(tree.log_values, np.float64)) if paths else confidence(tree))[asked])
-        right.append(accepted[asked])
+        counted = drafted & (paths | accepted[np.maximum(parents, 0)])
+        sure.append((np.exp(np.asarray(tree.log_values, np.float64)) if paths else confidence(tree))[counted])
+        right.append(accepted[counted])
     return Calibration(
         np.concatenate(sure) if sure else np.zeros(0), np.concatenate(right) if right else np.zeros(0, bool)
     )
@@ -96,18 +96,18 @@ def reliability_diagram(rounds: Mapping[str, Sequence[Round]], theme: Theme = LI
       rounds: series by name, such as temperatures.
       theme: colours.
     """
-    titles = {False: "a token, its parent accepted", True: "a whole path, from the root"}
+    titles = {False: "a token, its parent accepted", True: "a path from the root"}
     with drawn_in(theme, 2 * PANEL + 0.6, 6.2) as figure:
         panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
         for (paths, title), (upper, lower) in zip(titles.items(), panels.T, strict=True):
             upper.plot([0, 1], [0, 1], **reference_look(theme))
             for number, (name, some) in enumerate(rounds.items()):
                 judged, look = measure_calibration(some, paths=paths), series_look(theme, number)
-                found = in_bins(judged)
-                upper.plot(found.confidence, found.accepted, label=name, **look)
-                upper.vlines(found.confidence, found.low, found.high, color=look["color"], linewidth=1.4)
+                bins = in_bins(judged)
+                upper.plot(bins.confidence, bins.accepted, label=name, **look)
+                upper.vlines(bins.confidence, bins.low, bins.high, color=look["color"], linewidth=1.4)
                 centres = (np.arange(BINS) + (number + 0.5) / len(rounds)) / BINS
-                lower.bar(centres, found.count, 0.9 / BINS / len(rounds), color=look["color"])
+                lower.bar(centres, bins.count, 0.9 / BINS / len(rounds), color=look["color"])
             upper.set_title(title, loc="left")
             upper.set_xlim(0, 1)
             upper.set_ylim(0, 1)

@@ -1,6 +1,7 @@
 """Charts of rows (`eagle_jax.evaluation.rows`): pure functions from rows to a figure, one look for all.
 
-What a chart does not tell apart it sums or averages: tasks and seeds. Rows of one target, dtype and device at a time.
+Whatever a chart does not distinguish (tasks, seeds) is summed or averaged. Rows of one target, dtype and device at a
+time.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from eagle_jax.figures.theme import LIGHT, PANEL, Theme, drawn_in, ink_on, legen
 from eagle_jax.figures.time_charts import time_split_chart
 
 LATER_LINES = ("dashed", "dotted", "dashdot")
-"""Of the second temperature on, where colours stand for methods; their marks are hollow."""
+"""From the second temperature on, where colours denote methods; their markers are hollow."""
 
 
 def speedup_by_method(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
@@ -54,8 +55,8 @@ def speedup_by_task(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
         panels = figure.subplots(len(temperatures), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, temperature in zip(panels, temperatures, strict=True):
             own = [row for row in rows if row["temperature"] == temperature]
-            for (label, task), found in groups(own, "label", "task"):
-                value, number = mean(found, "speedup"), labels.index(label)
+            for (label, task), of_task in groups(own, "label", "task"):
+                value, number = mean(of_task, "speedup"), labels.index(label)
                 if value is None:
                     continue
                 look = series_look(theme, number)
@@ -168,16 +169,16 @@ def _lines(
     xlabel: str,
     ylabel: str,
 ) -> Figure:
-    """A panel per temperature, a line per method; methods keep their colour. Beside others, plain decoding has none."""
+    """A panel per temperature, a line of one colour per method; plain decoding only where there is nothing else."""
     rows = [row for row in rows if len(row["accepted"]) > 1] or rows
     labels, temperatures = distinct(rows, "label"), distinct(rows, "temperature")
     with drawn_in(theme, 0.8 + PANEL * len(temperatures), 4.4 + 0.27 * len(labels)) as figure:
         panels = figure.subplots(1, len(temperatures), sharex=True, sharey=True, squeeze=False)[0]
         for axes, temperature in zip(panels, temperatures, strict=True):
             own = [row for row in rows if row["temperature"] == temperature]
-            for (label,), found in groups(own, "label"):
+            for (label,), of_method in groups(own, "label"):
                 number = labels.index(label)
-                axes.plot(*curve(found), label=label, **series_look(theme, number))
+                axes.plot(*curve(of_method), label=label, **series_look(theme, number))
             axes.set_title(f"T = {temperature:g}", loc="left")
             axes.set_xlabel(xlabel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -188,8 +189,8 @@ def _lines(
 
 def _points(rows: Sequence[Row], name: str, size: str = "nodes") -> list[tuple[int, float]]:
     """Size of each tree and its mean over tasks and seeds, small trees first."""
-    found = ((own[0]["tree"][size], mean(own, name)) for _, own in groups(rows, "label"))
-    return sorted((number, value) for number, value in found if value is not None)
+    means = ((own[0]["tree"][size], mean(own, name)) for _, own in groups(rows, "label"))
+    return sorted((number, value) for number, value in means if value is not None)
 
 
 CHARTS: dict[str, Callable[[Sequence[Row], Theme], Figure]] = {

@@ -1,4 +1,4 @@
-"""Where the nodes of a drawn tree stand, what they are called, and how sure the drafter was; knows no figure."""
+"""Positions, labels and confidences of the nodes of a drawn tree; knows no figure."""
 
 import dataclasses
 import functools
@@ -21,13 +21,13 @@ MARKS = {" ": "␣", "\n": "↵", "\r": "←", "\t": "⇥"}
 
 
 def layout(parents: Sequence[int]) -> dict[int, Point]:
-    """Where each node stands: leaves one below the other, a parent in the middle of its children; node 0 is the root.
+    """Position of each node: leaves one below the other, a parent in the middle of its children; node 0 is the root.
 
-    Nodes without a parent, but the root, have no place.
+    Nodes without a parent, except for the root, are left out.
     """
     children: dict[int, list[int]] = {0: []}
     depth = {0: 0}
-    for node, parent in enumerate(parents):  # a parent stands before its child
+    for node, parent in enumerate(parents):  # a parent comes before its child
         if parent != NO_PARENT and parent in depth:
             children[parent].append(node)
             children[node], depth[node] = [], depth[parent] + 1
@@ -60,9 +60,9 @@ def confidence(tree: DraftTree) -> np.ndarray:
 
 
 def with_dropped(tree: DraftTree, wider: DraftTree) -> DraftTree:
-    """The tree with the nodes behind it that only a wider one of the same round has: those that were dropped.
+    """The tree with the nodes appended that only a wider one of the same round has: those that were dropped.
 
-    They are no candidates. A node is known by the tokens on its path. Fields are [N], without a batch axis.
+    They are no candidates. Nodes are identified by the tokens on their path. Fields are [N], without a batch axis.
     """
     path_of: dict[tuple[int, ...], int] = {path: node for node, path in _paths(tree).items()}
     fields = {name: np.asarray(getattr(tree, name)).tolist() for name in ("tokens", "parents", "candidate")}
@@ -82,11 +82,11 @@ def with_dropped(tree: DraftTree, wider: DraftTree) -> DraftTree:
 def _paths(tree: DraftTree) -> dict[int, tuple[int, ...]]:
     """Each node's tokens below the root; unused slots are left out."""
     tokens, parents = (np.asarray(field).tolist() for field in (tree.tokens, tree.parents))
-    found: dict[int, tuple[int, ...]] = {0: ()}
+    paths: dict[int, tuple[int, ...]] = {0: ()}
     for node, parent in enumerate(parents):
-        if parent in found and node:
-            found[node] = (*found[parent], tokens[node])
-    return found
+        if parent in paths and node:
+            paths[node] = (*paths[parent], tokens[node])
+    return paths
 
 
 def visible(text: str, limit: int = 12) -> str:

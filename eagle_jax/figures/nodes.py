@@ -1,4 +1,4 @@
-"""Draws the nodes and edges of trees: boxes with a token in them, coloured by confidence, framed by their fate."""
+"""Draws nodes and edges of trees: boxes with a token in them, coloured by confidence, framed by outcome."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ COLOURS = "cividis"
 """The scale of confidence, which the colour-blind see as others do."""
 
 WIDTH, HEIGHT = 0.74, 0.76
-"""Of a node, in columns and lines."""
+"""Size of a node, in columns and lines."""
 
 LEGEND = 0.6
 """Inches of the legend's height."""
@@ -76,9 +76,9 @@ class Pen:
 
 
 def _over(face: Any, background: str, alpha: float) -> tuple[float, ...]:
-    """The colour that is seen where a face is drawn pale."""
+    """The colour of `face` drawn with opacity `alpha` over a background."""
     pairs = zip(mpl.colors.to_rgb(face), mpl.colors.to_rgb(background), strict=True)
-    return tuple(alpha * own + (1 - alpha) * behind for own, behind in pairs)
+    return tuple(alpha * own + (1 - alpha) * under for own, under in pairs)
 
 
 def make_axes(figure: Figure, height: float) -> tuple[Axes, Axes, Axes]:
@@ -103,7 +103,7 @@ def head_columns(axes: Axes, names: Sequence[str], lines: float) -> None:
 
 
 def looks(theme: Theme) -> dict[str, dict[str, Any]]:
-    """Lines by what became of a node."""
+    """Line styles by the outcome of a node."""
     return {
         "accepted": {"edgecolor": theme.accent, "linewidth": 3.6, "zorder": 2.0},
         "own": {"edgecolor": theme.bonus, "linewidth": 2.6, "zorder": 2.0, "linestyle": (0, (2, 1.2))},

@@ -36,13 +36,13 @@ def draw_candidates(
     title: str = "",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """What expansion found, a level a line, children of one parent side by side.
+    """The candidates of an expansion, one level per line, children of one parent side by side.
 
     Args:
       candidates: of one row, fields [M] without a batch axis: `top_k` nodes, then `top_k`^2 for each further level.
       top_k: children of a node.
       name: of a token.
-      framed: flat indices that are framed: those that were fed, or kept.
+      framed: flat indices that are framed: those that were fed to the head, or selected.
       values: colour is the value of the path; else the confidence given the parent.
       title: a line above.
       theme: colours.
@@ -56,7 +56,7 @@ def draw_candidates(
         for index, share in enumerate(np.exp(logs).tolist()):
             level, place = (0, index) if index < top_k else divmod(index - top_k + top_k**2, top_k**2)
             face, marked = scale.to_rgba(share), index in framed
-            left = place + 0.25 * (place // top_k)  # children of different parents stand apart
+            left = place + 0.25 * (place // top_k)  # a gap between children of different parents
             edge: dict[str, Any] = {"edgecolor": theme.accent, "linewidth": 3.0} if marked else {"edgecolor": "none"}
             axes.add_patch(
                 Rectangle((left + 0.05, level + 0.12), 0.9, 0.76, facecolor=face, gid=f"cell-{index}", **edge)

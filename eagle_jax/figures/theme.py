@@ -1,4 +1,4 @@
-"""How figures look: two backgrounds, colours that the colour-blind can tell apart, type that can be read.
+"""Style of all figures: two backgrounds, a colour-blind-safe palette, legible type.
 
 The colours are Okabe and Ito's ("Color Universal Design", 2008), in an order in which neighbours differ in lightness
 too and the first ones stand out from the background.
@@ -21,7 +21,7 @@ class Theme:
 
     background: str
     ink: str  # text, axes
-    muted: str  # what stands behind: faded nodes, reference lines
+    muted: str  # faded nodes, reference lines
     grid: str
     series: tuple[str, ...]  # one method after the other
     accent: str  # the accepted path
@@ -50,7 +50,7 @@ DARK = Theme(
 THEMES = {"light": LIGHT, "dark": DARK}
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Beside the colours, so that lines can be told apart in grey."""
+"""Markers, so that lines can be distinguished in grey."""
 
 PANEL = 4.6
 """Inches of a panel's width."""
@@ -110,7 +110,7 @@ def drawn_in(theme: Theme, width: float, height: float) -> Iterator[Figure]:
 
 
 def series_look(theme: Theme, number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of a series; when the colours are used up they come again, dashed, with other marks."""
+    """Colour, marker and dashes of a series; past the last colour they repeat, dashed and with other markers."""
     again, place = divmod(number, len(theme.series))
     style = (0, (3, 1.5)) if again else "-"
     colour, marker = theme.series[place], MARKERS[(number + again) % len(MARKERS)]
@@ -118,15 +118,15 @@ def series_look(theme: Theme, number: int) -> dict[str, Any]:
 
 
 def reference_look(theme: Theme) -> dict[str, Any]:
-    """Of a line that curves are held against."""
+    """Style of a reference line."""
     return {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
 def legend_above(figure: Figure) -> None:
-    """One legend above all panels, each name once; in as few columns as names are long."""
-    found = {
+    """One legend above all panels, each name once; fewer columns for longer names."""
+    handles = {
         text: handle for axes in figure.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    if found:
-        columns = max(1, int(figure.get_figwidth() * 9 / (max(map(len, found)) + 8)))
-        figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=min(columns, len(found)))
+    if handles:
+        columns = max(1, int(figure.get_figwidth() * 9 / (max(map(len, handles)) + 8)))
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=min(columns, len(handles)))

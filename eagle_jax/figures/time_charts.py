@@ -20,8 +20,8 @@ PARTS = {
 def time_split_chart(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
     """Stacked bars: where the time of a written token goes, a panel per temperature.
 
-    A round costs at least what plain decoding pays for a token, a pass over one token, spread over the tokens that the
-    round writes. What it costs more is drafting, and checking a tree instead of one token.
+    A round costs at least a target pass over one token, as in plain decoding, shared by the tokens that the round
+    writes. The rest is drafting, and verifying a tree instead of one token.
     """
     rows = [row for row in rows if row["tree"]["depth"] is not None] or rows  # plain decoding has its bar
     parts = ("reading the prompt", "a pass over one token", "drafting, and checking more")
@@ -31,7 +31,7 @@ def time_split_chart(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
         for axes, temperature in zip(panels, temperatures, strict=True):
             own = [row for row in rows if row["temperature"] == temperature]
             bars = {0: _plain_split(own)}
-            bars |= {labels.index(label) + 1: _split(found) for (label,), found in groups(own, "label")}
+            bars |= {labels.index(label) + 1: _split(of_method) for (label,), of_method in groups(own, "label")}
             left = np.zeros(len(bars))
             for number, part in enumerate(parts):
                 widths = np.array([split[number] for split in bars.values()])
@@ -49,11 +49,12 @@ def time_split_chart(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
 def _split(rows: Sequence[Row]) -> tuple[float, float, float]:
     """Milliseconds a token of the three parts."""
     tokens, rounds = (sum(row[name] for row in rows) for name in ("tokens", "rounds"))
-    prefill, whole = (1e3 * sum(row[f"{name}_seconds"] for row in rows) / tokens for name in ("prefill", "decode"))
+    prefill = 1e3 * sum(row["prefill_seconds"] for row in rows) / tokens
+    decode = 1e3 * sum(row["decode_seconds"] for row in rows) / tokens
     passes = sum(row["plain_tokens"] - row["turns"] for row in rows)
     one_pass = 1e3 * sum(row["plain_decode_seconds"] for row in rows) / max(1, passes)
-    floor = min(whole, one_pass * rounds / tokens)
-    return prefill, floor, whole - floor
+    floor = min(decode, one_pass * rounds / tokens)
+    return prefill, floor, decode - floor
 
 
 def _plain_split(rows: Sequence[Row]) -> tuple[float, float, float]:

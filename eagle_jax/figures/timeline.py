@@ -6,9 +6,9 @@
     round 2               b ━━ c ┅┅ d
                              ╲ y
 
-Each round stands below the one before, and its root is the token that the round before ended with. Shown are the
-accepted tokens, the target's own, and what stood beside them: children of accepted nodes. What hung below a refused
-node, which nobody asked about, is left out.
+Each round is drawn below the one before, and its root is the token that the round before ended with. Shown are the
+accepted tokens, the target's own, and the rejected children of accepted nodes. Descendants of rejected nodes, whose
+acceptance is undefined, are left out.
 """
 
 import itertools
@@ -34,7 +34,7 @@ def draw_strip(rounds: Sequence[Round], decode: Decode, *, theme: Theme = LIGHT)
     """Rounds that follow each other as a figure.
 
     Args:
-      rounds: as `rounds.rounds` finds them, the first ones cut off or not.
+      rounds: as `rounds.rounds` yields them, from any round on.
       decode: of the target's tokenizer.
       theme: colours.
 
@@ -49,7 +49,7 @@ def draw_strip(rounds: Sequence[Round], decode: Decode, *, theme: Theme = LIGHT)
     text = [rounds[0].text[-1], *(token for one in rounds for token in one.written)]
     heights = [_height(one) for one in rounds]
     lines = sum(heights) + _GAP * (len(rounds) - 1)
-    # The last round may have found more than its answer had room for.
+    # The last round may have accepted more than `max_new_tokens` left room for.
     columns = len(rounds[-1].text) - len(rounds[0].text) + len(_path(rounds[-1])) + 1
     with drawn_in(theme, max(8.0, _COLUMN * columns + 0.6), _LINE * lines + _FRAME) as figure:
         axes, legend, scale = make_axes(figure, _LINE * lines)
@@ -72,8 +72,8 @@ def _path(one: Round) -> list[int]:
 def _beside(one: Round, node: int, path: Sequence[int]) -> list[int]:
     """Refused children of a node."""
     tree = one.tree
-    found = np.flatnonzero((tree.parents == node) & tree.candidate).tolist()
-    return [child for child in found if child and child not in path]
+    children = np.flatnonzero((tree.parents == node) & tree.candidate).tolist()
+    return [child for child in children if child and child not in path]
 
 
 def _height(one: Round) -> int:
@@ -83,7 +83,7 @@ def _height(one: Round) -> int:
 
 
 def _draw_round(pen: Pen, one: Round, decode: Decode, corner: tuple[float, float], number: int) -> None:
-    """The path in one line, what was refused beside each of its tokens below it."""
+    """The path in one line; below each of its tokens the rejected alternatives."""
     left, top = corner
     path, style, scale, sure = _path(one), looks(pen.theme), scale_of_confidence(), confidence(one.tree)
 

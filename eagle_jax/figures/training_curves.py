@@ -1,4 +1,4 @@
-"""Charts of training runs, from the lines of their metrics (`training.loop` writes them)."""
+"""Charts of training runs, from their metrics.jsonl (written by `training.loop`)."""
 
 import json
 import pathlib
@@ -14,16 +14,16 @@ from eagle_jax.figures.theme import LIGHT, PANEL, Theme, drawn_in, legend_above,
 Line = dict[str, Any]
 
 DASHES: dict[str, Any] = {"heldout": "-", "real": (0, (3, 1.5))}
-"""By the kind of a line; training text is drawn pale, since it is noisy."""
+"""Dashes by the kind of a line; training text is noisy and drawn faintly."""
 
 
 def read_metrics(path: str | pathlib.Path) -> list[Line]:
     """The lines of a run's metrics.jsonl.
 
     Raises:
-      ValueError: a line that is none of a run, or no line at all.
+      ValueError: a line that is not one of a run's metrics, or no line at all.
     """
-    found: list[Line] = []
+    lines: list[Line] = []
     for number, text in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if not text.strip():
             continue
@@ -32,10 +32,10 @@ def read_metrics(path: str | pathlib.Path) -> list[Line]:
             line["step"], line["kind"]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number}: not a line of a run's metrics") from error
-        found.append(line)
-    if not found:
+        lines.append(line)
+    if not lines:
         raise ValueError(f"{path} holds no line")
-    return found
+    return lines
 
 
 def training_curves(runs: Mapping[str, Sequence[Line]], theme: Theme = LIGHT) -> Figure:
@@ -66,7 +66,7 @@ def training_curves(runs: Mapping[str, Sequence[Line]], theme: Theme = LIGHT) ->
 
 
 def accuracy_by_step(lines: Sequence[Line], theme: Theme = LIGHT) -> Figure:
-    """Held-out accuracy of each unrolled step of one run: how far the head keeps to the target on its own output."""
+    """Held-out accuracy of each unrolled step of one run: agreement with the target when fed its own output."""
     held = [line for line in lines if line["kind"] == "heldout"]
     names = sorted({name for line in held for name in line if name.startswith("accuracy_")})
     with drawn_in(theme, PANEL + 2, 4.6) as figure:
@@ -83,7 +83,7 @@ def accuracy_by_step(lines: Sequence[Line], theme: Theme = LIGHT) -> Figure:
 
 def _curve(axes: Axes, lines: Sequence[Line], kind: str, name: str, label: str, look: dict[str, Any]) -> None:
     """One number over the steps, where the run has it."""
-    found = [(line["step"], line[name]) for line in lines if line["kind"] == kind and line.get(name) is not None]
-    if found:
+    points = [(line["step"], line[name]) for line in lines if line["kind"] == kind and line.get(name) is not None]
+    if points:
         style = look | ({"marker": ""} if kind == "train" else {"linestyle": DASHES[kind]})
-        axes.plot([x for x, _ in found], [y for _, y in found], label=label, **style)
+        axes.plot([x for x, _ in points], [y for _, y in points], label=label, **style)

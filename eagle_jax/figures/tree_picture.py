@@ -1,4 +1,4 @@
-"""Draws the draft tree of a round: what was guessed, how sure the drafter was, and what the target kept.
+"""Draws the draft tree of a round: drafted tokens, the drafter's confidence, and what the target accepted.
 
     root ━━ accepted ━━ accepted ┅┅ the target's own token
         ╲─ refused           ╲─ refused
@@ -34,8 +34,8 @@ def draw_tree(
     """One row's tree as a figure, the root on the left.
 
     Args:
-      tree: fields [N], without a batch axis, as `rounds.Round` has them; `tree_layout.with_dropped` adds what the
-        drafter looked at and dropped.
+      tree: fields [N], without a batch axis, as `rounds.Round` has them; `layout.with_dropped` adds the nodes that
+        the drafter considered and dropped.
       verdict: path [P] and numbers, likewise.
       decode: of the target's tokenizer.
       title: a line above.
@@ -43,7 +43,7 @@ def draw_tree(
       theme: colours.
     """
     path = [int(node) for node in np.asarray(verdict.path) if node != NO_NODE]
-    # The target's own token stands behind the path like one more node.
+    # The target's own token is drawn after the path like one more node.
     tokens = [*np.asarray(tree.tokens).tolist(), int(verdict.next_token)]
     parents = [*np.asarray(tree.parents).tolist(), path[-1]]
     candidate = [*np.asarray(tree.candidate).tolist(), True]
