@@ -1,10 +1,10 @@
-"""Draw real rounds: what was guessed, how sure the drafter was, what the target kept, and where the time goes.
+"""Draw real rounds: drafted tokens, the drafter's confidence, what the target accepted, and where the time goes.
 
     python -m experiments.draw --method=eagle3 --nodes=16 --depth=5 --top_k=4 --prompt="..." --output=DIRECTORY
 
 --what=tree         the tree of each of --rounds rounds from --first on: round-1-light.png, ...
 --what=strip        the same rounds one below the other, under the text that they write: rounds-1-4-light.png, ...
---what=reliability  the drafter's confidence against what was accepted, over all rounds of the answers to the first
+--what=reliability  the drafter's confidence against acceptance, over all rounds of the answers to the first
                     --num_prompts questions of --prompts_file, at each of --temperatures: reliability-light.png, ...
 --what=times        milliseconds of the parts of a round of each of --drafts: times-light.png, ...
 
@@ -34,25 +34,25 @@ from eagle_jax.sampling import make_sampling
 from experiments.cli import launch, methods
 
 DYNAMIC = ("eagle2", "eagle3")
-"""Methods that drop nodes they have looked at."""
+"""Methods that drop some of the nodes they have expanded."""
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
 methods.define_flags(FLAGS)
 FLAGS.set_default("method", "eagle3")
-flags.DEFINE_string("prompt", None, "what to ask, of tree, strip and times", flag_values=FLAGS)
+flags.DEFINE_string("prompt", None, "tree, strip, times: the user's message", flag_values=FLAGS)
 flags.DEFINE_integer("first", 1, "tree, strip: the round to begin at, counted from 1", flag_values=FLAGS)
 flags.DEFINE_integer("rounds", None, "tree, strip: rounds to draw; default 1 and 4", flag_values=FLAGS)
 flags.DEFINE_integer(
     "dropped",
     0,
-    "tree, of eagle2 and eagle3: the best so many nodes that the drafter dropped, faded",
+    "tree, of eagle2 and eagle3: also draw, faded, this many of the best nodes that the drafter dropped",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("log_probabilities", False, "tree: write the log of each confidence below it", flag_values=FLAGS)
 flags.DEFINE_string("prompts_file", None, "reliability: questions, JSON lines", flag_values=FLAGS)
 flags.DEFINE_integer("num_prompts", 8, "reliability: questions from the start of the file", flag_values=FLAGS)
-flags.DEFINE_list("temperatures", ["0", "1"], "reliability: of the answers", flag_values=FLAGS)
+flags.DEFINE_list("temperatures", ["0", "1"], "reliability: temperatures of the answers", flag_values=FLAGS)
 flags.DEFINE_list(
     "drafts", ["eagle3:4/1/2", "eagle3:16/5/4", "eagle3:60/7/10"],
     "times: METHOD or METHOD:NODES/DEPTH/TOP_K", flag_values=FLAGS,
@@ -60,13 +60,13 @@ flags.DEFINE_list(
 flags.DEFINE_integer("repeats", 5, "times: how often each part is timed", flag_values=FLAGS)
 flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of sampling", flag_values=FLAGS)
 flags.DEFINE_bool("share_noise", True, "let the drafter see the noise that the target samples with", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "directory to write; files of the same names are replaced", flag_values=FLAGS)
 
 
 def main() -> None:
-    """Draw as the flags say."""
+    """Draw what the flags select."""
     check_flags()
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """Refuse bad values before anything is loaded."""
+    """Check values before anything is loaded."""
     launch.need(FLAGS, "prompts_file" if FLAGS.what == "reliability" else "prompt", "output")
     for flag in ("first", "rounds", "num_prompts", "repeats"):
         given = getattr(FLAGS, flag)
@@ -86,29 +86,29 @@ def check_flags() -> None:
         raise ValueError(f"--method={FLAGS.method} drops no nodes, as {' and '.join(DYNAMIC)} do")
     temperatures = [float(text) for text in FLAGS.temperatures]
     make_sampling(len(temperatures), temperature=temperatures)
-    make_sampling(1, **law())
+    make_sampling(1, **sampling_options())
     methods.settings_from_flags(FLAGS)
 
 
-def law() -> dict[str, Any]:
-    """How tokens are chosen."""
+def sampling_options() -> dict[str, Any]:
+    """Keywords of `make_sampling` from the flags."""
     return {flag: getattr(FLAGS, flag) for flag in ("temperature", "seed", "max_new_tokens")}
 
 
 def output() -> pathlib.Path:
-    """The directory to write, made if need be."""
+    """The output directory, created if missing."""
     folder = pathlib.Path(FLAGS.output)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def tell(picture: str) -> None:
-    """Say where a picture lies."""
+def print_paths(picture: str) -> None:
+    """Print the files of a picture."""
     print(f"wrote {output() / picture}-{{{','.join(THEMES)}}}.{{png,svg}}", flush=True)
 
 
 def make_generator(model: LoadedModel) -> Generator:
-    """Of the method that the flags name."""
+    """Generator of the method that the flags select."""
     name, settings = methods.settings_from_flags(FLAGS)
     drafter = methods.make_method(name, model, settings)
     target = make_target(model.config)
@@ -128,71 +128,71 @@ def make_wider(model: LoadedModel, drafter: Drafter) -> Drafter | None:
     return methods.make_method(name, model, settings._replace(**sizes))[0]
 
 
-def asked_rounds(model: LoadedModel, usual: int) -> list[Round]:
-    """The rounds from --first on, --rounds of them."""
+def selected_rounds(model: LoadedModel, default: int) -> list[Round]:
+    """The rounds from --first on, --rounds of them or `default`."""
     generator = make_generator(model)
     wider = make_wider(model, generator.drafter)
-    last = FLAGS.first + (FLAGS.rounds or usual) - 1
+    last = FLAGS.first + (FLAGS.rounds or default) - 1
     with launch.status("Compiling and decoding"):
         prompt = prompt_ids(model, from_prompt(FLAGS.prompt))
-        found = rounds(generator, prompt, last, wider=wider, stop_ids=model.stop_ids, **law())
-    if len(found) < last:
-        raise ValueError(f"round {last} was asked for, the answer has {len(found)}")
-    return found[FLAGS.first - 1 :]
+        answer = rounds(generator, prompt, last, wider=wider, stop_ids=model.stop_ids, **sampling_options())
+    if len(answer) < last:
+        raise ValueError(f"round {last} was requested, the answer has {len(answer)}")
+    return answer[FLAGS.first - 1 :]
 
 
 def draw_trees(model: LoadedModel) -> None:
     """A picture a round."""
     decode = model.tokenizer.decode
-    for number, one in enumerate(asked_rounds(model, 1), start=FLAGS.first):
+    for number, one in enumerate(selected_rounds(model, 1), start=FLAGS.first):
         tree = with_dropped(one.tree, one.wider) if one.wider else one.tree
         for name, theme in THEMES.items():
             figure = draw_tree(tree, one.verdict, decode, log_probabilities=FLAGS.log_probabilities, theme=theme)
             save(figure, output(), f"round-{number}-{name}")
         print(f"round {number}: {decode(one.text[-12:])!r} -> {decode(one.written)!r}")
-        tell(f"round-{number}")
+        print_paths(f"round-{number}")
 
 
 def draw_rounds(model: LoadedModel) -> None:
     """Some rounds in one picture."""
-    found = asked_rounds(model, 4)
+    drawn = selected_rounds(model, 4)
     for name, theme in THEMES.items():
-        figure = draw_strip(found, model.tokenizer.decode, theme=theme)
-        save(figure, output(), f"rounds-{FLAGS.first}-{FLAGS.first + len(found) - 1}-{name}")
-    print(f"{len(found)} rounds: {model.tokenizer.decode([token for one in found for token in one.written])!r}")
-    tell(f"rounds-{FLAGS.first}-{FLAGS.first + len(found) - 1}")
+        figure = draw_strip(drawn, model.tokenizer.decode, theme=theme)
+        save(figure, output(), f"rounds-{FLAGS.first}-{FLAGS.first + len(drawn) - 1}-{name}")
+    print(f"{len(drawn)} rounds: {model.tokenizer.decode([token for one in drawn for token in one.written])!r}")
+    print_paths(f"rounds-{FLAGS.first}-{FLAGS.first + len(drawn) - 1}")
 
 
 def draw_reliability(model: LoadedModel) -> None:
     """Confidence against acceptance."""
-    generator, options = make_generator(model), {**law(), "stop_ids": model.stop_ids}
+    generator, options = make_generator(model), {**sampling_options(), "stop_ids": model.stop_ids}
     questions = read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
     series: dict[str, list[Round]] = {}
     for temperature in map(float, FLAGS.temperatures):
         name = f"T = {temperature:g}"
         with launch.status(f"Decoding at {name}") as progress:
-            found = series.setdefault(name, [])
+            decoded = series.setdefault(name, [])
             for number, question in enumerate(questions):
                 options |= {"temperature": temperature, "sequence": [number]}
-                found += rounds(generator, prompt_ids(model, question), ALL_ROUNDS, **options)
+                decoded += rounds(generator, prompt_ids(model, question), ALL_ROUNDS, **options)
                 progress(number + 1, len(questions))
         for paths, what in ((False, "tokens"), (True, "paths")):
-            judged = measure_calibration(found, paths=paths)
+            judged = measure_calibration(decoded, paths=paths)
             print(
-                f"{name}: {len(found)} rounds, {len(judged.accepted)} {what}, mean confidence"
+                f"{name}: {len(decoded)} rounds, {len(judged.accepted)} {what}, mean confidence"
                 f" {judged.confidence.mean():.3f}, accepted {judged.accepted.mean():.3f},"
                 f" expected error {expected_calibration_error(judged):.3f}",
                 flush=True,
             )
     for name, theme in THEMES.items():
         save(reliability_diagram(series, theme), output(), f"reliability-{name}")
-    tell("reliability")
+    print_paths("reliability")
 
 
 def draw_times(model: LoadedModel) -> None:
     """Parts of rounds."""
     prompt, target = prompt_ids(model, from_prompt(FLAGS.prompt)), make_target(model.config)
-    way: dict[str, Any] = {
+    options: dict[str, Any] = {
         "new_tokens": FLAGS.max_new_tokens,
         "repeats": FLAGS.repeats,
         "temperature": FLAGS.temperature,
@@ -204,15 +204,15 @@ def draw_times(model: LoadedModel) -> None:
     costs = {}
     for label, drafter in drafts.items():
         with launch.status(f"Timing {label}"):
-            costs[label] = time_split(Generator(target, model.params, *drafter), prompt, **way)
+            costs[label] = time_split(Generator(target, model.params, *drafter), prompt, **options)
         print(f"{label}: " + ", ".join(f"{part} {cost:.1f} ms" for part, cost in costs[label].items()), flush=True)
     with launch.status("Timing plain decoding"):
         plain = Generator(target, model.params, make_vanilla())
-        plain.warm_up([prompt], **law())
-        written = plain.generate([prompt], **law())
+        plain.warm_up([prompt], **sampling_options())
+        written = plain.generate([prompt], **sampling_options())
     for name, theme in THEMES.items():
         save(round_split(costs, 1e3 * written.decode_seconds / written.rounds[0], theme), output(), f"times-{name}")
-    tell("times")
+    print_paths("times")
 
 
 PICTURES = {"tree": draw_trees, "strip": draw_rounds, "reliability": draw_reliability, "times": draw_times}

@@ -2,9 +2,9 @@
 
     python -m experiments.generate --target=smollm2-135m --method=prompt_lookup --prompt="..." --compare
 
-Of a question with several turns the first one is asked. `--compare` writes every answer by plain decoding too, in the
-same process and in alternation, and says whether the tokens were identical. Tokens per second count decoding alone:
-compiling and reading the prompt stand apart.
+Of a question with several turns only the first is used. `--compare` writes every answer by plain decoding too, in the
+same process and in alternation, and reports whether the tokens were identical. Tokens per second count decoding alone;
+compilation and prefill are not included.
 
 `--batch=8` writes the same answers to `--prompts_file` eight at a time; a row whose answer has ended takes the next
 prompt. They are shown when all are there.
@@ -39,15 +39,17 @@ flags.DEFINE_string(
     "target", "smollm2-135m", "smollm2-135m, a Hugging Face directory or id, or a .gguf file", flag_values=FLAGS
 )
 methods.define_flags(FLAGS)
-flags.DEFINE_string("prompt", None, "what to ask", flag_values=FLAGS)
+flags.DEFINE_string("prompt", None, "the user's message", flag_values=FLAGS)
 flags.DEFINE_string(
     "prompts_file", None, "questions, one JSON object a line: Spec-Bench's, or with the key prompt", flag_values=FLAGS
 )
 flags.DEFINE_integer("num_prompts", None, "take this many questions from the start of the file", flag_values=FLAGS)
 flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
-flags.DEFINE_float("top_p", 1.0, "keep the most probable tokens up to this mass", flag_values=FLAGS)
-flags.DEFINE_integer("sampling_top_k", 0, "keep this many of the most probable tokens; 0 keeps all", flag_values=FLAGS)
+flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens up to this mass", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "sampling_top_k", 0, "sample from this many of the most probable tokens; 0: all", flag_values=FLAGS
+)
 flags.DEFINE_integer("seed", 0, "of sampling: same seed, same text, whatever the method", flag_values=FLAGS)
 flags.DEFINE_enum(
     "rule",
@@ -61,7 +63,7 @@ text = "finish by plain decoding where drafting has cost time so far; one answer
 flags.DEFINE_bool("give_up", False, text, flag_values=FLAGS)
 flags.DEFINE_bool("compare", False, "write every answer by plain decoding too", flag_values=FLAGS)
 flags.DEFINE_integer("batch", 1, "answers written at a time; more than 1 are not streamed", flag_values=FLAGS)
-text = "DATAxMODEL: 2x4 deals out the rows of --batch to 2 groups of devices and splits the weights over 4 in each"
+text = "DATAxMODEL: 2x4 shards the rows of --batch over 2 groups of devices and the weights over 4 in each"
 flags.DEFINE_string("mesh", None, text, flag_values=FLAGS)
 flags.DEFINE_string("distributed", None, launch.DISTRIBUTED, flag_values=FLAGS)
 flags.DEFINE_bool("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
@@ -69,13 +71,18 @@ flags.DEFINE_string("json_output", None, "file for the numbers and answers, as o
 
 
 def main() -> None:
-    """Generate as the flags say."""
+    """Generate with the settings of the flags."""
     launch.join(FLAGS.distributed)
-    law = {"temperature": FLAGS.temperature, "top_k": FLAGS.sampling_top_k, "top_p": FLAGS.top_p, "seed": FLAGS.seed}
-    make_sampling(1, max_new_tokens=FLAGS.max_new_tokens, **law)  # refuses bad values before anything is loaded
+    sampling = {
+        "temperature": FLAGS.temperature,
+        "top_k": FLAGS.sampling_top_k,
+        "top_p": FLAGS.top_p,
+        "seed": FLAGS.seed,
+    }
+    make_sampling(1, max_new_tokens=FLAGS.max_new_tokens, **sampling)  # checks values before anything is loaded
     check_flags()
     name, settings = methods.settings_from_flags(FLAGS)
-    questions = asked_questions()
+    questions = selected_questions()
     mesh = launch.parse_mesh(FLAGS.mesh, batch=FLAGS.batch)
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, settings.dtype, mesh=mesh, packed=True, progress=progress)
@@ -85,26 +92,26 @@ def main() -> None:
     drafter, drafter_params = methods.make_method(name, model, settings)
     target = make_target(model.config)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
-    where: dict[str, Any] = {"capacity": capacity, "mesh": mesh}
-    ways = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise}
+    placement: dict[str, Any] = {"capacity": capacity, "mesh": mesh}
+    acceptance = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise}
     make_generator = GivingUp if FLAGS.give_up else Generator
-    method = make_generator(target, model.params, drafter, drafter_params, **where, **ways)
-    plain = Generator(target, model.params, make_vanilla(), **where) if FLAGS.compare else None
+    method = make_generator(target, model.params, drafter, drafter_params, **placement, **acceptance)
+    plain = Generator(target, model.params, make_vanilla(), **placement) if FLAGS.compare else None
     write = one_by_one if FLAGS.batch == 1 else together
-    answers = write(model, method, plain, questions, prompts, {**law, "max_new_tokens": FLAGS.max_new_tokens})
+    answers = write(model, method, plain, questions, prompts, {**sampling, "max_new_tokens": FLAGS.max_new_tokens})
     settings_shown = {
         "target": FLAGS.target,
         "method": name,
         "temperature": FLAGS.temperature,
         "seed": FLAGS.seed,
-        **ways,
+        **acceptance,
         "give_up": FLAGS.give_up,
         "dtype": settings.dtype,
         "device": jax.devices()[0].device_kind,
         "mesh": FLAGS.mesh,
         "batch": FLAGS.batch,
     }
-    margin = runner.margin_at_difference(method, prompts, answers, **law)
+    margin = runner.margin_at_difference(method, prompts, answers, **sampling)
     tree = summary.tree_size(drafter)
     record = summary.summarise(settings_shown, tree, answers, margin)
     launch.say("\n".join(summary.closing_lines(record)))
@@ -113,7 +120,7 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """Refuse what would fail late."""
+    """Check flags before anything is loaded."""
     output = pathlib.Path(FLAGS.json_output) if FLAGS.json_output else None
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise ValueError(f"--json_output={output} must name a file in a folder that exists")
@@ -154,7 +161,7 @@ def together(
     prompts: Sequence[list[int]],
     options: dict[str, Any],
 ) -> list[summary.Answer]:
-    """The answers, `--batch` of them under way at a time, shown at the end."""
+    """The answers, `--batch` of them decoded at a time, shown at the end."""
     with launch.status("Compiling"):  # one prompt more than there are rows, so that a row is refilled; few tokens
         brief = {**options, "max_new_tokens": min(3, FLAGS.max_new_tokens), "stop_ids": model.stop_ids}
         for generator in filter(None, (method, plain)):
@@ -168,11 +175,11 @@ def together(
 
 def heading(index: int, questions: Sequence[Question]) -> str:
     """The line before an answer, where there are several."""
-    asked = " ".join(questions[index].turns[0].split())
-    return f"[{index + 1}/{len(questions)}] {asked[:100]}\n\n" if len(questions) > 1 else ""
+    message = " ".join(questions[index].turns[0].split())
+    return f"[{index + 1}/{len(questions)}] {message[:100]}\n\n" if len(questions) > 1 else ""
 
 
-def asked_questions() -> list[Question]:
+def selected_questions() -> list[Question]:
     """The questions of --prompt or --prompts_file."""
     if (FLAGS.prompt is None) == (FLAGS.prompts_file is None):
         given = "neither" if FLAGS.prompt is None else "both"

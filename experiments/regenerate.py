@@ -1,13 +1,13 @@
-"""Have the target answer prompts itself: what a draft head learns from.
+"""Let the target answer prompts itself: training text of a draft head.
 
     python -m experiments.regenerate --prompts=prompts.jsonl --output=answers.jsonl --temperatures=0,1
 
 A line of --prompts is `{"id": ..., "messages": [...]}`; an answer at its end is left out and written anew. Every prompt
-is answered --answers times at each temperature (once at 0), each answer with its own noise: what is written does not
-depend on the batch, the drafting method or on interruptions. A row whose answer has ended takes the next prompt
-(`eagle_jax.continuous`), and the device goes on while answers are written to the file. The same command continues where
-an earlier one stopped; lost are the answers in progress, and those after the oldest of them. With --mesh one process
-has several devices answer.
+is answered --answers times at each temperature (once at 0), each answer with its own noise, so that the answers do not
+depend on the batch, the drafting method or interruptions. A row whose answer has ended takes the next prompt
+(`eagle_jax.continuous`), and decoding continues while answers are written to the file. The same command resumes an
+interrupted run; the answers in progress, and those after the oldest of them, are written again. With --mesh one process
+uses several devices.
 """
 
 import time
@@ -36,17 +36,17 @@ methods.define_flags(FLAGS)
 FLAGS.set_default("method", "vanilla")
 flags.DEFINE_list("prompts", None, "conversations, JSON lines: one or more files", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON lines to append answers to", flag_values=FLAGS)
-flags.DEFINE_list("temperatures", ["0"], "of the answers: one or more, 0 is greedy", flag_values=FLAGS)
+flags.DEFINE_list("temperatures", ["0"], "temperatures of the answers: one or more, 0 is greedy", flag_values=FLAGS)
 flags.DEFINE_integer("answers", 1, "answers for each prompt and temperature; one at temperature 0", flag_values=FLAGS)
 flags.DEFINE_integer("num_prompts", None, "take this many prompts from the start", flag_values=FLAGS)
 flags.DEFINE_integer("max_new_tokens", 256, "longest answer", flag_values=FLAGS)
 flags.DEFINE_integer("max_prompt_tokens", 512, "longer prompts are left out, and counted", flag_values=FLAGS)
 flags.DEFINE_integer("batch", 16, "answers written at a time", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of sampling", flag_values=FLAGS)
 flags.DEFINE_float("time_limit", None, "seconds after which to stop", flag_values=FLAGS)
 flags.DEFINE_bool("skip_broken", False, "leave broken lines of --prompts out instead of stopping", flag_values=FLAGS)
 flags.DEFINE_string(
-    "mesh", None, "DATAxMODEL: 4x2 deals out answers to 4 groups of 2 devices that share a target", flag_values=FLAGS
+    "mesh", None, "DATAxMODEL: 4x2 shards answers over 4 groups of 2 devices that share a target", flag_values=FLAGS
 )
 flags.DEFINE_bool("quiet", False, "no progress bar", flag_values=FLAGS)
 
@@ -55,7 +55,7 @@ WINDOW = 8
 
 
 def main() -> None:
-    """Answer as the flags say."""
+    """Write the answers that are missing."""
     started = time.monotonic()
     temperatures = check_flags()
     name, settings = methods.settings_from_flags(FLAGS)
@@ -73,13 +73,13 @@ def main() -> None:
     decides = {flag: getattr(FLAGS, flag) for flag in ("target", "dtype", "seed", "max_new_tokens")}
     with AnswerFile(FLAGS.output, {**decides, "weights": weights_digest(model.params)}) as file:
         missing = file.missing(in_order(requests, FLAGS.batch * WINDOW))
-        print(f"{len(requests)} answers asked for, {len(requests) - len(missing)} there already", flush=True)
+        print(f"{len(requests)} answers requested, {len(requests) - len(missing)} there already", flush=True)
         left = len(missing) - (write_answers(writer, model, missing, file, started) if missing else 0)
     print(f"stopped, {left} answers left; the same command goes on" if left else "finished", flush=True)
 
 
 def check_flags() -> list[float]:
-    """Refuse bad values before anything is loaded; the temperatures."""
+    """Check values before anything is loaded; returns the temperatures."""
     launch.need(FLAGS, "prompts", "output", "temperatures")
     local(FLAGS.output)
     for flag in ("answers", "num_prompts", "max_prompt_tokens", "batch"):
@@ -96,7 +96,7 @@ def check_flags() -> list[float]:
 
 
 def longest_prompt(model: LoadedModel) -> int:
-    """Tokens that a prompt may have, so that the longest answer still fits into the model's context."""
+    """The most tokens of a prompt with which the longest answer still fits into the model's context."""
     room = model.config.max_positions - FLAGS.max_new_tokens
     if room < 1:
         raise ValueError(
@@ -110,20 +110,18 @@ def prompts_of(model: LoadedModel) -> list[Prompt]:
     """The prompts to be answered."""
     if not model.tokenizer.has_chat_template:
         raise ValueError(f"{FLAGS.target} has no chat template, so it does not answer conversations")
-    found = read_prompts(
-        FLAGS.prompts, model.tokenizer, max_tokens=longest_prompt(model), skip_broken=FLAGS.skip_broken
-    )
-    if found.broken:
-        print(f"left out {len(found.broken)} broken lines, the first: {found.broken[0]}", flush=True)
-    if found.num_too_long:
-        print(f"left out {found.num_too_long} prompts of more than {longest_prompt(model)} tokens", flush=True)
-    return found.prompts[: FLAGS.num_prompts]
+    read = read_prompts(FLAGS.prompts, model.tokenizer, max_tokens=longest_prompt(model), skip_broken=FLAGS.skip_broken)
+    if read.broken:
+        print(f"left out {len(read.broken)} broken lines, the first: {read.broken[0]}", flush=True)
+    if read.num_too_long:
+        print(f"left out {read.num_too_long} prompts of more than {longest_prompt(model)} tokens", flush=True)
+    return read.prompts[: FLAGS.num_prompts]
 
 
 def write_answers(
     writer: Generator, model: LoadedModel, missing: Sequence[Request], file: AnswerFile, started: float
 ) -> int:
-    """Write answers until all are there or time is up; how many were written."""
+    """Write answers until all are there or time is up; returns how many were written."""
     written = tokens = 0
     with tqdm(total=len(missing), unit="answer", disable=FLAGS.quiet, dynamic_ncols=True) as bar:
         clock = time.monotonic()
@@ -156,7 +154,7 @@ def in_turn(
         stop_ids=model.stop_ids,
     )
     ended: dict[int, list[int]] = {}
-    first = 0  # that is not written
+    first = 0  # index of the first answer not yet written
     for finished in answered:
         ended |= {prompt: answer.tokens for prompt, answer in finished.answers.items()}
         ready = []

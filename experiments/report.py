@@ -5,7 +5,7 @@
 
 --rows are files of experiments.evaluate or of a sweep, --metrics files of experiments.train; one of them may be left
 out. The directory gets report.md and, for light and dark pages, every figure as PNG and SVG. Rows of different targets,
-dtypes, devices, lengths of answers or prompts stand in sections of their own: they do not compare.
+dtypes, devices, lengths of answers or prompts are not comparable and get sections of their own.
 """
 
 import functools
@@ -40,7 +40,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("output", None, "directory to write; files of the same names are replaced", flag_values=FLAGS)
 
 CELL = (*tables.SETTINGS, "label", "task", "temperature", "seed", "prompts", "turns")
-"""What tells cells apart."""
+"""Fields that identify a cell."""
 
 CAPTIONS = {
     "speedup_by_method": "Speed-up over plain decoding in the same process, medians over the prompts.",
@@ -54,14 +54,14 @@ CAPTIONS = {
 
 
 TIME_CHARTS = ("speedup_by_method", "speedup_by_task", "time_split")
-"""Charts of times, which teacher-forced rows have not."""
+"""Charts of times, which teacher-forced rows do not have."""
 
 COMPARED = {"tau_against_nodes": "nodes", "tau_against_depth": "depth"}
-"""Charts that say nothing unless some method was measured with several of these sizes."""
+"""Charts drawn only where some method was measured with several of these sizes."""
 
 
 def main() -> None:
-    """Write the report that the flags ask for."""
+    """Write the report of the files that the flags name."""
     if not (FLAGS.rows or FLAGS.metrics):
         raise ValueError("give --rows, files of experiments.evaluate, or --metrics, of experiments.train")
     if not (FLAGS.output or FLAGS.tau_table):
@@ -97,7 +97,7 @@ def read_runs(paths: Sequence[str]) -> dict[str, list[Line]]:
     for path in paths:
         name = pathlib.Path(path).resolve().parent.name
         if name in runs:
-            raise ValueError(f"runs are told apart by their folders, got two called {name!r}")
+            raise ValueError(f"runs are named after their folders, got two called {name!r}")
         runs[name] = read_metrics(path)
     return runs
 
@@ -106,7 +106,7 @@ def read_rows(paths: Sequence[str]) -> list[list[Row]]:
     """The rows of each file.
 
     Raises:
-      ValueError: a line that is no row, no row at all, or a cell that stands there twice.
+      ValueError: a line that is no row, no row at all, or a cell that occurs twice.
     """
     files: list[list[Row]] = []
     seen: dict[tuple[object, ...], str] = {}
@@ -132,14 +132,14 @@ def read_rows(paths: Sequence[str]) -> list[list[Row]]:
 
 
 def row_sections(measured: Sequence[Sequence[Row]], output: pathlib.Path) -> list[str]:
-    """Tables and figures of each group of rows that compare."""
+    """Tables and figures of each group of comparable rows."""
     sections: list[str] = []
     titles: list[str] = []
     for own in measured:
         title = "{}, {}, {}, {} tokens".format(*(own[0][name] for name in tables.SETTINGS))
         titles.append(title)
         title += f" ({titles.count(title)})" if titles.count(title) > 1 else ""
-        sections += [f"## {title}", asked(own), *method_sections(own)]
+        sections += [f"## {title}", conversations(own), *method_sections(own)]
         prefix = re.sub(r"\W+", "-", title).strip("-")
         with launch.status(f"Drawing {title}"):
             for name, chart in CHARTS.items():
@@ -150,8 +150,8 @@ def row_sections(measured: Sequence[Sequence[Row]], output: pathlib.Path) -> lis
     return sections
 
 
-def asked(rows: Sequence[Row]) -> str:
-    """What the methods of a section answered, and who did not answer all of it."""
+def conversations(rows: Sequence[Row]) -> str:
+    """The conversations of a section, and the methods that did not answer all of them."""
     counts = []
     for (task,), own in tables.groups(rows, "task"):
         turns = sorted(tables.distinct(own, "turns"))  # several where answers of some seed left no room for the last
@@ -181,7 +181,7 @@ def training_sections(runs: Mapping[str, Sequence[Line]], output: pathlib.Path) 
 
 
 def introduction(files: Sequence[Sequence[Row]]) -> str:
-    """What the numbers mean and what code they were measured with."""
+    """What the numbers mean, and the commit they were measured with."""
     rows = [row for file in files for row in file]
     commits = ", ".join(str(commit) for commit in tables.distinct(rows, "commit"))
     how = "Teacher-forced on answers that plain decoding wrote: no times. "
@@ -201,7 +201,7 @@ def introduction(files: Sequence[Sequence[Row]]) -> str:
 
 
 def in_one_run(rows: Sequence[Row]) -> bool:
-    """Whether all methods stood beside the same plain decoding; points of a sweep have one each."""
+    """Whether all methods were compared with the same plain decoding; points of a sweep have one each."""
     cells = tables.groups(rows, *tables.SETTINGS, "task", "temperature", "seed")
     return all(len(tables.distinct(own, "plain_decode_seconds")) == 1 for _, own in cells)
 
@@ -224,7 +224,7 @@ def draw(chart: Callable[[Theme], Figure], output: pathlib.Path, name: str) -> N
 
 
 def picture(name: str, caption: str) -> str:
-    """A chart as the page's background wants it."""
+    """Markdown of a chart, dark or light with the page."""
     dark, light = (f"{name}-{theme}.svg" for theme in ("dark", "light"))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'

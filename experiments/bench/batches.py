@@ -1,18 +1,16 @@
-"""Throughput of batches: plain decoding beside drafting methods with trees of several sizes.
+"""Throughput by batch size: plain decoding against drafting methods with trees of several sizes.
 
     python -m experiments.bench.batches --prompts_file=question.jsonl --drafts=eagle3,eagle3:16/5/4 --batches=1,4,16
 
-A batch is kept full while prompts wait: a row whose answer has ended takes the next one (`eagle_jax.continuous`). With
-no more prompts than rows none waits, and a line on stderr warns of that. Plain decoding and all drafts write the same
-answers in one process, in alternation: a few prompts, eight or four batches of them, are answered by each before the
-next few come, and the first one changes from part to part, from turn to turn and from one size of batch to the next.
-Where a batch
-already keeps the device busy a token more in a pass is no longer nearly free, so the best tree shrinks as the batch
-grows; this is where to see how fast. A draft without sizes takes those of the batch
-(`eagle_jax.drafters.default_tree`). Every batch answers the same prompts.
+Batches are refilled while prompts wait: a row whose answer has ended takes the next one (`eagle_jax.continuous`). With
+no more prompts than rows none waits, and a warning is logged. Plain decoding and all drafts write the same answers in
+one process, in alternation: prompts are split into parts (eight prompts or four batches each), every method answers a
+part before the next part begins, and the method that goes first changes from part to part, turn to turn and batch size
+to batch size. Once a batch saturates the device, a further token of a pass is no longer nearly free, so the best tree
+shrinks as the batch grows. A draft without sizes takes those of the batch (`eagle_jax.drafters.default_tree`). Every
+batch size answers the same prompts.
 
-Speeds are given twice: rounds alone, and with prefill, which is what a user waits for: while some rows read their
-prompts the others stand still.
+Speeds are given twice: rounds alone, and with prefill, as a user sees them: while some rows prefill, the others wait.
 """
 
 import copy
@@ -49,11 +47,11 @@ text = "METHOD or METHOD:NODES/DEPTH/TOP_K; without sizes a tree shrinks as the 
 flags.DEFINE_list("drafts", ["eagle3"], text, flag_values=FLAGS)
 flags.DEFINE_list("batches", ["1", "2", "4", "8", "16", "32"], "rows that decode together", flag_values=FLAGS)
 flags.DEFINE_string("prompts_file", None, "questions, as for experiments.generate", flag_values=FLAGS)
-text = "from the start of the file; default: two of the largest batches, 8 at least, as far as there are so many"
+text = "from the start of the file; default: twice the largest batch, at least 8, or as many as there are"
 flags.DEFINE_integer("num_prompts", None, text, flag_values=FLAGS)
 flags.DEFINE_integer("max_new_tokens", 64, "longest answer", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of sampling", flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 3, "turns of which the median is taken", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON lines to write, one a draft and batch; must not exist", flag_values=FLAGS)
 
@@ -61,13 +59,13 @@ _LOG = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Pass = list[Generation]
-"""All prompts once, in parts."""
+"""Answers to all prompts, one generation per part."""
 
 
 def main() -> None:
-    """Measure as the flags say."""
+    """Measure every batch size and print a table."""
     batches = check_flags()
-    asked = [methods.read_draft(text, FLAGS) for text in FLAGS.drafts]
+    drafts = [methods.read_draft(text, FLAGS) for text in FLAGS.drafts]
     questions = read_questions(FLAGS.prompts_file, FLAGS.num_prompts)
     questions = questions[: FLAGS.num_prompts or max(8, 2 * max(batches))]
     if len(questions) < max(batches):
@@ -78,22 +76,21 @@ def main() -> None:
     target = make_target(model.config)
 
     @functools.cache
-    def contestant(name: str, settings: MethodSettings) -> Generator:
+    def make_generator(name: str, settings: MethodSettings) -> Generator:
         return Generator(target, model.params, *methods.make_method(name, model, settings))
 
     rows: list[Row] = []
     for number, batch in enumerate(batches):
-        contestants, trees = {PLAIN: contestant("vanilla", MethodSettings(dtype=FLAGS.dtype))}, {}
-        for label, name, settings in asked:
-            way: dict[str, Any] = {"batch": batch, "temperatures": (FLAGS.temperature,)}
-            name, settings = methods.with_tree(name, settings, model, **way)
-            contestants[label] = contestant(name, settings)
-            trees[label] = tree_size(contestants[label].drafter)
+        generators, trees = {PLAIN: make_generator("vanilla", MethodSettings(dtype=FLAGS.dtype))}, {}
+        for label, name, settings in drafts:
+            name, settings = methods.with_tree(name, settings, model, batch=batch, temperatures=(FLAGS.temperature,))
+            generators[label] = make_generator(name, settings)
+            trees[label] = tree_size(generators[label].drafter)
         if len(prompts) <= batch:
             _LOG.warning("batch %d: %d prompts, no row is refilled and all wait for the longest", batch, len(prompts))
         with launch.status(f"batch {batch}, {len(prompts)} prompts"):
-            found = measure(model, contestants, prompts, batch, number)
-        for label, row in found.items():
+            measured = measure(model, generators, prompts, batch, number)
+        for label, row in measured.items():
             rows.append({**about(batch), "draft": label, "tree": trees[label], **row, "commit": git_commit()})
         if FLAGS.output:
             text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -103,7 +100,7 @@ def main() -> None:
 
 
 def check_flags() -> list[int]:
-    """Refuse bad values before anything is loaded; the batches."""
+    """Check values before anything is loaded; returns the batch sizes."""
     if FLAGS.prompts_file is None:
         raise ValueError("--prompts_file is needed: questions, one JSON object a line")
     if not FLAGS.batches or not all(text.isdecimal() and int(text) > 0 for text in FLAGS.batches):
@@ -118,36 +115,36 @@ def check_flags() -> list[int]:
 
 
 def about(batch: int) -> Row:
-    """What a row was measured with."""
+    """The settings of a row."""
     decides = ("target", "dtype", "temperature", "seed", "max_new_tokens", "repeats")
     return {**{flag: getattr(FLAGS, flag) for flag in decides}, "device": jax.devices()[0].device_kind, "batch": batch}
 
 
 def measure(
-    model: LoadedModel, contestants: dict[str, Generator], prompts: Sequence[list[int]], batch: int, number: int
+    model: LoadedModel, generators: dict[str, Generator], prompts: Sequence[list[int]], batch: int, number: int
 ) -> dict[str, Row]:
-    """The rows of a batch size, by draft; `number` sizes were measured before."""
+    """The rows of a batch size, by draft; `number` batch sizes were measured before."""
     options = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
-    law = make_sampling(len(prompts), max_new_tokens=FLAGS.max_new_tokens)
-    contestants = {label: copy.copy(one) for label, one in contestants.items()}
-    for one in contestants.values():
-        one.capacity = one.slots(prompts, law)  # the same for every part
+    sampling = make_sampling(len(prompts), max_new_tokens=FLAGS.max_new_tokens)
+    generators = {label: copy.copy(one) for label, one in generators.items()}
+    for one in generators.values():
+        one.capacity = one.slots(prompts, sampling)  # the same for every part
         write_all(one, prompts[: batch + 1], batch=batch, max_new_tokens=3, **options)  # compiles, a refill included
-    labels = list(contestants)
+    labels = list(generators)
     turns: dict[str, list[Pass]] = {label: [[] for _ in range(FLAGS.repeats)] for label in labels}
     for turn, (index, part) in itertools.product(range(FLAGS.repeats), enumerate(parts(len(prompts), batch))):
-        asked = [prompts[place] for place in part]
+        of_part = [prompts[place] for place in part]
         for label in rotated(labels, number + turn + index):
-            found = write_all(
-                contestants[label], asked, batch=batch, sequence=part, max_new_tokens=FLAGS.max_new_tokens, **options
+            answers = write_all(
+                generators[label], of_part, batch=batch, sequence=part, max_new_tokens=FLAGS.max_new_tokens, **options
             )
-            turns[label][turn].append(found)
+            turns[label][turn].append(answers)
     plain = turns.pop(PLAIN)
-    return {label: {"prompts": len(prompts), **numbers(found, plain)} for label, found in turns.items()}
+    return {label: {"prompts": len(prompts), **numbers(own, plain)} for label, own in turns.items()}
 
 
 def rotated(labels: list[str], by: int) -> list[str]:
-    """All labels, in their order from another one on."""
+    """All labels, rotated by `by` places."""
     first = by % len(labels)
     return labels[first:] + labels[:first]
 
@@ -157,25 +154,24 @@ def parts(count: int, batch: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(np.arange(count), max(1, count // max(8, 4 * batch)))]
 
 
-def numbers(found: Sequence[Pass], plain: Sequence[Pass]) -> Row:
-    """What a draft's turns come to; tokens and rounds are the same in all of them."""
-    texts, wanted = ([answer for part in turns[0] for answer in part.tokens] for turns in (found, plain))
+def numbers(own: Sequence[Pass], plain: Sequence[Pass]) -> Row:
+    """Numbers of a draft's turns; tokens and rounds are the same in all of them."""
+    texts = [answer for part in own[0] for answer in part.tokens]
+    plain_texts = [answer for part in plain[0] for answer in part.tokens]
     return {
-        "tokens": sum(part.num_tokens for part in found[0]),
-        "tau": metrics.tau(found[0]),
-        **speeds(found, plain, with_prefill=False),
-        **{f"{name}_with_prefill": value for name, value in speeds(found, plain, with_prefill=True).items()},
-        "identical_prompts": sum(one == other for one, other in zip(texts, wanted, strict=True)),
+        "tokens": sum(part.num_tokens for part in own[0]),
+        "tau": metrics.tau(own[0]),
+        **speeds(own, plain, with_prefill=False),
+        **{f"{name}_with_prefill": value for name, value in speeds(own, plain, with_prefill=True).items()},
+        "identical_prompts": sum(one == other for one, other in zip(texts, plain_texts, strict=True)),
     }
 
 
-def speeds(found: Sequence[Pass], plain: Sequence[Pass], *, with_prefill: bool) -> Row:
+def speeds(own: Sequence[Pass], plain: Sequence[Pass], *, with_prefill: bool) -> Row:
     """Medians over the turns."""
-    own, other = (
-        statistics.median(metrics.tokens_per_second(turn, with_prefill=with_prefill) for turn in turns)
-        for turns in (found, plain)
-    )
-    return {"tokens_per_second": own, "plain_tokens_per_second": other, "speedup": own / other}
+    speed = statistics.median(metrics.tokens_per_second(turn, with_prefill=with_prefill) for turn in own)
+    plain_speed = statistics.median(metrics.tokens_per_second(turn, with_prefill=with_prefill) for turn in plain)
+    return {"tokens_per_second": speed, "plain_tokens_per_second": plain_speed, "speedup": speed / plain_speed}
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -1,10 +1,10 @@
-"""Tau by the length of the context, for a head that looks back over all of it or over its last tokens only.
+"""Tau by the length of the context, for a head that attends to all of it or to a window of its last tokens.
 
     python -m experiments.bench.contexts --prompts_file=mt_bench/question.jsonl --documents=sum/question.jsonl
 
-Every prompt is asked behind as many documents as the context has room for, so the question stays the same while the
-text before it grows. Plain decoding writes the answers and keeps what the target said, and drafts are played back along
-them (`eagle_jax.evaluation.replay`). A context holds the prompt, the answer and the deepest draft.
+Every question follows as many documents as the context has room for, so the question stays the same while the text
+before it grows. Plain decoding writes the answers and records the target's outputs, and drafts are evaluated teacher
+forced along them (`eagle_jax.evaluation.replay`). A context holds the prompt, the answer and the deepest draft.
 """
 
 import json
@@ -33,21 +33,21 @@ flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", fla
 methods.define_flags(FLAGS, method=False)
 flags.DEFINE_string("draft_method", "eagle3:60/7/10", "METHOD or METHOD:NODES/DEPTH/TOP_K", flag_values=FLAGS)
 flags.DEFINE_list("contexts", ["512", "1024", "2048", "4096", "8192"], "their lengths in tokens", flag_values=FLAGS)
-text = "tokens that the head looks back, 0 for all; those that a context is not longer than are left out"
+text = "attention windows of the head in tokens, 0 for none; left out where a context is not longer"
 flags.DEFINE_list("windows", ["0", "512", "1024"], text, flag_values=FLAGS)
 flags.DEFINE_string("prompts_file", None, "questions, as for experiments.generate", flag_values=FLAGS)
 flags.DEFINE_string("documents", None, "questions whose texts fill the context before each prompt", flag_values=FLAGS)
 flags.DEFINE_integer("num_prompts", 4, "questions, all of them one batch", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("max_new_tokens", 64, "longest answer", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "of sampling", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "seed of sampling", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON lines to write, one a context and window; must not exist", flag_values=FLAGS)
 
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measure as the flags say."""
+    """Measure every context and window and print a table."""
     contexts, windows = numbers("contexts", 1), numbers("windows", 0)
     if FLAGS.head_window is not None:
         raise ValueError(f"--windows says how far the head looks back, got --head_window={FLAGS.head_window}")
@@ -59,16 +59,16 @@ def main() -> None:
     questions = [question.turns[0] for question in read_questions(FLAGS.prompts_file, FLAGS.num_prompts)]
     documents = [document.turns[0] for document in read_questions(FLAGS.documents)]
     label, name, settings = methods.read_draft(FLAGS.draft_method, FLAGS)
-    looks = {window: settings._replace(head_window=window or None) for window in windows}
-    for look in looks.values():
-        methods.check_settings(name, look)
+    by_window = {window: settings._replace(head_window=window or None) for window in windows}
+    for windowed in by_window.values():
+        methods.check_settings(name, windowed)
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, FLAGS.dtype, packed=True, progress=progress)
-    drafts = {window: methods.make_method(name, model, look) for window, look in looks.items()}
+    drafts = {window: methods.make_method(name, model, windowed) for window, windowed in by_window.items()}
     tree = tree_size(drafts[windows[0]][0])
     rows: list[Row] = []
-    for found in measure(model, drafts, questions, documents, contexts):
-        rows.append({**about(), "draft": label, "tree": tree, **found, "commit": git_commit()})
+    for row in measure(model, drafts, questions, documents, contexts):
+        rows.append({**about(), "draft": label, "tree": tree, **row, "commit": git_commit()})
         if output:
             output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(f"tau of {label}, {FLAGS.target}, {FLAGS.dtype}, T = {FLAGS.temperature:g}, {len(questions)} prompts\n")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def about() -> Row:
-    """What all rows were measured with."""
+    """The settings of all rows."""
     decides = ("target", "dtype", "temperature", "seed", "max_new_tokens")
     return {**{flag: getattr(FLAGS, flag) for flag in decides}, "device": jax.devices()[0].device_kind}
 
@@ -101,35 +101,37 @@ def measure(
     if contexts[-1] > target.max_positions:
         raise ValueError(f"--contexts: {contexts[-1]} is more than the {target.max_positions} of {FLAGS.target}")
     beyond = FLAGS.max_new_tokens + max(drafter.max_depth for drafter, _ in drafts.values()) + 1
-    law: dict[str, Any] = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
-    asked = {context: long_prompts(model, questions, documents, context - beyond) for context in contexts}
-    for context, prompts in asked.items():
+    sampling: dict[str, Any] = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
+    by_context = {context: long_prompts(model, questions, documents, context - beyond) for context in contexts}
+    for context, prompts in by_context.items():
         with launch.status(f"{context}: plain decoding"):  # one capacity: the programs are the same for all contexts
             answers, recording = write_recorded(
-                target, model.params, prompts, capacity=contexts[-1], max_new_tokens=FLAGS.max_new_tokens, **law
+                target, model.params, prompts, capacity=contexts[-1], max_new_tokens=FLAGS.max_new_tokens, **sampling
             )
             jax.block_until_ready(recording)
         for window, (drafter, params) in drafts.items():
             if window >= context:
                 continue
             with launch.status(f"{context}: {f'the last {window}' if window else 'all'}"):
-                found = replay(target, model.params, drafter, params, prompts, answers, recording=recording, **law)
+                result = replay(
+                    target, model.params, drafter, params, prompts, answers, recording=recording, **sampling
+                )
             yield {
                 "context": context,
                 "head_window": window or None,
                 "prompts": len(prompts),
                 "prompt_tokens": len(prompts[0]),
-                "tokens": found.num_tokens,
-                "rounds": sum(found.rounds),
-                "tau": found.tau,
-                "n_alpha": n_alpha(found.accepted.sum(0)),
+                "tokens": result.num_tokens,
+                "rounds": sum(result.rounds),
+                "tau": result.tau,
+                "n_alpha": n_alpha(result.accepted.sum(0)),
             }
 
 
 def long_prompts(
     model: LoadedModel, questions: Sequence[str], documents: Sequence[str], length: int
 ) -> list[list[int]]:
-    """Every question behind documents of its own, cut in front: exactly `length` tokens each.
+    """Every question after documents of its own, truncated at the front: exactly `length` tokens each.
 
     The documents next to a question are the same for all lengths.
 
@@ -144,22 +146,22 @@ def long_prompts(
 
 def _long_prompt(model: LoadedModel, question: str, documents: Sequence[str], length: int) -> list[int]:
     alone = runner.prompt_ids(model, from_prompt(question))
-    whole = runner.prompt_ids(model, from_prompt("\n\n".join([*reversed(documents), question])))
-    if not len(alone) <= length <= len(whole):
+    full = runner.prompt_ids(model, from_prompt("\n\n".join([*reversed(documents), question])))
+    if not len(alone) <= length <= len(full):
         raise ValueError(
-            f"a prompt of {length} tokens: the question alone has {len(alone)}, behind its documents {len(whole)}"
+            f"a prompt of {length} tokens: the question alone has {len(alone)}, with its documents {len(full)}"
         )
-    same = (index for index, (one, other) in enumerate(zip(alone, whole, strict=False)) if one != other)
+    same = (index for index, (one, other) in enumerate(zip(alone, full, strict=False)) if one != other)
     front = next(same, 0)  # what the chat template puts first
-    return whole[:front] + whole[len(whole) - length + front :]
+    return full[:front] + full[len(full) - length + front :]
 
 
 def table(rows: Sequence[Row], windows: Sequence[int]) -> str:
     """A line for each context, a column for each window."""
-    found = {(row["context"], row["head_window"] or 0): row["tau"] for row in rows}
-    header = ["context", *(f"looking back {window}" if window else "looking back all" for window in windows)]
+    taus = {(row["context"], row["head_window"] or 0): row["tau"] for row in rows}
+    header = ["context", *(f"window {window}" if window else "no window" for window in windows)]
     contexts = sorted({row["context"] for row in rows})
-    return markdown_table(header, [[one, *(found.get((one, w), "") for w in windows)] for one in contexts])
+    return markdown_table(header, [[one, *(taus.get((one, w), "") for w in windows)] for one in contexts])
 
 
 if __name__ == "__main__":

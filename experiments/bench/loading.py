@@ -2,9 +2,9 @@
 
     JAX_NUM_CPU_DEVICES=8 python -m experiments.bench.loading --target_config=qwen3-0.6b
 
-The weights are random and lie in a temporary folder. Memory is what the process has for itself (RssAnon of Linux),
-looked at all the while; pages of the checkpoint that the system keeps are not counted. On a CPU the weights stay in the
-host's memory, as that is the devices'.
+The weights are random and stored in a temporary folder. Memory is the anonymous memory of the process (RssAnon of
+Linux), polled while loading; pages of the checkpoint in the system's page cache are not counted. On a CPU the weights
+stay in host memory, which is the devices' memory too.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ from eagle_jax.types import Params
 from experiments.cli import launch
 
 PAUSE = 0.001
-"""Seconds between two looks."""
+"""Seconds between two polls."""
 
-KEPT: list[Params] = []
-"""What a process has loaded."""
+LOADED: list[Params] = []
+"""References to loaded weights, so that they stay in memory."""
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum("target_config", "qwen3-0.6b", [*TARGETS], "shape of the target", flag_values=FLAGS)
@@ -52,8 +52,8 @@ def main() -> None:
     unknown = [dtype for dtype in FLAGS.dtypes if dtype not in DTYPES]
     if unknown or not FLAGS.dtypes:
         raise ValueError(f"--dtypes takes {', '.join(DTYPES)}, got {', '.join(unknown) or 'none'}")
-    held(os.getpid())  # refuses another system
-    make_mesh(*launch.mesh_sizes(FLAGS.mesh))  # refuses one that there is not
+    held(os.getpid())  # raises on other systems than Linux
+    make_mesh(*launch.mesh_sizes(FLAGS.mesh))  # raises where devices are missing
     config = get_target(FLAGS.target_config)
     config = dataclasses.replace(config, num_layers=FLAGS.num_layers or config.num_layers)
     ways = [(dtype, mesh) for dtype in FLAGS.dtypes for mesh in ("1x1", FLAGS.mesh)]
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def write_checkpoint(folder: pathlib.Path, config: ModelConfig, dtype: str, shards: int) -> None:
-    """A Hugging Face directory with random weights, its tensors dealt out to files of about one size."""
+    """A Hugging Face directory with random weights, its tensors spread over files of about one size."""
     specs, numbers = target_tensors(config), np.random.default_rng(0)
     sizes, files = [0] * shards, {}
     for name in sorted(specs, key=lambda name: -_size(specs[name])):
@@ -94,10 +94,10 @@ def _size(spec: TensorSpec) -> int:
 
 
 def measure(folder: str, dtype: str, mesh: str) -> list[float]:
-    """The weights, what stays in memory, what was held beyond at most, and the largest tensor, in MiB; seconds.
+    """Size of the weights, memory that stays, peak beyond it, and the largest tensor, in MiB; seconds.
 
-    In a process of its own, for memory that one load has freed would serve the next; and looked at from here, for a
-    thread beside the loader waits whenever that one keeps the interpreter.
+    Loads in a process of its own, as memory freed by one load would be reused by the next; polled from this process, as
+    a thread beside the loader would wait while that one holds the interpreter lock.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         loader = pool.apply(os.getpid)
@@ -111,26 +111,26 @@ def measure(folder: str, dtype: str, mesh: str) -> list[float]:
 
 
 def load(folder: str, dtype: str, mesh: str) -> tuple[list[int], int, float]:
-    """Keep the weights; the bytes of each, of memory before, and seconds."""
+    """Load the weights and hold them; returns the bytes of each, the memory before, and seconds."""
     config = hf.load_config(folder)
     shardings = target_shardings(make_mesh(*launch.mesh_sizes(mesh)), config)
     before, started = held(os.getpid()), time.perf_counter()
     params = jax.block_until_ready(hf.load_params(folder, config, dtype=dtype, shardings=shardings))
-    KEPT.append(params)
+    LOADED.append(params)
     return [leaf.nbytes for leaf in jax.tree.leaves(params)], before, time.perf_counter() - started
 
 
 def held(process: int) -> int:
-    """Bytes that a process has for itself now.
+    """Anonymous memory of a process in bytes.
 
     Raises:
-      ValueError: a system that does not say it.
+      ValueError: a system without RssAnon.
     """
     status = pathlib.Path(f"/proc/{process}/status")
-    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text() if status.exists() else "")
-    if found is None:
+    match = re.search(r"RssAnon:\s+(\d+) kB", status.read_text() if status.exists() else "")
+    if match is None:
         raise ValueError(f"memory is read from RssAnon in {status}, which this system does not have")
-    return int(found[1]) * 1024
+    return int(match[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Time what the design promises, each thing beside what it is compared with, and print a Markdown table.
+"""Time single aspects of decoding against their alternatives and print a Markdown table.
 
     python -m experiments.bench.measure --what=pass_costs
 
-pass_costs: a target pass over 1 to 64 tokens behind a prompt. torch: plain decoding against `transformers` and PyTorch.
+pass_costs: a target pass over 1 to 64 tokens after a prompt. torch: plain decoding against `transformers` and PyTorch.
 peers: plain decoding and EAGLE-3 beside HF transformers and OpenVINO GenAI (`experiments.bench.peers`, own prompts).
 length: plain decoding in a large cache and in a small one. sampling: T = 0.7, top-p 0.9 and T = 0. split: where a
 round of --method goes; the flags of drafting methods, --dtype apart, are for this one.
@@ -88,7 +88,7 @@ def pass_costs(model: LoadedModel, prompt: list[int]) -> Table:
 
 
 def torch(model: LoadedModel, prompt: list[int]) -> Table:
-    """Whole answers by both programs, and what a token behind the first one costs: the prompt is then left out."""
+    """Complete answers by both programs, and the cost of a token after the first one, which leaves out prefill."""
     count = FLAGS.new_tokens
     generator, write = plain(model, SMALL), torch_writer(model)
 
@@ -108,16 +108,16 @@ def torch(model: LoadedModel, prompt: list[int]) -> Table:
         {f"{name} {tokens}": timed(run, tokens) for name, run in writers.items() for tokens in (1, count)},
         FLAGS.repeats,
     )
-    whole = {name: costs[f"{name} {count}"] / count for name in names}
-    behind = {name: (costs[f"{name} {count}"] - costs[f"{name} 1"]) / (count - 1) for name in names}
+    per_answer = {name: costs[f"{name} {count}"] / count for name in names}
+    after_first = {name: (costs[f"{name} {count}"] - costs[f"{name} 1"]) / (count - 1) for name in names}
     header = ["plain decoding by", "ms a token, prompt included", "speed-up", "ms a token", "speed-up", "equal tokens"]
     return header, [
         [
             name,
-            whole[name],
-            whole[names[0]] / whole[name],
-            behind[name],
-            behind[names[0]] / behind[name],
+            per_answer[name],
+            per_answer[names[0]] / per_answer[name],
+            after_first[name],
+            after_first[names[0]] / after_first[name],
             f"{same}/{count}",
         ]
         for name in names
@@ -134,9 +134,9 @@ def length(model: LoadedModel, prompt: list[int]) -> Table:
 
 def sampling(model: LoadedModel, prompt: list[int]) -> Table:
     """Greedy and sampled decoding by the same program."""
-    laws = {"T = 0": {"temperature": 0.0}, "T = 0.7, top-p 0.9": {"temperature": 0.7, "top_p": 0.9}}
+    settings = {"T = 0": {"temperature": 0.0}, "T = 0.7, top-p 0.9": {"temperature": 0.7, "top_p": 0.9}}
     generator = plain(model, SMALL)
-    costs = alternate({name: per_token(generator, prompt, law) for name, law in laws.items()}, FLAGS.repeats)
+    costs = alternate({name: per_token(generator, prompt, one) for name, one in settings.items()}, FLAGS.repeats)
     return ["sampling", "ms a token", "over T = 0"], [
         [name, cost, cost / costs["T = 0"]] for name, cost in costs.items()
     ]
@@ -147,11 +147,11 @@ def plain(model: LoadedModel, capacity: int) -> Generator:
     return Generator(make_target(model.config), model.params, make_vanilla(), capacity=capacity)
 
 
-def per_token(generator: Generator, prompt: list[int], law: dict[str, float]) -> Callable[[], float]:
+def per_token(generator: Generator, prompt: list[int], sampling: dict[str, float]) -> Callable[[], float]:
     """A run that writes --new_tokens tokens and gives the milliseconds of one round."""
 
     def run() -> float:
-        result = generator.generate([prompt], max_new_tokens=FLAGS.new_tokens, **law)
+        result = generator.generate([prompt], max_new_tokens=FLAGS.new_tokens, **sampling)
         return 1e3 * result.decode_seconds / sum(result.rounds)
 
     return run
@@ -170,7 +170,7 @@ def split(model: LoadedModel, prompt: list[int]) -> Table:
 
 
 def peers(model: LoadedModel, prompt: list[int]) -> Table:
-    """Beside what people use for the same file."""
+    """Against other programs on the same file."""
     del prompt
     prompts = [model.tokenizer.chat([{"role": "user", "content": text}]) for text in QUESTIONS]
     return compare(peer_writers(FLAGS.target, model), prompts, FLAGS.new_tokens, FLAGS.repeats)

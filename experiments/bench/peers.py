@@ -1,4 +1,4 @@
-"""Plain decoding and EAGLE-3 beside what people use for the same file and CPU; a mode of `experiments.bench.measure`.
+"""Plain decoding and EAGLE-3 against other programs on the same file and CPU; a mode of `experiments.bench.measure`.
 
 HF transformers (PyTorch, float32) and OpenVINO GenAI (the GGUF file itself, weights stay compressed), each plain and
 with its own prompt lookup. All of them read the same token ids and write the same number of greedy tokens, past the end
@@ -37,7 +37,7 @@ QUESTIONS = (
     "List five things to pack for a week of hiking in the mountains, with one reason for each.",
     "Tell the beginning of a story about a lighthouse keeper who finds a letter in a bottle on the beach.",
 )
-"""Prompts that were never tuned to: a chat's usual variety, 40 to 90 tokens with the template."""
+"""Prompts not used for tuning: usual chat messages, 40 to 90 tokens with the template."""
 
 
 def peer_writers(target: str, model: LoadedModel) -> dict[str, Writer]:
@@ -89,8 +89,8 @@ def _openvino(*, f32: bool = False, prompt_lookup: bool = False) -> Writer:
 
     def write(prompt: list[int], count: int) -> list[int]:
         config.max_new_tokens = count
-        found = pipeline.generate(openvino.Tensor(np.array([prompt], np.int64)), config)
-        return [int(token) for token in found.tokens[0]]
+        result = pipeline.generate(openvino.Tensor(np.array([prompt], np.int64)), config)
+        return [int(token) for token in result.tokens[0]]
 
     return write
 

@@ -1,4 +1,4 @@
-"""Plain decoding by `transformers` and PyTorch from the same weights: the outside yardstick of `measure`."""
+"""Plain decoding by `transformers` and PyTorch from the same weights: the external baseline of `measure`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,7 @@ def torch_writer(model: LoadedModel, **options: Any) -> Callable[[list[int], int
     def write(prompt: list[int], num_new: int) -> list[int]:
         ids = torch.tensor([prompt])
         with torch.inference_mode():
-            whole = reference.generate(
+            text = reference.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
@@ -47,7 +47,7 @@ def torch_writer(model: LoadedModel, **options: Any) -> Callable[[list[int], int
                 min_new_tokens=num_new,
                 **options,
             )
-        return [int(token) for token in whole[0, len(prompt) :]]
+        return [int(token) for token in text[0, len(prompt) :]]
 
     return write
 

@@ -1,7 +1,8 @@
 """The devices that programs are compiled for: TPU chips of a named topology, or virtual CPU devices.
 
-A topology is `KIND:LAYOUT`, as in v5p:2x2x2 or v6e:2x4: chips and how they lie. The TPU compiler comes with the package
-`libtpu` and needs no TPU. `cpu:8` is eight virtual devices of this machine's CPU, for looks at shapes and for tests.
+A topology is `KIND:LAYOUT`, as in v5p:2x2x2 or v6e:2x4: chips and their arrangement. The TPU compiler comes with the
+package `libtpu` and needs no TPU. `cpu:8` is eight virtual devices of this machine's CPU, to inspect shapes and for
+tests.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ LIBTPU = "jax[tpu]>=0.10.2"
 
 
 class Chip(NamedTuple):
-    """What one chip can do at best."""
+    """Peak numbers of one chip."""
 
     flops: float  # FLOP/s in bfloat16
     hbm: float  # bytes
@@ -57,7 +58,7 @@ class Topology(NamedTuple):
 
 
 def get_topology(name: str) -> Topology:
-    """The devices behind a name.
+    """The devices of a named topology.
 
     Raises:
       ValueError: an unknown kind, a layout that the compiler does not know, TPUs without `libtpu`, or more CPU devices
@@ -87,7 +88,7 @@ def links_of(sizes: tuple[int, ...]) -> int:
 
 def _cpus(count: int) -> Sequence[jax.Device]:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # jax runs already, with as many devices as it was told
+        with contextlib.suppress(RuntimeError):  # jax has been started already, with a fixed number of devices
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
@@ -98,7 +99,7 @@ def _cpus(count: int) -> Sequence[jax.Device]:
 def _tpus(name: str, sizes: tuple[int, ...], chip: Chip) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f'topology {name} needs libtpu, which is not installed: {PIP_INSTALL} "{LIBTPU}"')
-    # libtpu looks for the TPU that it runs beside, and then allows one process: nothing of that matters to a compiler.
+    # libtpu expects a local TPU and allows one process; for compiling alone neither matters.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", name.replace(":", "-"))

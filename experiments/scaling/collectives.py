@@ -38,7 +38,7 @@ class Collective(NamedTuple):
 
 def read_collectives(hlo: str) -> list[Collective]:
     """All collectives of an HLO module."""
-    return [found for line in hlo.splitlines() if (found := _read(line))]
+    return [one for line in hlo.splitlines() if (one := _read(line))]
 
 
 def _read(line: str) -> Collective | None:

@@ -1,9 +1,9 @@
-"""Compile the programs of a published target for TPUs without a TPU: what each device would hold, do and send.
+"""Compile the programs of a published target for TPUs without a TPU: memory, work and traffic of each device.
 
     python -m experiments.scaling.compile --target_config=llama3-70b --topology=v5p:2x2x2 --mesh=1x8
 
 No weights are read or made. TPU topologies need the package libtpu; --topology=cpu:8 compiles for virtual CPU devices,
-whose bytes of weights and caches are the same. --num_layers=2 is a quick look. docs/scaling.md explains the numbers.
+whose bytes of weights and caches are the same. --num_layers=2 is quick. docs/scaling.md explains the numbers.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ text = "devices: KIND:LAYOUT of a TPU, as v5p:2x2x2, v6e:2x4, v5e:4x4, v4:2x2x1,
 flags.DEFINE_string("topology", "cpu:8", text, flag_values=FLAGS)
 flags.DEFINE_string("mesh", "1x8", "DATAxMODEL: devices over which rows and weights are split", flag_values=FLAGS)
 flags.DEFINE_enum("method", "eagle3", HEAD_METHODS, "drafting method", flag_values=FLAGS)
-text = "tree slots, the root included; eagle has its published tree, whatever --nodes, --depth and --top_k say"
+text = "tree slots, the root included; eagle has its published tree, whatever --nodes, --depth and --top_k are"
 flags.DEFINE_integer("nodes", 60, text, lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("depth", 7, "levels below the first", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("top_k", 10, "children of a tree node", lower_bound=1, flag_values=FLAGS)
@@ -91,12 +91,12 @@ def main() -> None:
     }
     rows = [_row(name, held, shapes, setting, topology, mesh) for name in FLAGS.programs]
     if not rows:
-        _keep(held)
+        _append(held)
     tree = f"{held['nodes']}/{held['depth']}/{held['top_k']}" if held["top_k"] else f"{held['nodes']} nodes"
     print(
         f"{FLAGS.target_config}, {target.num_layers} layers, {setting.dtype}, batch {setting.batch}, "
         f"{setting.context} slots, on {topology.name} as {FLAGS.mesh}; {setting.method} {tree}, "
-        f"head {'split' if setting.split_head else 'whole'}"
+        f"head {'split' if setting.split_head else 'replicated'}"
     )
     print("\n" + markdown_table(*_memory(held, topology)))
     for table in (_programs, _collectives) if rows else ():
@@ -152,7 +152,7 @@ def _mesh(topology: Topology) -> Mesh:
 
 
 def _row(name: str, held: Row, shapes: Shapes, setting: Setting, topology: Topology, mesh: Mesh) -> Row:
-    """Compile one program; what is kept of it."""
+    """Compile one program; the row that describes it."""
     with launch.status(f"Compiling {name}"):
         with sharding.active(mesh):
             lowered = LOWERERS[name](shapes, setting, mesh)
@@ -160,11 +160,11 @@ def _row(name: str, held: Row, shapes: Shapes, setting: Setting, topology: Topol
         counted = compile_and_count(lowered, topology, mesh.size, held["least_bytes"][name], check)
     versions = {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu") if topology.chip else None}
     row = {**held, "program": name, **versions, **counted, "least_bytes": held["least_bytes"][name]}
-    _keep(row)
+    _append(row)
     return row
 
 
-def _keep(row: Row) -> None:
+def _append(row: Row) -> None:
     if FLAGS.output:
         path = pathlib.Path(FLAGS.output)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _programs(rows: list[Row]) -> Table:
     return header, [
         [
             row["program"],
-            "yes" if row["fits"] else "",  # nothing is known of virtual devices
+            "yes" if row["fits"] else "",  # unknown for virtual devices
             f"{row['peak_bytes'] / GIB:.2f}",
             f"{row['temporary_bytes'] / GIB:.2f}",
             f"{row['flops'] / 1e9:.1f}",

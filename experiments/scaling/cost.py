@@ -1,14 +1,14 @@
-"""What a compiled program takes: bytes of each device's memory, its work, and a bound on its time.
+"""Cost of a compiled program: bytes of each device's memory, its work, and a lower bound on its time.
 
     seconds >= max(FLOPs / peak, bytes read / HBM bandwidth, bytes sent / bandwidth of the links)
 
-What is sent can overlap with what is read and computed, as far as the compiler manages; a program that waits for every
+Communication can overlap with reads and computation, as far as the compiler manages; a program that waits for every
 sum takes at least max(FLOPs / peak, bytes read / HBM bandwidth) + bytes sent / bandwidth of the links.
 
 The bytes are those that have to be read: weights once for every pass over them, and a full cache. The compiler's own
-count is no bound, since what it fetches ahead into fast memory it counts up to three times. Its FLOPs count the body of
-a loop once, so one block of attention over the prefix. `optimal_seconds` is its estimate of time, for some chips
-without sense.
+count is no lower bound, since it counts prefetches into fast memory up to three times. Its FLOPs count the body of a
+loop once, so one block of attention over the prefix. `optimal_seconds` is its estimate of time, implausible for some
+chips.
 """
 
 import math
@@ -23,7 +23,7 @@ from experiments.scaling.collectives import bytes_sent, layer_sums, read_collect
 from experiments.scaling.programs import Shapes
 
 REFUSED = "RESOURCE_EXHAUSTED"
-"""How the compiler says that a program does not fit."""
+"""Marks the compiler's error for a program that does not fit."""
 
 
 def device_bytes(tree: Any) -> int:
@@ -71,7 +71,7 @@ def compile_and_count(
     least_bytes: int,
     check: Callable[[jax.stages.Compiled], None] | None = None,
 ) -> dict[str, Any]:
-    """Compile one program for `devices` of a topology, each of which reads `least_bytes`; `check` looks at it.
+    """Compile one program for `devices` of a topology, each of which reads `least_bytes`; `check` inspects it.
 
     Returns:
       `compile_seconds`; `fits`, with `refusal` where it does not; bytes of a device: `argument_bytes`, `output_bytes`
@@ -103,13 +103,13 @@ def compile_and_count(
 
 
 def _work(compiled: jax.stages.Compiled, topology: Topology, devices: int, least_bytes: int) -> dict[str, Any]:
-    found = compiled.cost_analysis() or {}
+    analysis = compiled.cost_analysis() or {}
     collectives = read_collectives(compiled.as_text() or "")
-    flops, sent = found.get("flops", 0.0), bytes_sent(collectives, devices)
+    flops, sent = analysis.get("flops", 0.0), bytes_sent(collectives, devices)
     return {
         "flops": flops,
-        "bytes_accessed": found.get("bytes accessed", 0.0),
-        "optimal_seconds": found.get("optimal_seconds"),
+        "bytes_accessed": analysis.get("bytes accessed", 0.0),
+        "optimal_seconds": analysis.get("optimal_seconds"),
         **_bounds(flops, least_bytes, sent, topology),
         "sent_bytes": sent,
         "collectives_per_layer": layer_sums(collectives),
@@ -137,5 +137,5 @@ def _first_line(text: str) -> str:
 
 def sensible(row: dict[str, Any]) -> bool:
     """Whether the compiler's estimate of time is between half the bound and five times it."""
-    told, bound = row.get("optimal_seconds"), row.get("roofline_seconds")
-    return bool(told and bound and 0.5 * bound <= told <= 5 * bound)
+    estimate, bound = row.get("optimal_seconds"), row.get("roofline_seconds")
+    return bool(estimate and bound and 0.5 * bound <= estimate <= 5 * bound)

@@ -3,8 +3,8 @@
     python -m experiments.scaling.fit --targets=llama3-8b,llama3-70b --kinds=v5e,v5p
 
 Weights and caches are split over all chips of a slice by the rules of `eagle_jax.sharding`, and what does not divide is
-whole on each. The layers of a target are alike, so two short targets give the bytes of a long one. The compiler's word
-on the rest, temporary arrays and code, is `experiments.scaling.compile`'s; --reserve keeps room for it.
+replicated. The layers of a target are alike, so two short targets give the bytes of a long one. The sizes of temporary
+arrays and code come from `experiments.scaling.compile`; --reserve leaves room for them.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    head = "split" if FLAGS.split_head else "whole"
+    head = "split" if FLAGS.split_head else "replicated"
     print(f"{FLAGS.dtype}, batch {FLAGS.batch}, up to {FLAGS.context} slots; {FLAGS.method}, head {head}\n")
     print(table(rows))
 
@@ -96,9 +96,9 @@ def held(setting: Setting, devices: int) -> dict[str, int]:
 def table(rows: list[Row]) -> str:
     """A line for each target, a column for each kind."""
     targets, kinds = (list(dict.fromkeys(row[name] for row in rows)) for name in ("target", "kind"))
-    found = {(row["target"], row["kind"]): row for row in rows}
+    by_cell = {(row["target"], row["kind"]): row for row in rows}
     header = ["target", *(f"{kind}, {CHIPS[kind].hbm / GIB:.0f} GiB" for kind in kinds)]
-    return markdown_table(header, [[target, *(_cell(found[target, kind]) for kind in kinds)] for target in targets])
+    return markdown_table(header, [[target, *(_cell(by_cell[target, kind]) for kind in kinds)] for target in targets])
 
 
 def _cell(row: Row) -> str:

@@ -1,11 +1,11 @@
-"""Programs of the decoder, lowered for a mesh from shapes alone: no weight is ever made.
+"""Programs of the decoder, lowered for a mesh from shapes alone, without weights.
 
-Every argument is a `jax.ShapeDtypeStruct` that says where it lies, by the same rules as arrays that are placed. What a
-program is given it keeps, read or not: a device holds it all the same.
+Every argument is a `jax.ShapeDtypeStruct` with a sharding, by the same rules as arrays that are placed. Unused
+arguments are not dropped (`keep_unused`), because a device holds them all the same.
 
     prefill   reads a prompt chunk by chunk; a loop over one chunk's pass
-    round     guess, check, commit, observe
-    step      the same without a guess: a round of plain decoding
+    round     draft, verify, commit, observe
+    step      the same without a draft: a round of plain decoding
     pass, one the target alone over the nodes of the tree, and over one token: layers and logits
 """
 
@@ -47,11 +47,11 @@ class Setting:
     batch: int
     context: int  # slots of all caches; tokens of a row in training
     dtype: str
-    split_head: bool  # the head over `model` too, not whole on every device
+    split_head: bool  # the head over `model` too, not replicated
 
 
 class Shapes(NamedTuple):
-    """The arguments of all programs: shapes, dtypes and places."""
+    """The arguments of all programs: shapes, dtypes and shardings."""
 
     target: Target
     head: Head
@@ -92,14 +92,14 @@ def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
     def state(drafter: Drafter, params: Params) -> DecodeState:
         text = jax.ShapeDtypeStruct((setting.batch, setting.context), jnp.int32)
         length = jax.ShapeDtypeStruct((setting.batch,), jnp.int32)
-        found = jax.eval_shape(
+        abstract = jax.eval_shape(
             functools.partial(prefill, target, drafter), target_params, params, text, length, sampling
         )
         places = dataclasses.replace(
-            sharding.row_shardings(mesh, found, split=split.target),
-            drafter=sharding.row_shardings(mesh, found.drafter, split=split.drafter),
+            sharding.row_shardings(mesh, abstract, split=split.target),
+            drafter=sharding.row_shardings(mesh, abstract.drafter, split=split.drafter),
         )
-        return at(found, places)
+        return at(abstract, places)
 
     return Shapes(
         target=target,
@@ -142,7 +142,7 @@ def like(tree: Any, dtype: str) -> Any:
 
 
 def at(tree: Any, places: Any) -> Any:
-    """The shapes of a tree, lying where `places` says."""
+    """The shapes of a tree with the shardings `places`."""
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
 
 
@@ -163,10 +163,10 @@ def _prefill(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered
 
 
 def check_places(shapes: Shapes, compiled: jax.stages.Compiled) -> None:
-    """Refuse a compiled prefill whose state does not lie where a round takes it.
+    """Check that a compiled prefill returns its state with the shardings that a round takes.
 
     Raises:
-      ValueError: an array that lies elsewhere.
+      ValueError: an array with another sharding.
     """
     leaves = jax.tree_util.tree_leaves_with_path(shapes.state)
     for (path, x), place in zip(leaves, jax.tree.leaves(compiled.output_shardings), strict=True):

@@ -1,7 +1,7 @@
 """One optimizer step on a draft head, lowered for a mesh from shapes alone, the target's features included.
 
-The head is trained in float32 with AdamW and lies as it does for decoding, whole or split; its moments lie beside it.
-Rows of packed text are dealt out over `data`, and every one of their slots may carry a loss.
+The head is trained in float32 with AdamW and sharded as for decoding, replicated or split; its moments are sharded like
+it. Rows of packed text are sharded over `data`, and every one of their slots may carry a loss.
 """
 
 import dataclasses
@@ -51,14 +51,14 @@ def _state(shapes: Shapes, optimizer: optax.GradientTransformation, recipe: Reci
     trained = {"weights": like(shapes.head_params.weights, "float32")}
     state = jax.eval_shape(lambda trained: initial_state(trained, optimizer, recipe.num_steps), trained)
     beside = {"weights": jax.tree.map(lambda x: x.sharding, shapes.head_params.weights)}
-    whole = sharding.replicated(mesh)
+    everywhere = sharding.replicated(mesh)
     shape: Any = jax.tree.structure(trained)
 
     def moment(node: Any) -> bool:
         return bool(shape == jax.tree.structure(node))
 
-    moments = jax.tree.map(lambda node: beside if moment(node) else whole, state.optimizer, is_leaf=moment)
-    places = jax.tree.map(lambda _: whole, state)
+    moments = jax.tree.map(lambda node: beside if moment(node) else everywhere, state.optimizer, is_leaf=moment)
+    places = jax.tree.map(lambda _: everywhere, state)
     return at(state, dataclasses.replace(places, trained=beside, optimizer=moments))
 
 

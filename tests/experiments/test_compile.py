@@ -144,10 +144,10 @@ def test_arguments_of_prefill(tmp_path: Path) -> None:
 
 def test_prefill_that_leaves_its_state_elsewhere() -> None:
     """A round of a split head takes a cache that is split."""
-    mesh, (whole, split) = make_mesh(2, 4), map(setting, (False, True))
+    mesh, (replicated, split) = make_mesh(2, 4), map(setting, (False, True))
     with active(mesh):
-        found = PROGRAMS["prefill"](make_shapes(whole, mesh), whole, mesh).compile()
-    check_places(make_shapes(whole, mesh), found)
+        found = PROGRAMS["prefill"](make_shapes(replicated, mesh), replicated, mesh).compile()
+    check_places(make_shapes(replicated, mesh), found)
     with pytest.raises(
         ValueError, match=r"prefill leaves \.drafter\.cache\.keys\[0\] in .*, a round takes it in .*model"
     ):
@@ -173,7 +173,7 @@ def test_the_published_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert launch.call(script.main, script.FLAGS, flags) == 0
     row = json.loads(output.read_text())
     assert (row["nodes"], row["depth"], row["top_k"]) == (26, 4, None)
-    assert "; eagle 26 nodes, head whole" in capsys.readouterr().out
+    assert "; eagle 26 nodes, head replicated" in capsys.readouterr().out
 
 
 def test_every_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +182,8 @@ def test_every_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     rows = compiled(tmp_path, "--mesh=2x4", "--method=eagle2", f"--programs={','.join(programs)}")
     assert list(rows) == programs
     said = capsys.readouterr().out
-    assert said.startswith("tiny, 3 layers, bfloat16, batch 2, 128 slots, on cpu:8 as 2x4; eagle2 6/1/3, head whole\n")
+    first = "tiny, 3 layers, bfloat16, batch 2, 128 slots, on cpu:8 as 2x4; eagle2 6/1/3, head replicated\n"
+    assert said.startswith(first)
     for name, row in rows.items():
         assert f"| {name} |  |" in said
         assert row["collectives_per_layer"] == 2, name
@@ -317,7 +318,7 @@ def test_links(sizes: tuple[int, ...], links: int) -> None:
 
 @needs_libtpu
 def test_tpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Prefill leaves the state of a head that is whole where the round takes it."""
+    """Prefill leaves the state of a head that is replicated where the round takes it."""
     row = compiled(tmp_path, "--topology=v5p:2x2x1", "--mesh=1x4", "--programs=prefill,step")["step"]
     assert row["collectives_per_layer"] == 2
     work = max(row["flops"] / CHIPS["v5p"].flops, row["least_bytes"] / CHIPS["v5p"].bandwidth)

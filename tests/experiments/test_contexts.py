@@ -57,7 +57,7 @@ def test_rows(
     output = tmp_path / "rows.jsonl"
     more = ["--contexts=24,40", "--windows=0,30", f"--head={heads / 'eagle3'}", f"--output={output}"]
     assert call(tiny_model, files, *more) == 0
-    assert "| context | looking back all | looking back 30 |" in capsys.readouterr().out
+    assert "| context | no window | window 30 |" in capsys.readouterr().out
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     for row in rows:
         assert (row["max_new_tokens"], row["device"], row["commit"]) == (6, "cpu", git_commit())

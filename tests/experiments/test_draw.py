@@ -98,4 +98,4 @@ def test_a_round_that_never_comes(
 ) -> None:
     models = [f"--target={tiny_model}", f"--head={head}", f"--output={tmp_path}"]
     assert run(*models, *COMMON, "--prompt=Hello", "--first=30") == 2
-    assert "round 30 was asked for, the answer has " in capsys.readouterr().err
+    assert "round 30 was requested, the answer has " in capsys.readouterr().err

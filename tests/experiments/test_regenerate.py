@@ -198,10 +198,10 @@ def test_default_tree_is_that_of_the_rows_of_one_device(
 def test_again(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(task, tmp_path / "answers.jsonl") == 0
     assert (tmp_path / "answers.jsonl").read_bytes() == whole.read_bytes()
-    assert capsys.readouterr().out == f"{len(ANSWERS)} answers asked for, 0 there already\nfinished\n"
+    assert capsys.readouterr().out == f"{len(ANSWERS)} answers requested, 0 there already\nfinished\n"
     assert run(task, tmp_path / "answers.jsonl") == 0
     assert (tmp_path / "answers.jsonl").read_bytes() == whole.read_bytes()
-    assert capsys.readouterr().out == f"{len(ANSWERS)} answers asked for, {len(ANSWERS)} there already\nfinished\n"
+    assert capsys.readouterr().out == f"{len(ANSWERS)} answers requested, {len(ANSWERS)} there already\nfinished\n"
 
 
 @pytest.mark.parametrize(("lines", "rest"), [(0, 9), (5, 60), (17, -1)])
@@ -215,7 +215,7 @@ def test_goes_on_after_a_crash(
     output.write_bytes(b"".join(line + b"\n" for line in there[:lines]) + there[lines][: rest if rest >= 0 else None])
     assert run(task, output) == 0
     assert output.read_bytes() == whole.read_bytes()
-    assert f"{len(ANSWERS)} answers asked for, {lines} there already\n" in capsys.readouterr().out
+    assert f"{len(ANSWERS)} answers requested, {lines} there already\n" in capsys.readouterr().out
 
 
 def test_in_pieces(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,7 @@ def test_training_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_two_runs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path / "one")
     assert launch.call(report.main, report.FLAGS, [f"--metrics={path},{path}", f"--output={tmp_path}"]) == 2
-    assert capsys.readouterr().err == "error: runs are told apart by their folders, got two called 'one'\n"
+    assert capsys.readouterr().err == "error: runs are named after their folders, got two called 'one'\n"
 
 
 @pytest.mark.parametrize(
