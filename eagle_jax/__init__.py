@@ -18,6 +18,7 @@ from eagle_jax.drafters import (
 from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.draft_head import make_head
 from eagle_jax.models.transformer import make_target
+from eagle_jax.sampling import SamplingConfig
 from eagle_jax.sharding import make_mesh
 from eagle_jax.types import DraftTree, Sampling, Target, Verdict
 
@@ -28,6 +29,7 @@ __all__ = [
     "Generator",
     "LoadedModel",
     "Sampling",
+    "SamplingConfig",
     "Target",
     "Verdict",
     "load_pretrained_draft",

@@ -54,7 +54,7 @@ CAPTIONS = {
 
 
 TIME_CHARTS = ("speedup_by_method", "speedup_by_task", "time_split")
-"""Charts of times, which teacher-forced rows have not."""
+"""Charts of times, which teacher-forced rows do not have."""
 
 COMPARED = {"tau_against_nodes": "nodes", "tau_against_depth": "depth"}
 """Charts drawn only where some method was measured with several of these sizes."""

@@ -14,7 +14,9 @@ from experiments.cli.methods import METHODS
 from tests.docs.pages import INDEXES, PAGES, ROOT, blocks, explained_methods
 
 SCRIPTS = sorted(
-    path.stem for path in (ROOT / "experiments").glob("*.py") if "\nif __name__" in path.read_text(encoding="utf-8")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "experiments").rglob("*.py")
+    if "\nif __name__" in path.read_text(encoding="utf-8")
 )
 NEW = {"eagle_jax/drafters/successor.py", "eagle_jax.drafters.successor"}
 """What docs/add_a_drafter.md adds."""
@@ -42,7 +44,7 @@ def config_fields(config: Any, prefix: str = "config") -> set[str]:
 
 
 def known_flags() -> set[str]:
-    scripts = [importlib.import_module(f"experiments.{name}").FLAGS for name in SCRIPTS]
+    scripts = [importlib.import_module(name).FLAGS for name in SCRIPTS]
     flags = {name for values in scripts for name in values}
     flags |= {f"no{name}" for values in scripts for name in values if values[name].boolean}
     configs = [module.get_config() for module in (distill_draft, eagle3_smollm2, eagle_smollm2, heads)]
