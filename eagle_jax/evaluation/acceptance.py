@@ -8,7 +8,10 @@ methods then draft and are checked without the target's passes (`teacher_forced`
 from collections.abc import Mapping, Sequence
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
-from eagle_jax.evaluation.conversations import (
+from eagle_jax.evaluation.recording import write_recorded
+from eagle_jax.evaluation.replay import check_playable, replay
+from eagle_jax.evaluation.tasks import Question
+from eagle_jax.evaluation.turns import (
     PLAIN,
     MethodUnderTest,
     Turn,
@@ -17,16 +20,13 @@ from eagle_jax.evaluation.conversations import (
     longest_conversation,
     plain_generation,
 )
-from eagle_jax.evaluation.recording import write_recorded
-from eagle_jax.evaluation.replay import check_playable, replay
-from eagle_jax.evaluation.tasks import Question
 from eagle_jax.generator import Generation, cache_slots
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.types import Target
 
 
 class Acceptance:
-    """Methods on the answers of one target; the `conversations.Bench` that times nothing.
+    """Methods on the answers of one target; the `turns.Bench` that times nothing.
 
     Args:
       model: the target's weights, tokenizer and stop ids.

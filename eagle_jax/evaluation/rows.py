@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from eagle_jax.evaluation import metrics
-from eagle_jax.evaluation.conversations import PLAIN, Turn
 from eagle_jax.evaluation.metrics import n_alpha
+from eagle_jax.evaluation.turns import PLAIN, Turn
 from eagle_jax.generator import Generation
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.types import Params, Target

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation import runner
-from eagle_jax.evaluation.conversations import (
+from eagle_jax.evaluation.tasks import Question
+from eagle_jax.evaluation.turns import (
     PLAIN,
     MethodUnderTest,
     Turn,
@@ -17,7 +18,6 @@ from eagle_jax.evaluation.conversations import (
     converse,
     longest_conversation,
 )
-from eagle_jax.evaluation.tasks import Question
 from eagle_jax.generator import Generation, Generator, cache_slots
 from eagle_jax.give_up import GivingUp
 from eagle_jax.sampling import SamplingConfig
@@ -25,7 +25,7 @@ from eagle_jax.types import Target
 
 
 class SideBySide:
-    """Generators of one target, compiled and warm for texts up to a length; the `conversations.Bench` that times.
+    """Generators of one target, compiled and warm for texts up to a length; the `turns.Bench` that times.
 
     Args:
       model: the target's weights, tokenizer and stop ids.

@@ -30,9 +30,9 @@ from absl import flags
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.continuous import write_all
 from eagle_jax.evaluation import metrics, runner
-from eagle_jax.evaluation.conversations import PLAIN
 from eagle_jax.evaluation.summary import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import read_questions
+from eagle_jax.evaluation.turns import PLAIN
 from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import git_commit

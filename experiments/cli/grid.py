@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.evaluation.acceptance import Acceptance
-from eagle_jax.evaluation.conversations import MethodUnderTest
 from eagle_jax.evaluation.rows import TIMED, cell_row, record_turn
 from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.summary import tree_size
 from eagle_jax.evaluation.tasks import Question, read_tasks
+from eagle_jax.evaluation.turns import MethodUnderTest
 from eagle_jax.journal import Record
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import device_kind, git_commit, texts_digest, weights_digest

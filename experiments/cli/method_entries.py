@@ -17,7 +17,7 @@ from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.decode import Rule
 from eagle_jax.drafters import Drafter, make_eagle2, make_eagle3
 from eagle_jax.evaluation.checks import check_type
-from eagle_jax.evaluation.conversations import MethodUnderTest
+from eagle_jax.evaluation.turns import MethodUnderTest
 from eagle_jax.provenance import file_digest
 from eagle_jax.types import Params
 from experiments.cli import draft_weights, methods

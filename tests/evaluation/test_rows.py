@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eagle_jax.evaluation.conversations import PLAIN, Turn
 from eagle_jax.evaluation.rows import TIMINGS, cell_row, record_turn
+from eagle_jax.evaluation.turns import PLAIN, Turn
 from eagle_jax.generator import Generation
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.testing import bigram_target

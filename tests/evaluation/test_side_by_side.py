@@ -10,9 +10,9 @@ import pytest
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import make_prompt_lookup
 from eagle_jax.evaluation import side_by_side
-from eagle_jax.evaluation.conversations import PLAIN, TURN_STRIDE, MethodUnderTest
 from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.tasks import Question
+from eagle_jax.evaluation.turns import PLAIN, TURN_STRIDE, MethodUnderTest
 from eagle_jax.generator import Generation
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.testing import ByteTokenizer, bigram_target

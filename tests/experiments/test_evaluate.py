@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 import experiments
 from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.drafters import make_prompt_lookup
-from eagle_jax.evaluation.conversations import TURN_STRIDE
 from eagle_jax.evaluation.rows import TIMINGS
+from eagle_jax.evaluation.turns import TURN_STRIDE
 from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import git_commit
