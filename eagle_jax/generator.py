@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from eagle_jax import sharding
-from eagle_jax.decode import DecodeState, Rule, check_rule, decode, prefill
+from eagle_jax.decode import DecodeState, Models, Rule, check_rule, decode, prefill
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.kernels.packed import is_packed, pack
 from eagle_jax.prompts import check_prompts, pad_prompts
@@ -149,28 +149,19 @@ class Generator:
         """Read the prompts and choose the first token of each; errors as `stream`."""
         text, lengths, sampling = self._on_mesh((*pad_prompts(prompts, self.slots(prompts, sampling)), sampling))
         with sharding.active(self.mesh):
-            return prefill(
-                self.target,
-                self.drafter,
-                self.target_params,
-                self.drafter_params,
-                text,
-                lengths,
-                sampling,
-                chunk=min(self.prefill_chunk, text.shape[1]),
-                split=self.split,
-            )
+            chunk = min(self.prefill_chunk, text.shape[1])
+            return prefill(self.models, text, lengths, sampling, chunk=chunk, split=self.split)
 
     def advance(
         self, drafter: Drafter, state: DecodeState, sampling: Sampling, max_rounds: int, min_live: int = 1
     ) -> DecodeState:
         """Run rounds of `drafter`, which may be plain decoding, as `decode` does; `state` is used up."""
+        models = self.models
+        if drafter is not self.drafter:
+            models = dataclasses.replace(models, drafter=drafter, drafter_params=())
         with sharding.active(self.mesh):
             return decode(
-                self.target,
-                drafter,
-                self.target_params,
-                self.drafter_params if drafter is self.drafter else (),
+                models,
                 state,
                 self._on_mesh(sampling),
                 max_rounds,
@@ -179,6 +170,11 @@ class Generator:
                 share_noise=self.share_noise,
                 split=self.split,
             )
+
+    @property
+    def models(self) -> Models:
+        """What the programs of `decode` take."""
+        return Models(self.target, self.drafter, self.target_params, self.drafter_params)
 
     @functools.cached_property
     def split(self) -> sharding.Split | None:

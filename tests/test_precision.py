@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from eagle_jax.decode import decode, prefill
+from eagle_jax.decode import Models, decode, prefill
 from eagle_jax.drafters import (
     Drafter,
     make_chain,
@@ -59,15 +59,14 @@ def build(name: str, dtype: str) -> tuple[Drafter, Params]:
 def test_products_in_full_precision(name: str) -> None:
     """Each matrix product of float32 numbers in both programs, those of the drafter too, says so."""
     drafter, params = build(name, "float32")
-    law = make_sampling(1, temperature=1.0)
+    sampling = make_sampling(1, temperature=1.0)
     text, length = jnp.zeros((1, 64), jnp.int32), jnp.ones(1, jnp.int32)
-    read = functools.partial(prefill, TARGET, drafter, chunk=8)
-    run = functools.partial(decode, TARGET, drafter)
-    state = jax.eval_shape(read, PARAMS, params, text, length, law)
+    models, read = Models(TARGET, drafter, PARAMS, params), functools.partial(prefill, chunk=8)
+    state = jax.eval_shape(read, models, text, length, sampling)
     found = 0
     for program in (
-        jax.make_jaxpr(read)(PARAMS, params, text, length, law),
-        jax.make_jaxpr(run)(PARAMS, params, state, law, 1),
+        jax.make_jaxpr(read)(models, text, length, sampling),
+        jax.make_jaxpr(decode)(models, state, sampling, 1),
     ):
         for equation in equations(program.jaxpr):
             if equation.primitive.name == "dot_general":

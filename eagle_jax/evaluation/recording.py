@@ -14,7 +14,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from eagle_jax.cache import append
-from eagle_jax.decode import prefill
+from eagle_jax.decode import Models, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.drafters.vanilla import make_vanilla
 from eagle_jax.generator import ALL_ROUNDS, Generator, read_generation
@@ -36,8 +36,8 @@ class Recording:
 
 def record(target: Target, params: Params, texts: jax.Array, lengths: jax.Array) -> Recording:
     """Read texts i32[B, S], each from index 0 on and `lengths` i32[B] long."""
-    law = make_sampling(len(texts))
-    state = prefill(target, _recorder_of(target, params), params, (), texts, lengths, law, chunk=CHUNK)
+    models = Models(target, _recorder_of(target, params), params)
+    state = prefill(models, texts, lengths, make_sampling(len(texts)), chunk=CHUNK)
     return Recording(params, *state.drafter)
 
 

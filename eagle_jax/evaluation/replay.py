@@ -24,7 +24,7 @@ from jax import lax
 from eagle_jax import sampling as noises
 from eagle_jax import verify
 from eagle_jax.cache import init_cache
-from eagle_jax.decode import DecodeState, noise_at, prefill
+from eagle_jax.decode import DecodeState, Models, noise_at, prefill
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.generator import Generation
@@ -108,12 +108,9 @@ def _reading(drafter: Drafter) -> Drafter:
     return drafter._replace(propose=propose, observe=observe)
 
 
-@functools.partial(jax.jit, static_argnames=("target", "drafter", "share_noise"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("share_noise",), donate_argnames=("state",))
 def play_rounds(
-    target: Target,
-    drafter: Drafter,
-    recording: Recording,
-    params: Params,
+    models: Models,
     state: DecodeState,
     texts: jax.Array,
     ends: jax.Array,
@@ -124,13 +121,14 @@ def play_rounds(
     """All rounds of `decode`, with `playback(target)`.
 
     Args:
-      target, drafter, recording, params: as for `prefill`.
-      state: behind the prompts.
+      models: the played-back target with its recording, and the drafter.
+      state: after the prompts.
       texts: i32[B, S], prompts and answers.
       ends: i32[B], lengths of the texts.
       sampling: the law.
       share_noise: as `Generator` takes it.
     """
+    target, drafter, recording, params = models.target, models.drafter, models.target_params, models.drafter_params
     size = texts.shape[1]
     steps = jnp.arange(drafter.max_depth + 1)[None, :]
 
@@ -228,9 +226,9 @@ def replay(
     rows, span = jnp.asarray(texts), (jnp.int32(starts.min()), jnp.int32(ends.max()))
     chosen, lead = map(np.asarray, lead_in_logits(target, recording, sampling, rows, *span))
     _check(texts, chosen, lead, starts, ends, NEAR_TIE[recording.hidden.dtype.name])
-    models = playback(target), _reading(drafter), recording, drafter_params
-    state = prefill(*models, rows, jnp.asarray(starts), sampling)
-    state = play_rounds(*models, state, rows, jnp.asarray(ends), sampling, share_noise=share_noise)
+    models = Models(playback(target), _reading(drafter), recording, drafter_params)
+    state = prefill(models, rows, jnp.asarray(starts), sampling)
+    state = play_rounds(models, state, rows, jnp.asarray(ends), sampling, share_noise=share_noise)
     return Generation(
         tokens=[list(answer) for answer in answers],
         rounds=np.asarray(state.rounds).tolist(),

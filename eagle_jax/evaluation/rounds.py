@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
 
-from eagle_jax.decode import decode, prefill
+from eagle_jax.decode import Models, decode, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.generator import Generator
 from eagle_jax.sampling import make_sampling
@@ -113,15 +113,15 @@ def rounds(
     settings = make_sampling(1, **sampling)
     text = np.zeros((1, generator.slots([prompt], settings)), np.int32)
     text[0, : len(prompt)] = prompt
-    models = generator.target, drafter, generator.target_params, generator.drafter_params
+    models = Models(generator.target, drafter, generator.target_params, generator.drafter_params)
     state = prefill(
-        *models, jnp.asarray(text), jnp.array([len(prompt)], jnp.int32), settings, chunk=generator.prefill_chunk
+        models, jnp.asarray(text), jnp.array([len(prompt)], jnp.int32), settings, chunk=generator.prefill_chunk
     )
     found: list[Round] = []
     while len(found) < num_rounds and not bool(state.done[0]):
         length = int(state.cache.length[0])
         before = np.asarray(state.text[0, : length + 1]).tolist()
-        state = decode(*models, state, settings, 1, rule=generator.rule, share_noise=generator.share_noise)
+        state = decode(models, state, settings, 1, rule=generator.rule, share_noise=generator.share_noise)
         written = np.asarray(state.text[0, length + 1 : int(state.cache.length[0]) + 1]).tolist()
         found.append(_round(before, jax.tree.map(lambda x: np.asarray(x[0]), state.drafter[1]), written))
     return found
