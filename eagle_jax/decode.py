@@ -24,7 +24,7 @@ from eagle_jax import verify
 from eagle_jax.cache import append, commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.sharding import Split, keep_rows
-from eagle_jax.tree import ancestors
+from eagle_jax.tree import tree_pass
 from eagle_jax.types import NO_TOKEN, DraftTree, KVCache, Params, Sampling, Target, Verdict
 
 Rule = Literal["match", "residual"]
@@ -257,9 +257,7 @@ def one_round(
         if not drafter.draws:  # the children were not drawn from its logits
             tree = dataclasses.replace(tree, draft_logits=None)
     with jax.named_scope("target"):
-        seen = ancestors(tree.parents, drafter.max_depth)
-        depth = seen.sum(-1, dtype=jnp.int32) - 1
-        output = target.forward(models.target_params, tree.tokens, length[:, None] + depth, state.cache, seen)
+        output, depth = tree_pass(target, models.target_params, tree, state.cache)
         some = [node for node in range(drafter.nodes) if rule == "residual" or node not in drafter.unread]
         hidden = output.hidden if len(some) == drafter.nodes else output.hidden[:, np.array(some)]
         logits = target.unembed(models.target_params, hidden)

@@ -17,7 +17,7 @@ from eagle_jax.drafters.base import DrafterState, Observation
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generator import Generator
 from eagle_jax.sampling import SamplingOptions, first_largest, make_sampling
-from eagle_jax.tree import ancestors
+from eagle_jax.tree import tree_pass
 from eagle_jax.types import DraftTree, TargetOutput
 
 Scored = tuple[TargetOutput, jax.Array]
@@ -71,9 +71,7 @@ def _tree(models: Models, state: DecodeState, noise: jax.Array) -> DraftTree:
 
 
 def _score(models: Models, state: DecodeState, tree: DraftTree) -> Scored:
-    seen = ancestors(tree.parents, tree.max_depth)
-    positions = state.cache.length[:, None] + seen.sum(-1, dtype=jnp.int32) - 1
-    output = models.target.forward(models.target_params, tree.tokens, positions, state.cache, seen)
+    output, _ = tree_pass(models.target, models.target_params, tree, state.cache)
     return output, first_largest(models.target.unembed(models.target_params, output.hidden))
 
 
