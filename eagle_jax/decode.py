@@ -9,8 +9,8 @@ protocols of target and drafter, no method by name.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -175,35 +175,43 @@ def prefill(
     return keep_state(dataclasses.replace(state, done=done), split)
 
 
-def _check(
-    tree: DraftTree,
-    some: Sequence[int],
-    logits: jax.Array,
-    depth: jax.Array,
-    noise: jax.Array,
-    *,
-    length: jax.Array,
-    sampling: Sampling,
-    rule: Rule,
-    share_noise: bool,
-) -> tuple[Verdict, jax.Array]:
-    """Verdict on the tree, and the target's choice i32[B, N] after each node as the drafter may know it.
+class Scored(NamedTuple):
+    """A draft tree and what the target says about it: all that a check reads."""
 
-    The choice depends on the target's noise, and a drafter may reuse it as a guess at the same positions. Without
-    shared noise it gets the most probable tokens, so that no noise leaks. `logits` are those of the nodes `some`.
+    tree: DraftTree
+    depth: jax.Array  # i32[B, N], of each node
+    nodes: Sequence[int]  # those with logits
+    logits: jax.Array  # f32[B, len(nodes), V], of the target
+    noise: jax.Array  # f32[B, P, V], of the target, by depth: its choice after a node is at noise[:, depth]
+    length: jax.Array  # i32[B], position of the root
+
+
+Check = Callable[[Params, Scored, Sampling, Rule, bool], tuple[Verdict, jax.Array]]
+"""(target_params, scored tree, sampling, rule, share_noise) -> the verdict, and the target's choice i32[B, N] after
+each node as the drafter observes it. A program is compiled for each check."""
+
+
+def check_by_target(
+    target_params: Params, scored: Scored, sampling: Sampling, rule: Rule, share_noise: bool
+) -> tuple[Verdict, jax.Array]:
+    """The check of decoding: by the target's logits, under the rule.
+
+    The target's choice depends on its noise, and a drafter may reuse it as a guess at the same positions. Without
+    shared noise it observes the most probable tokens, so that no noise leaks.
     """
-    nodes = np.array(some)
+    del target_params
+    tree, depth, nodes = scored.tree, scored.depth, np.array(scored.nodes)
 
     def at_nodes(tokens: jax.Array) -> jax.Array:
-        return tokens if len(some) == depth.shape[1] else jnp.full_like(depth, NO_TOKEN).at[:, nodes].set(tokens)
+        return tokens if len(nodes) == depth.shape[1] else jnp.full_like(depth, NO_TOKEN).at[:, nodes].set(tokens)
 
-    choice = at_nodes(noises.choose_at(logits, noise, depth[:, nodes], sampling))
-    observed = choice if share_noise else at_nodes(noises.first_largest(logits))
+    choice = at_nodes(noises.choose_at(scored.logits, scored.noise, depth[:, nodes], sampling))
+    observed = choice if share_noise else at_nodes(noises.first_largest(scored.logits))
     if rule == "match":
         return verify.match(tree, choice), observed
-    uniforms = noises.uniform(sampling, length[:, None], tree.tokens.shape[1])[:, 0]
-    at_node = jnp.take_along_axis(noise, depth[:, :, None], axis=1)
-    return verify.residual(tree, logits, sampling, uniforms, at_node), observed
+    uniforms = noises.uniform(sampling, scored.length[:, None], tree.tokens.shape[1])[:, 0]
+    at_node = jnp.take_along_axis(scored.noise, depth[:, :, None], axis=1)
+    return verify.residual(tree, scored.logits, sampling, uniforms, at_node), observed
 
 
 def _to_commit(
@@ -233,8 +241,9 @@ def one_round(
     *,
     rule: Rule = "match",
     share_noise: bool = True,
+    check: Check = check_by_target,
 ) -> DecodeState:
-    """Guess, check and commit once; rows that are done do not change."""
+    """Guess, check and commit once; rows that are done do not change. Arguments as for `decode`."""
     target, drafter = models.target, models.drafter
     length = state.cache.length
     steps = jnp.arange(drafter.max_depth + 1)[None, :]
@@ -258,13 +267,12 @@ def one_round(
             tree = dataclasses.replace(tree, draft_logits=None)
     with jax.named_scope("target"):
         output, depth = tree_pass(target, models.target_params, tree, state.cache)
-        some = [node for node in range(drafter.nodes) if rule == "residual" or node not in drafter.unread]
-        hidden = output.hidden if len(some) == drafter.nodes else output.hidden[:, np.array(some)]
+        nodes = [node for node in range(drafter.nodes) if rule == "residual" or node not in drafter.unread]
+        hidden = output.hidden if len(nodes) == drafter.nodes else output.hidden[:, np.array(nodes)]
         logits = target.unembed(models.target_params, hidden)
     with jax.named_scope("verify"):
-        verdict, choice = _check(
-            tree, some, logits, depth, noise, length=length, sampling=sampling, rule=rule, share_noise=share_noise
-        )
+        scored = Scored(tree=tree, depth=depth, nodes=nodes, logits=logits, noise=noise, length=length)
+        verdict, choice = check(models.target_params, scored, sampling, rule, share_noise)
         written, count, ended = _to_commit(tree, verdict, state, sampling)
     with jax.named_scope("commit"):
         cache = commit(state.cache, output.keys, output.values, verdict.path, count)
@@ -285,7 +293,7 @@ def one_round(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "share_noise", "split"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("rule", "share_noise", "check", "split"), donate_argnames=("state",))
 def decode(
     models: Models,
     state: DecodeState,
@@ -295,16 +303,32 @@ def decode(
     *,
     rule: Rule = "match",
     share_noise: bool = True,
+    check: Check = check_by_target,
     split: Split | None = None,
 ) -> DecodeState:
-    """Run rounds while at least `min_live` rows are not done, at most `max_rounds` of them (run-time numbers)."""
+    """Run rounds while at least `min_live` rows are not done, at most `max_rounds` of them (run-time numbers).
+
+    Args:
+      models: target, drafter and their weights.
+      state: of `prefill` or of the call before; it is used up.
+      sampling: one entry a row.
+      max_rounds, min_live: when to stop.
+      rule: `match`, or `residual` where the drafter allows it (`verify`).
+      share_noise: the drafter drafts with the target's own noise.
+      check: how a tree is checked. Only texts that are known already have another check than the target's
+        (`evaluation.teacher_forced`).
+      split: as for `prefill`.
+
+    Raises:
+      ValueError: a rule under which the text would not follow the target's distribution.
+    """
     check_rule(models.drafter, rule, share_noise)
 
     def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
         return (carry[0] < max_rounds) & ((~carry[1].done).sum() >= min_live)
 
     def advance(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
-        state = one_round(models, carry[1], sampling, rule=rule, share_noise=share_noise)
+        state = one_round(models, carry[1], sampling, rule=rule, share_noise=share_noise, check=check)
         return carry[0] + 1, keep_state(state, split)
 
     return lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]

@@ -18,7 +18,7 @@ from eagle_jax.drafters import (
     make_prompt_lookup,
     make_vanilla,
 )
-from eagle_jax.evaluation.replay import replay
+from eagle_jax.evaluation.teacher_forced import accept_known
 from eagle_jax.generator import Generator
 from eagle_jax.kernels import packed
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
@@ -79,16 +79,16 @@ def test_products_in_full_precision(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_half_precision(name: str, dtype: str, temperature: float) -> None:
-    """Every method decodes, and its rounds can be played back; a draft that is the target is nearly always right."""
+    """Every method decodes, and teacher forcing has its rounds; a draft that is the target is nearly always right."""
     target, params = make_target(CONFIG), in_dtype(PARAMS, dtype)
     drafter, weights = build(name, dtype)
-    law = {"temperature": temperature, "seed": 4}
+    settings = {"temperature": temperature, "seed": 4}
     generator = Generator(target, params, drafter, weights, capacity=128)
-    written = generator.generate(PROMPTS, max_new_tokens=24, **law)
+    written = generator.generate(PROMPTS, max_new_tokens=24, **settings)
     assert [len(tokens) for tokens in written.tokens] == [24] * 3
     assert all(0 <= token < CONFIG.vocab_size for tokens in written.tokens for token in tokens)
-    played = replay(target, params, drafter, weights, PROMPTS, written.tokens, **law)
-    assert written.tau == pytest.approx(played.tau, rel=0.15)
+    forced = accept_known(target, params, drafter, weights, PROMPTS, written.tokens, **settings)
+    assert written.tau == pytest.approx(forced.tau, rel=0.15)
     if name == "chain":
         assert written.tau > 3.2
 

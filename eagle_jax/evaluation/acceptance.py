@@ -18,8 +18,8 @@ from eagle_jax.evaluation.conversations import (
     plain_generation,
 )
 from eagle_jax.evaluation.recording import write_recorded
-from eagle_jax.evaluation.replay import check_playable, replay
 from eagle_jax.evaluation.tasks import Question
+from eagle_jax.evaluation.teacher_forced import accept_known, check_playable
 from eagle_jax.generator import Generation, cache_slots
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.types import Target
@@ -89,7 +89,7 @@ class Acceptance:
             results = {PLAIN: plain_generation(answers)}
             for label in self.methods if labels is None else labels:
                 method = self.methods[label]
-                results[label] = replay(
+                results[label] = accept_known(
                     target,
                     params,
                     method.drafter,
