@@ -154,8 +154,8 @@ def test_a_row_does_not_change_when_the_others_do(name: str, temperature: float)
 
 def test_nothing_proposed_is_plain_decoding(name: str) -> None:
     """Tau is exactly 1."""
-    shut = generator(name)
-    shut.drafter_params = (jnp.asarray(False), shut.drafter_params[1])
+    opened = generator(name)
+    shut = dataclasses.replace(opened, drafter_params=(jnp.asarray(False), opened.drafter_params[1]))
     for temperature in (0.0, 1.0):
         found = shut.generate(PROMPTS, temperature=temperature, max_new_tokens=NEW)
         assert found.tokens == wanted(temperature, 0)

@@ -1,5 +1,6 @@
 """The decoding loop at its edges: where rounds, answers and caches end, rows beside each other, misuse."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -219,7 +220,7 @@ class TestMisuse:
         for prompts, words in [([], "at least 1"), ([[1], []], "at least 1"), ([[64]], "64"), ([[-1]], "-1")]:
             with pytest.raises(ValueError, match=words):
                 generator.generate(prompts, max_new_tokens=4)
-        generator.capacity = None
+        generator = dataclasses.replace(generator, capacity=None)
         with pytest.raises(ValueError, match=rf"601.*{target.max_positions}"):
             generator.generate([[1]], max_new_tokens=600)
         with pytest.raises(ValueError, match="residual"):

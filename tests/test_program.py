@@ -1,5 +1,6 @@
 """What kind of program decoding is: compiled once, without a callback, without a copy of the cache."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -50,6 +51,22 @@ class TestOneProgram:
                 for generator in (first, second):
                     generator.generate([[4] * 20, [1, 2, 3]], **{"max_new_tokens": 8, **chosen})
         assert compiled == []
+
+    def test_a_generator_that_was_replaced(self) -> None:
+        """It shares weights and programs with the first; another capacity compiles, the first one's does not."""
+        _, target, params = tiny_transformer(num_layers=1)
+        first = Generator(target, params, make_chain(target, 3), params, capacity=2 * CAPACITY, prefill_chunk=16)
+        second = dataclasses.replace(first, capacity=CAPACITY)
+        second.generate([[1, 2], [3]], max_new_tokens=8)
+        third = dataclasses.replace(second, rule="match")
+        with count_compilations() as compiled:
+            third.generate([[1, 2], [3]], max_new_tokens=8)
+        assert compiled == []
+        with count_compilations() as compiled:
+            first.generate([[1, 2], [3]], max_new_tokens=8)
+        assert compiled != []
+        for one, other in zip(jax.tree.leaves(first.models), jax.tree.leaves(third.models), strict=True):
+            assert one is other
 
     def test_the_count_counts(self) -> None:
         with count_compilations() as compiled:

@@ -149,7 +149,7 @@ class TestPlaces:
         assert generator.split == (True, split)
         wanted = places(state, generator.split)
         assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, state, wanted))
-        state = generator.advance(generator.drafter, state, make_sampling(len(PROMPTS), **LAW), 2)
+        state = generator.advance(state, make_sampling(len(PROMPTS), **LAW), 2)
         assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, state, wanted))
 
     @pytest.mark.parametrize("split", [sharding.Split(target=True, drafter=False), None])

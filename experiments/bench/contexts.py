@@ -102,13 +102,16 @@ def measure(
     if contexts[-1] > target.max_positions:
         raise ValueError(f"--contexts: {contexts[-1]} is more than the {target.max_positions} of {FLAGS.target}")
     beyond = FLAGS.max_new_tokens + max(drafter.max_depth for drafter, _ in drafts.values()) + 1
-    sampling: SamplingOptions = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
+    sampling: SamplingOptions = {
+        "temperature": FLAGS.temperature,
+        "seed": FLAGS.seed,
+        "stop_ids": model.stop_ids,
+        "max_new_tokens": FLAGS.max_new_tokens,
+    }
     by_context = {context: long_prompts(model, questions, documents, context - beyond) for context in contexts}
     for context, prompts in by_context.items():
         with launch.status(f"{context}: plain decoding"):  # one capacity: the programs are the same for all contexts
-            answers, recording = write_recorded(
-                target, model.params, prompts, capacity=contexts[-1], max_new_tokens=FLAGS.max_new_tokens, **sampling
-            )
+            answers, recording = write_recorded(target, model.params, prompts, capacity=contexts[-1], **sampling)
             jax.block_until_ready(recording)
         for window, (drafter, params) in drafts.items():
             if window >= context:
