@@ -10,13 +10,12 @@ all other rows wait: so the device runs rounds until a group of rows has ended. 
 before it hands the answers out, so that the device works while the caller does.
 """
 
-import copy
 import dataclasses
 import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from jax.typing import DTypeLike
 from eagle_jax.decode import DecodeState, empty_state, keep_state
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generator import ALL_ROUNDS, Generation, Generator, read_generation
-from eagle_jax.sampling import make_sampling
+from eagle_jax.sampling import SamplingOptions
 from eagle_jax.sharding import DATA, Split, active, check_batch, keep_rows, place_rows, to_host
 from eagle_jax.types import Sampling, Target
 
@@ -59,7 +58,9 @@ class Finished(NamedTuple):
     decode_seconds: float  # all other time that passed
 
 
-def write_all(generator: Generator, prompts: Sequence[Sequence[int]], *, batch: int, **sampling: Any) -> Generation:
+def write_all(
+    generator: Generator, prompts: Sequence[Sequence[int]], *, batch: int, **sampling: Unpack[SamplingOptions]
+) -> Generation:
     """The complete answers to any number of prompts, in their order; arguments and errors as `write_each`.
 
     `prefill_seconds` holds the time in which prompts were read; with `decode_seconds` it is all the time that passed.
@@ -84,7 +85,7 @@ def write_each(
     *,
     batch: int,
     should_stop: Callable[[], bool] = lambda: False,
-    **sampling: Any,
+    **sampling: Unpack[SamplingOptions],
 ) -> Iterator[Finished]:
     """Yield the complete answers to any number of prompts as they end, at most `batch` of them in progress.
 
@@ -108,16 +109,15 @@ def write_each(
     if generator.mesh is not None:
         check_batch(generator.mesh, batch)
         shards = generator.mesh.shape[DATA]
-    settings = make_sampling(len(prompts), **sampling)
-    capacity = generator.slots(prompts, settings)
+    settings = generator.check(prompts, **sampling)
+    capacity = generator.slots([len(prompt) for prompt in prompts], settings)
     batch = min(batch, -(-len(prompts) // shards) * shards)
     group = group_size(batch, shards)
-    generator = copy.copy(generator)
-    generator.capacity = capacity
-    generator.prefill_chunk = max(generator.prefill_chunk // group, min(generator.prefill_chunk, SHORTEST_CHUNK))
+    chunk = max(generator.chunk // group, min(generator.chunk, SHORTEST_CHUNK))
+    generator = dataclasses.replace(generator, capacity=capacity, prefill_chunk=chunk)
 
     prompt_of, waiting = [IDLE] * batch, deque(range(len(prompts)))
-    rows = _idle_rows(generator, settings, batch)
+    rows = _idle_rows(generator, settings, batch, capacity)
     answers: dict[int, RowAnswer] = {}
     seconds = {"prefill": 0.0, "decode": 0.0}
     while True:
@@ -132,7 +132,7 @@ def write_each(
             step = "prefill"
         if step == "decode" and len(idle) < batch:
             min_live = batch + 1 - min(group, len(waiting)) if waiting else 1
-            rows = generator.advance(generator.drafter, *rows, ALL_ROUNDS, min_live), rows[1]
+            rows = generator.advance(*rows, ALL_ROUNDS, min_live), rows[1]
         if answers:
             yield Finished(answers, seconds["prefill"], seconds["decode"])
         if len(idle) == batch:
@@ -159,12 +159,12 @@ def group_size(batch: int, shards: int = 1) -> int:
     return max(shards, batch // ROWS_PER_PROMPT // shards * shards)
 
 
-def _idle_rows(generator: Generator, settings: Sampling, batch: int) -> BatchState:
+def _idle_rows(generator: Generator, settings: Sampling, batch: int, capacity: int) -> BatchState:
     """Rows that are done, with the settings of the first prompt."""
     some = jax.tree.map(lambda x: x[np.zeros(batch, int)], settings)
     with active(generator.mesh):
         dtype = generator.target.activation_dtype(generator.target_params)
-        state = _make_idle(generator.target, generator.drafter, batch, generator.capacity, dtype, generator.split)
+        state = _make_idle(generator.target, generator.drafter, batch, capacity, dtype, generator.split)
     return state, some if generator.mesh is None else place_rows(generator.mesh, some)
 
 

@@ -9,8 +9,8 @@ protocols of target and drafter, no method by name.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,24 @@ from eagle_jax import verify
 from eagle_jax.cache import append, commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.sharding import Split, keep_rows
-from eagle_jax.tree import ancestors
+from eagle_jax.tree import tree_pass
 from eagle_jax.types import NO_TOKEN, DraftTree, KVCache, Params, Sampling, Target, Verdict
 
 Rule = Literal["match", "residual"]
+
+
+@struct.dataclass
+class Models:
+    """Who writes and who guesses, with their weights: the part of a decoder that no round changes.
+
+    Target and drafter are functions, so they belong to the structure of this pytree: a program is compiled for each
+    pair of them, and the weights are its arguments.
+    """
+
+    target: Target = struct.field(pytree_node=False)
+    drafter: Drafter = struct.field(pytree_node=False)
+    target_params: Params
+    drafter_params: Params = ()  # () for a method without weights
 
 
 @struct.dataclass(kw_only=True)
@@ -39,17 +53,20 @@ class DecodeState:
     text: jax.Array  # i32[B, S], prompt and answer
     prompt_length: jax.Array  # i32[B]
     done: jax.Array  # bool[B]
-    rounds: jax.Array  # i32[B], target passes made for the row behind its prompt
+    rounds: jax.Array  # i32[B], target passes made for the row after its prompt
     accepted: jax.Array  # i32[B, most_accepted + 1], rounds in which exactly that many drafted tokens were accepted
 
     @property
     def num_new(self) -> jax.Array:
-        """i32[B], tokens written behind the prompt, the newest one included."""
+        """i32[B], tokens written after the prompt, the newest one included."""
         return self.cache.length + 1 - self.prompt_length
 
 
 def keep_state(state: DecodeState, split: Split | None) -> DecodeState:
-    """Inside a program: a state lies where all of them take and give it, on a mesh; without one nothing happens."""
+    """Inside a program: pin the placement of a state, so that all programs take and return it alike on a mesh.
+
+    Without a mesh nothing happens. `split` None leaves to the compiler whether caches are sharded by head.
+    """
     if split is None:
         return keep_rows(state)
     drafter = keep_rows(state.drafter, split=split.drafter)
@@ -57,7 +74,7 @@ def keep_state(state: DecodeState, split: Split | None) -> DecodeState:
 
 
 def check_rule(drafter: Drafter, rule: Rule, share_noise: bool) -> None:
-    """Refuse pairs of drafting and verification that would not write the target's law (DESIGN 2).
+    """Refuse pairs of drafting and verification whose text would not follow the target's distribution (DESIGN 2).
 
     Raises:
       ValueError: an unknown rule, or the p/q rule with shared noise.
@@ -87,7 +104,7 @@ def noise_at(
 def empty_state(
     target: Target, drafter: Drafter, text: jax.Array, prompt_length: jax.Array, dtype: DTypeLike
 ) -> DecodeState:
-    """Rows that have read nothing of their prompts yet; arguments as `prefill`."""
+    """Rows that have read nothing of their prompts yet; `dtype` is that of caches, the rest as for `prefill`."""
     batch, capacity = text.shape
     return DecodeState(
         cache=target.init_cache(batch, capacity, dtype),
@@ -100,12 +117,9 @@ def empty_state(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("target", "drafter", "chunk", "split"))
+@functools.partial(jax.jit, static_argnames=("chunk", "split"))
 def prefill(
-    target: Target,
-    drafter: Drafter,
-    target_params: Params,
-    drafter_params: Params,
+    models: Models,
     text: jax.Array,
     prompt_length: jax.Array,
     sampling: Sampling,
@@ -116,13 +130,14 @@ def prefill(
     """Read the prompts and choose the first new token of every row.
 
     Args:
-      target, drafter, target_params, drafter_params: static, and their weights.
+      models: target, drafter and their weights.
       text: i32[B, S], prompts from index 0 on; S is the capacity of all caches.
       prompt_length: i32[B], at least 1 each.
       sampling: one entry a row.
       chunk: tokens read per pass; a longer prompt means more passes of the same program.
-      split: where the caches lie on a mesh (`keep_state`); None lets the compiler decide.
+      split: which caches are sharded by head on a mesh (`keep_state`); None lets the compiler decide.
     """
+    target, drafter = models.target, models.drafter
     batch, capacity = text.shape
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((chunk, chunk), bool)), (batch, chunk, chunk))
     path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
@@ -133,13 +148,13 @@ def prefill(
         positions = index * chunk + path
         count = jnp.clip(prompt_length - index * chunk, 0, chunk)
         tokens = jnp.take_along_axis(state.text, positions, axis=1, mode="clip")
-        output = target.forward(target_params, tokens, positions, state.cache, causal)
+        output = target.forward(models.target_params, tokens, positions, state.cache, causal)
         last = output.hidden[rows, jnp.maximum(count - 1, 0)]
         cache = commit(state.cache, output.keys, output.values, path, count_after(count, last[:, 0] > -jnp.inf))
         complete = (count > 0) & (cache.length == prompt_length)
 
         def first_token() -> jax.Array:
-            logits = target.unembed(target_params, last[:, None])
+            logits = target.unembed(models.target_params, last[:, None])
             return noises.choose_at(logits, first_noise, jnp.zeros((batch, 1), jnp.int32), sampling)[:, 0]
 
         token = lax.cond(complete.any(), first_token, lambda: jnp.zeros(batch, jnp.int32))
@@ -149,10 +164,10 @@ def prefill(
             state,
             cache=cache,
             text=new_text,
-            drafter=drafter.observe(drafter_params, target_params, state.drafter, seen),
+            drafter=drafter.observe(models.drafter_params, models.target_params, state.drafter, seen),
         )
 
-    empty = empty_state(target, drafter, text, prompt_length, target.activation_dtype(target_params))
+    empty = empty_state(target, drafter, text, prompt_length, target.activation_dtype(models.target_params))
     with jax.named_scope("prefill"):
         state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, keep_state(empty, split))
     first = jnp.take_along_axis(state.text, prompt_length[:, None], axis=1)
@@ -160,49 +175,57 @@ def prefill(
     return keep_state(dataclasses.replace(state, done=done), split)
 
 
-def _check(
-    tree: DraftTree,
-    some: Sequence[int],
-    logits: jax.Array,
-    depth: jax.Array,
-    noise: jax.Array,
-    *,
-    length: jax.Array,
-    sampling: Sampling,
-    rule: Rule,
-    share_noise: bool,
-) -> tuple[Verdict, jax.Array]:
-    """Verdict on the tree, and the target's choice i32[B, N] after each node as the drafter may know it.
+class Scored(NamedTuple):
+    """A draft tree and what the target says about it: all that a check reads."""
 
-    The choice depends on the target's noise, and a drafter may reuse it as a guess at the same positions. Without
-    shared noise it gets the most probable tokens, so that no noise leaks. `logits` are those of the nodes `some`.
+    tree: DraftTree
+    depth: jax.Array  # i32[B, N], of each node
+    nodes: Sequence[int]  # those with logits
+    logits: jax.Array  # f32[B, len(nodes), V], of the target
+    noise: jax.Array  # f32[B, P, V], of the target, by depth: its choice after a node is at noise[:, depth]
+    length: jax.Array  # i32[B], position of the root
+
+
+Check = Callable[[Params, Scored, Sampling, Rule, bool], tuple[Verdict, jax.Array]]
+"""(target_params, scored tree, sampling, rule, share_noise) -> the verdict, and the target's choice i32[B, N] after
+each node as the drafter observes it. A program is compiled for each check."""
+
+
+def check_by_target(
+    target_params: Params, scored: Scored, sampling: Sampling, rule: Rule, share_noise: bool
+) -> tuple[Verdict, jax.Array]:
+    """The check of decoding: by the target's logits, under the rule.
+
+    The target's choice depends on its noise, and a drafter may reuse it as a guess at the same positions. Without
+    shared noise it observes the most probable tokens, so that no noise leaks.
     """
-    nodes = np.array(some)
+    del target_params
+    tree, depth, nodes = scored.tree, scored.depth, np.array(scored.nodes)
 
     def at_nodes(tokens: jax.Array) -> jax.Array:
-        return tokens if len(some) == depth.shape[1] else jnp.full_like(depth, NO_TOKEN).at[:, nodes].set(tokens)
+        return tokens if len(nodes) == depth.shape[1] else jnp.full_like(depth, NO_TOKEN).at[:, nodes].set(tokens)
 
-    choice = at_nodes(noises.choose_at(logits, noise, depth[:, nodes], sampling))
-    observed = choice if share_noise else at_nodes(noises.first_largest(logits))
+    choice = at_nodes(noises.choose_at(scored.logits, scored.noise, depth[:, nodes], sampling))
+    observed = choice if share_noise else at_nodes(noises.first_largest(scored.logits))
     if rule == "match":
         return verify.match(tree, choice), observed
-    uniforms = noises.uniform(sampling, length[:, None], tree.tokens.shape[1])[:, 0]
-    at_node = jnp.take_along_axis(noise, depth[:, :, None], axis=1)
-    return verify.residual(tree, logits, sampling, uniforms, at_node), observed
+    uniforms = noises.uniform(sampling, scored.length[:, None], tree.tokens.shape[1])[:, 0]
+    at_node = jnp.take_along_axis(scored.noise, depth[:, :, None], axis=1)
+    return verify.residual(tree, scored.logits, sampling, uniforms, at_node), observed
 
 
-def _kept(
+def _to_commit(
     tree: DraftTree, verdict: Verdict, state: DecodeState, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What of the verdict goes into the text.
 
     Returns:
-      The tokens behind the root i32[B, P]; how many of them are kept i32[B], up to the stop id or the token limit, none
-      in rows that are done; and whether the row ends with them bool[B].
+      The tokens after the root i32[B, P]; how many of them are committed i32[B], up to the stop id or the token limit,
+      none in rows that are done; and whether the row ends with them bool[B].
     """
     steps = jnp.arange(tree.max_depth + 1)[None, :]
-    behind_root = jnp.maximum(jnp.roll(verdict.path, -1, axis=1), 0)
-    on_path = jnp.take_along_axis(tree.tokens, behind_root, axis=1)
+    below_root = jnp.maximum(jnp.roll(verdict.path, -1, axis=1), 0)
+    on_path = jnp.take_along_axis(tree.tokens, below_root, axis=1)
     written = jnp.where(steps == verdict.num_accepted[:, None], verdict.next_token[:, None], on_path)
     stops = _ends(written, sampling) & (steps <= verdict.num_accepted[:, None])
     until_stop = jnp.where(stops.any(-1), stops.argmax(-1) + 1, tree.max_depth + 2)
@@ -212,17 +235,16 @@ def _kept(
 
 
 def one_round(
-    target: Target,
-    drafter: Drafter,
-    target_params: Params,
-    drafter_params: Params,
+    models: Models,
     state: DecodeState,
     sampling: Sampling,
     *,
     rule: Rule = "match",
     share_noise: bool = True,
+    check: Check = check_by_target,
 ) -> DecodeState:
-    """Guess, check and commit once; rows that are done keep everything they have."""
+    """Guess, check and commit once; rows that are done do not change. Arguments as for `decode`."""
+    target, drafter = models.target, models.drafter
     length = state.cache.length
     steps = jnp.arange(drafter.max_depth + 1)[None, :]
     counts = jnp.arange(state.accepted.shape[1])[None, :]  # more than steps where another drafter began the answer
@@ -234,27 +256,24 @@ def one_round(
             draft_noise = noise_at(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
     with jax.named_scope("draft"):
         tree, drafter_state = drafter.propose(
-            drafter_params,
-            target_params,
+            models.drafter_params,
+            models.target_params,
             state.drafter,
             state.text,
             length,
             sampling.temperature[:, None, None] * draft_noise,
         )
-        if not drafter.draws:  # its logits are no law that the children were drawn from
+        if not drafter.draws:  # the children were not drawn from its logits
             tree = dataclasses.replace(tree, draft_logits=None)
     with jax.named_scope("target"):
-        seen = ancestors(tree.parents, drafter.max_depth)
-        depth = seen.sum(-1, dtype=jnp.int32) - 1
-        output = target.forward(target_params, tree.tokens, length[:, None] + depth, state.cache, seen)
-        some = [node for node in range(drafter.nodes) if rule == "residual" or node not in drafter.unread]
-        hidden = output.hidden if len(some) == drafter.nodes else output.hidden[:, np.array(some)]
-        logits = target.unembed(target_params, hidden)
+        output, depth = tree_pass(target, models.target_params, tree, state.cache)
+        nodes = [node for node in range(drafter.nodes) if rule == "residual" or node not in drafter.unread]
+        hidden = output.hidden if len(nodes) == drafter.nodes else output.hidden[:, np.array(nodes)]
+        logits = target.unembed(models.target_params, hidden)
     with jax.named_scope("verify"):
-        verdict, choice = _check(
-            tree, some, logits, depth, noise, length=length, sampling=sampling, rule=rule, share_noise=share_noise
-        )
-        written, count, ended = _kept(tree, verdict, state, sampling)
+        scored = Scored(tree=tree, depth=depth, nodes=nodes, logits=logits, noise=noise, length=length)
+        verdict, choice = check(models.target_params, scored, sampling, rule, share_noise)
+        written, count, ended = _to_commit(tree, verdict, state, sampling)
     with jax.named_scope("commit"):
         cache = commit(state.cache, output.keys, output.values, verdict.path, count)
         text = append(state.text, written, length + 1, count)
@@ -262,7 +281,7 @@ def one_round(
         observation = Observation(
             text=text, length=length, output=output, path=verdict.path, count=count, tree=tree, choice=choice
         )
-        drafter_state = drafter.observe(drafter_params, target_params, drafter_state, observation)
+        drafter_state = drafter.observe(models.drafter_params, models.target_params, drafter_state, observation)
     return dataclasses.replace(
         state,
         cache=cache,
@@ -274,14 +293,9 @@ def one_round(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("target", "drafter", "rule", "share_noise", "split"), donate_argnames=("state",)
-)
+@functools.partial(jax.jit, static_argnames=("rule", "share_noise", "check", "split"), donate_argnames=("state",))
 def decode(
-    target: Target,
-    drafter: Drafter,
-    target_params: Params,
-    drafter_params: Params,
+    models: Models,
     state: DecodeState,
     sampling: Sampling,
     max_rounds: jax.Array | int,
@@ -289,18 +303,32 @@ def decode(
     *,
     rule: Rule = "match",
     share_noise: bool = True,
+    check: Check = check_by_target,
     split: Split | None = None,
 ) -> DecodeState:
-    """Run rounds while at least `min_live` rows are not done, at most `max_rounds` of them (run-time numbers)."""
-    check_rule(drafter, rule, share_noise)
+    """Run rounds while at least `min_live` rows are not done, at most `max_rounds` of them (run-time numbers).
+
+    Args:
+      models: target, drafter and their weights.
+      state: of `prefill` or of the call before; it is used up.
+      sampling: one entry a row.
+      max_rounds, min_live: when to stop.
+      rule: `match`, or `residual` where the drafter allows it (`verify`).
+      share_noise: the drafter drafts with the target's own noise.
+      check: how a tree is checked. Only texts that are known already have another check than the target's
+        (`evaluation.teacher_forced`).
+      split: as for `prefill`.
+
+    Raises:
+      ValueError: a rule under which the text would not follow the target's distribution.
+    """
+    check_rule(models.drafter, rule, share_noise)
 
     def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
         return (carry[0] < max_rounds) & ((~carry[1].done).sum() >= min_live)
 
     def advance(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
-        state = one_round(
-            target, drafter, target_params, drafter_params, carry[1], sampling, rule=rule, share_noise=share_noise
-        )
+        state = one_round(models, carry[1], sampling, rule=rule, share_noise=share_noise, check=check)
         return carry[0] + 1, keep_state(state, split)
 
     return lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]

@@ -1,25 +1,25 @@
-"""Prompts in, answers out: the two compiled programs of `decode` behind lists of token ids.
+"""Prompts in, answers out: the two compiled programs of `decode`, called with lists of token ids.
 
-The only file of the core that runs on the host: it checks sizes, pads prompts into one array, times the two programs
-apart, and turns arrays back into lists. Knows no file, no tokenizer and no drafting method by name.
+The only file of the core that runs on the host: it checks prompts and sizes, pads prompts into one array, times the two
+programs apart, and turns arrays back into lists. Knows no file, no tokenizer and no drafting method by name.
 """
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from eagle_jax import sharding
-from eagle_jax.decode import DecodeState, Rule, check_rule, decode, prefill
+from eagle_jax.decode import DecodeState, Models, Rule, check_rule, decode, prefill
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.kernels.packed import is_packed, pack
-from eagle_jax.prompts import check_prompts, pad_prompts
-from eagle_jax.sampling import make_sampling
+from eagle_jax.sampling import SamplingOptions, make_sampling
 from eagle_jax.types import Params, Sampling, Target
 
 ALL_ROUNDS = 2**31 - 1
@@ -31,7 +31,7 @@ class Generation:
     """Answers of one batch and what they cost, complete or so far."""
 
     tokens: list[list[int]]  # per row, the stop id included where one ended the answer
-    rounds: list[int]  # per row, target passes behind the prompt
+    rounds: list[int]  # per row, target passes after the prompt
     accepted: np.ndarray  # i32[B, P], per row: rounds in which exactly that many drafted tokens were accepted
     prefill_seconds: float
     decode_seconds: float
@@ -50,8 +50,9 @@ class Generation:
         return (self.num_tokens - len(self.tokens)) / rounds if rounds else float("nan")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Generator:
-    """A target and a drafter, ready to write.
+    """A target and a drafter, ready to write; `dataclasses.replace` makes another one with the same weights.
 
     Args:
       target: the model, as pure functions.
@@ -61,9 +62,9 @@ class Generator:
       rule: `match`, or `residual` where the drafter allows it (`verify`).
       share_noise: the drafter drafts with the target's own noise.
       capacity: slots of all caches; None takes the next power of two that a batch needs, 512 at least.
-      prefill_chunk: prompt tokens read per pass; None takes what `default_chunk` says.
-      mesh: decode on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
-        others go to every device: `load_target(..., mesh=mesh)` splits a target over `model`. Without a mesh, on a CPU,
+      prefill_chunk: prompt tokens read per pass; None takes what `default_chunk` recommends.
+      mesh: decode on these devices, rows sharded over its axis `data`. Weights that are on it already stay as they are,
+        all others are replicated: `load_target(..., mesh=mesh)` splits a target over `model`. Without a mesh, on a CPU,
         weights are packed for the kernel (`kernels.packed`), once for all generators that share them.
 
     Raises:
@@ -71,48 +72,39 @@ class Generator:
         needs some, or those of another model.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        target_params: Params,
-        drafter: Drafter,
-        drafter_params: Params = (),
-        *,
-        rule: Rule = "match",
-        share_noise: bool = True,
-        capacity: int | None = None,
-        prefill_chunk: int | None = None,
-        mesh: Mesh | None = None,
-    ) -> None:
-        check_rule(drafter, rule, share_noise)
-        if drafter.needs and not jax.tree.leaves(drafter_params):
-            raise ValueError(
-                f"{drafter.name} needs {drafter.needs}: Generator(target, target_params, drafter, weights)"
-            )
-        target.check(target_params)
-        drafter.check(drafter_params)
-        if prefill_chunk is not None and prefill_chunk < 1:
-            raise ValueError(f"prefill_chunk must be at least 1, got {prefill_chunk}")
-        if mesh is None:
-            target_params, drafter_params = pack(target_params), pack(drafter_params)
-        else:
-            target_params, drafter_params = sharding.place_weights(mesh, (target_params, drafter_params))
-        self.target, self.target_params = target, target_params
-        self.drafter, self.drafter_params = drafter, drafter_params
-        self.mesh = mesh
-        self.rule: Rule = rule
-        self.share_noise = share_noise
-        self.capacity = capacity
-        self.prefill_chunk = prefill_chunk or default_chunk(jax.default_backend(), is_packed(target_params))
+    target: Target = dataclasses.field(repr=False)
+    target_params: Params = dataclasses.field(repr=False)
+    drafter: Drafter
+    drafter_params: Params = dataclasses.field(default=(), repr=False)
+    _: dataclasses.KW_ONLY
+    rule: Rule = "match"
+    share_noise: bool = True
+    capacity: int | None = None
+    prefill_chunk: int | None = None
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        check_rule(self.drafter, self.rule, self.share_noise)
+        if self.drafter.needs and not jax.tree.leaves(self.drafter_params):
+            needs = f"{self.drafter.name} needs {self.drafter.needs}"
+            raise ValueError(f"{needs}: Generator(target, target_params, drafter, weights)")
+        self.target.check(self.target_params)
+        self.drafter.check(self.drafter_params)
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk must be at least 1, got {self.prefill_chunk}")
+        for name in ("target_params", "drafter_params"):  # both are placed already in a generator that was replaced
+            weights = getattr(self, name)
+            placed = pack(weights) if self.mesh is None else sharding.place_weights(self.mesh, weights)
+            object.__setattr__(self, name, placed)
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Any
+        self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Unpack[SamplingOptions]
     ) -> Iterator[Generation]:
         """Yield the answers so far after the prompt and then after every `rounds_per_call` rounds.
 
         Args:
           prompts: token ids of each row; together they are one batch.
-          rounds_per_call: rounds run on the device between two looks.
+          rounds_per_call: rounds run on the device before the next answers are yielded.
           **sampling: as `sampling.make_sampling` takes it.
 
         Raises:
@@ -122,7 +114,7 @@ class Generator:
         """
         if rounds_per_call < 1:
             raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
-        settings = make_sampling(len(prompts), **sampling)
+        settings = self.check(prompts, **sampling)
         state, prefill_seconds = timed(self.start, prompts, settings)
         decode_seconds = 0.0
         while True:
@@ -130,47 +122,43 @@ class Generator:
             yield generation
             if generation.complete:
                 return
-            state, seconds = timed(self.advance, self.drafter, state, settings, rounds_per_call)
+            state, seconds = timed(self.advance, state, settings, rounds_per_call)
             decode_seconds += seconds
 
-    def generate(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> Generation:
+    def generate(self, prompts: Sequence[Sequence[int]], **sampling: Unpack[SamplingOptions]) -> Generation:
         """The complete answers, written in one call of the decode program; arguments and errors as `stream`."""
         *_, last = self.stream(prompts, rounds_per_call=ALL_ROUNDS, **sampling)
         return last
 
-    def warm_up(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> float:
+    def warm_up(self, prompts: Sequence[Sequence[int]], **sampling: Unpack[SamplingOptions]) -> float:
         """Compile all programs for a batch of this shape by running a few rounds; the seconds it took."""
         started = time.perf_counter()
-        settings = make_sampling(len(prompts), **sampling)
-        jax.block_until_ready(self.advance(self.drafter, self.start(prompts, settings), settings, 1))
+        settings = self.check(prompts, **sampling)
+        jax.block_until_ready(self.advance(self.start(prompts, settings), settings, 1))
         return time.perf_counter() - started
 
-    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DecodeState:
-        """Read the prompts and choose the first token of each; errors as `stream`."""
-        text, lengths, sampling = self._on_mesh((*pad_prompts(prompts, self.slots(prompts, sampling)), sampling))
-        with sharding.active(self.mesh):
-            return prefill(
-                self.target,
-                self.drafter,
-                self.target_params,
-                self.drafter_params,
-                text,
-                lengths,
-                sampling,
-                chunk=min(self.prefill_chunk, text.shape[1]),
-                split=self.split,
-            )
+    def check(self, prompts: Sequence[Sequence[int]], **sampling: Unpack[SamplingOptions]) -> Sampling:
+        """Refuse what is no batch of prompts, or no sampling of one; the sampling of each row. Errors as `stream`."""
+        check_prompts(prompts, self.target.vocab_size)
+        return make_sampling(len(prompts), **sampling)
 
-    def advance(
-        self, drafter: Drafter, state: DecodeState, sampling: Sampling, max_rounds: int, min_live: int = 1
-    ) -> DecodeState:
-        """Run rounds of `drafter`, which may be plain decoding, as `decode` does; `state` is used up."""
+    def start(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DecodeState:
+        """Read prompts that passed `check` and choose the first token of each.
+
+        Raises:
+          ValueError: a text that does not fit (`slots`), or a batch that does not divide over the mesh.
+        """
+        capacity = self.slots([len(prompt) for prompt in prompts], sampling)
+        text, lengths, sampling = self._on_mesh((*pad_prompts(prompts, capacity), sampling))
+        with sharding.active(self.mesh):
+            chunk = min(self.chunk, capacity)
+            return prefill(self.models, text, lengths, sampling, chunk=chunk, split=self.split)
+
+    def advance(self, state: DecodeState, sampling: Sampling, max_rounds: int, min_live: int = 1) -> DecodeState:
+        """Run rounds as `decode` does; `state` is used up."""
         with sharding.active(self.mesh):
             return decode(
-                self.target,
-                drafter,
-                self.target_params,
-                self.drafter_params if drafter is self.drafter else (),
+                self.models,
                 state,
                 self._on_mesh(sampling),
                 max_rounds,
@@ -180,19 +168,31 @@ class Generator:
                 split=self.split,
             )
 
+    @property
+    def models(self) -> Models:
+        """What the programs of `decode` take."""
+        return Models(self.target, self.drafter, self.target_params, self.drafter_params)
+
+    @functools.cached_property
+    def chunk(self) -> int:
+        """Prompt tokens read per pass."""
+        return self.prefill_chunk or default_chunk(jax.default_backend(), is_packed(self.target_params))
+
     @functools.cached_property
     def split(self) -> sharding.Split | None:
-        """Whose caches are split by head, as the weights are; None without a mesh."""
+        """Which caches are sharded by head, as the weights are; None without a mesh."""
         return None if self.mesh is None else sharding.split_of(self.target_params, self.drafter_params)
 
     def _on_mesh(self, rows: Any) -> Any:
         return rows if self.mesh is None else sharding.place_rows(self.mesh, rows)
 
-    def slots(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> int:
-        """Cache slots for these prompts and their longest answers; errors as `stream`."""
-        check_prompts(prompts, self.target.vocab_size)
-        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-        longest = int((lengths + np.asarray(sampling.max_new_tokens)).max())
+    def slots(self, lengths: Sequence[int], sampling: Sampling) -> int:
+        """Cache slots for prompts of these lengths and their longest answers.
+
+        Raises:
+          ValueError: a text longer than the model's context or the capacity.
+        """
+        longest = int((np.array(lengths, np.int64) + np.asarray(sampling.max_new_tokens)).max())
         if longest > self.target.max_positions:
             raise ValueError(
                 f"prompt and new tokens come to {longest}, the model's context is {self.target.max_positions}"
@@ -202,6 +202,42 @@ class Generator:
         if needed > capacity:
             raise ValueError(f"prompt, new tokens and draft need {needed} cache slots, the capacity is {capacity}")
         return capacity
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """Refuse what is no list of token ids for each row.
+
+    Args:
+      prompts: token ids, one list for each row.
+      vocab_size: of the model that reads them.
+
+    Raises:
+      ValueError: no or an empty prompt, or a token outside the vocabulary.
+      TypeError: text, or one prompt, where a list of prompts of token ids belongs; ids that are no whole numbers.
+    """
+    given: Sequence[Any] = prompts
+    if any(isinstance(prompt, str | int | np.integer) for prompt in given):
+        raise TypeError(
+            f"prompts are lists of token ids, one for each row, got {prompts!r:.60}; "
+            "text becomes ids by the tokenizer's chat or encode"
+        )
+    if not len(prompts) or not all(map(len, prompts)):
+        raise ValueError(f"every prompt needs at least 1 token, got lengths {[len(prompt) for prompt in prompts]}")
+    for prompt in given:
+        ids = np.asarray(prompt)
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise TypeError(f"token ids are whole numbers, got {prompts!r:.60}")
+        outside = ids[(ids < 0) | (ids >= vocab_size)]
+        if outside.size:
+            raise ValueError(f"token id {outside[0]} is outside the vocabulary of {vocab_size}")
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], slots: int) -> tuple[jax.Array, jax.Array]:
+    """Text i32[B, S] with S = `slots`, each prompt from index 0 on, and prompt lengths i32[B]."""
+    text = np.zeros((len(prompts), slots), np.int32)
+    for row, prompt in enumerate(prompts):
+        text[row, : len(prompt)] = prompt
+    return jnp.asarray(text), jnp.array([len(prompt) for prompt in prompts], jnp.int32)
 
 
 def default_chunk(platform: str, packed: bool = False) -> int:
@@ -216,7 +252,7 @@ def default_chunk(platform: str, packed: bool = False) -> int:
 
 
 def cache_slots(longest: int, max_depth: int, max_positions: int) -> int:
-    """Slots S of all caches for texts of `longest` tokens and a draft of `max_depth` levels behind them.
+    """Slots S of all caches for texts of `longest` tokens and a draft of `max_depth` levels after them.
 
     A power of two, so that few sizes are compiled, but no more than the model's context of `max_positions` needs.
     """

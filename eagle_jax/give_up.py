@@ -6,19 +6,19 @@ after a few rounds, then after twice as many, and so on. Rounds, and with them t
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 
 from eagle_jax import sharding
 from eagle_jax.decode import DecodeState
-from eagle_jax.drafters.base import Drafter
 from eagle_jax.drafters.vanilla import make_vanilla
 from eagle_jax.generator import ALL_ROUNDS, Generation, Generator, read_generation, timed
-from eagle_jax.sampling import make_sampling
+from eagle_jax.sampling import SamplingOptions
 from eagle_jax.types import NO_TOKEN, Sampling
 
 FIRST_COMPARISON = 8
@@ -31,6 +31,7 @@ TIMED_ROUNDS = (1, 3, 3, 3)
 """Rounds of each call by which the cost of a round is measured; the first call does not count."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class GivingUp(Generator):
     """A `Generator` that stops drafting where it does not pay; arguments as there.
 
@@ -39,27 +40,35 @@ class GivingUp(Generator):
         clocks differ.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    _break_evens: dict[tuple[int, int, bool], float] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """By rows, slots, and whether any row is sampled."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rule != "match":
             raise ValueError(f"giving up needs the rule 'match': under {self.rule!r} plain decoding has another text")
         if self.mesh is not None and self.mesh.is_multi_process:
             raise ValueError("giving up follows a clock, and the clocks of the processes of this mesh differ")
-        self._break_evens: dict[tuple[int, int, bool], float] = {}  # by rows, slots, and whether any is sampled
+
+    @functools.cached_property
+    def plain(self) -> Generator:
+        """Plain decoding by the same target, for states whose drafter's part is ()."""
+        return Generator(self.target, self.target_params, make_vanilla(), share_noise=self.share_noise, mesh=self.mesh)
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Any
+        self, prompts: Sequence[Sequence[int]], *, rounds_per_call: int = 8, **sampling: Unpack[SamplingOptions]
     ) -> Iterator[Generation]:
         """As `Generator.stream`."""
         if rounds_per_call < 1:
             raise ValueError(f"rounds_per_call must be at least 1, got {rounds_per_call}")
-        settings = make_sampling(len(prompts), **sampling)
+        settings = self.check(prompts, **sampling)
         break_even = self.break_even(prompts, settings)
         state, prefill_seconds = timed(self.start, prompts, settings)
-        drafter, comparison = self.drafter, FIRST_COMPARISON
+        writer: Generator = self
+        comparison = FIRST_COMPARISON
         decode_seconds = 0.0
         while True:
-            generation = read_generation(state, prefill_seconds, decode_seconds, drafter is not self.drafter)
+            generation = read_generation(state, prefill_seconds, decode_seconds, gave_up=writer is self.plain)
             yield generation
             if generation.complete:
                 return
@@ -68,15 +77,15 @@ class GivingUp(Generator):
                 comparison *= 2
                 doubt = DOUBT / math.sqrt(sum(generation.rounds))
                 if generation.tau + doubt < break_even:
-                    drafter, comparison = make_vanilla(), ALL_ROUNDS
+                    writer, comparison = self.plain, ALL_ROUNDS
                     state = dataclasses.replace(state, drafter=())
-            state, seconds = timed(self.advance, drafter, state, settings, min(rounds_per_call, comparison - rounds))
+            state, seconds = timed(writer.advance, state, settings, min(rounds_per_call, comparison - rounds))
             decode_seconds += seconds
 
-    def warm_up(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> float:
+    def warm_up(self, prompts: Sequence[Sequence[int]], **sampling: Unpack[SamplingOptions]) -> float:
         """As `Generator.warm_up`; plain rounds too, and what both cost."""
         compiling = super().warm_up(prompts, **sampling)
-        self.break_even(prompts, make_sampling(len(prompts), **sampling))
+        self.break_even(prompts, self.check(prompts, **sampling))
         return compiling
 
     def break_even(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> float:
@@ -85,22 +94,24 @@ class GivingUp(Generator):
         Rounds of both kinds are timed one right after the other: a machine that slows down later slows both. Greedy
         rounds draw no noise. NaN for answers that are too short to tell, until longer ones come.
         """
-        shape = len(prompts), self.slots(prompts, sampling), bool((sampling.temperature > 0).any())
+        slots = self.slots([len(prompt) for prompt in prompts], sampling)
+        shape = len(prompts), slots, bool((sampling.temperature > 0).any())
         if math.isnan(self._break_evens.get(shape, math.nan)):
             endless = dataclasses.replace(sampling, stop_ids=jnp.full_like(sampling.stop_ids, NO_TOKEN))
             plain = dataclasses.replace(self.start(prompts, endless), drafter=())
-            plain_seconds = self._round_seconds(make_vanilla(), plain, endless)
-            drafted_seconds = self._round_seconds(self.drafter, self.start(prompts, endless), endless)
+            plain_seconds = _round_seconds(self.plain, plain, endless)
+            drafted_seconds = _round_seconds(self, self.start(prompts, endless), endless)
             self._break_evens[shape] = drafted_seconds / plain_seconds
         return self._break_evens[shape]
 
-    def _round_seconds(self, drafter: Drafter, state: DecodeState, sampling: Sampling) -> float:
-        """Median over a few calls; NaN for answers that end before."""
-        seconds, before = [], 0
-        for rounds in TIMED_ROUNDS:
-            state, spent = timed(self.advance, drafter, state, sampling, rounds)
-            done = int(sharding.to_host(state.rounds).max())
-            if done > before:
-                seconds.append(spent / (done - before))
-            before = done
-        return statistics.median(seconds[1:]) if len(seconds) > 1 else math.nan
+
+def _round_seconds(writer: Generator, state: DecodeState, sampling: Sampling) -> float:
+    """Median over a few calls; NaN for answers that end before."""
+    seconds, before = [], 0
+    for rounds in TIMED_ROUNDS:
+        state, spent = timed(writer.advance, state, sampling, rounds)
+        done = int(sharding.to_host(state.rounds).max())
+        if done > before:
+            seconds.append(spent / (done - before))
+        before = done
+    return statistics.median(seconds[1:]) if len(seconds) > 1 else math.nan

@@ -1,4 +1,4 @@
-r"""Quantities derived from the parents of a draft tree: depths, ancestors, paths. Also builds chains.
+r"""Quantities derived from the parents of a draft tree: depths, ancestors, paths; a pass over it. Also builds chains.
 
     parents  -1 0 0 1 1 2       0            ancestors (row sees column)
     node      0 1 2 3 4 5      / \             0 1 2 3 4 5
@@ -6,13 +6,14 @@ r"""Quantities derived from the parents of a draft tree: depths, ancestors, path
                              / \   \       5 [x . x . . x]
                             3   4   5
 
-A tree is a fixed number of slots; its shape is data, so one compiled program serves every tree (DESIGN 3).
+A tree is a fixed number of slots; its shape is data, so one compiled program serves every tree (DESIGN 3). The plainest
+tree, a chain, is built here too.
 """
 
 import jax
 import jax.numpy as jnp
 
-from eagle_jax.types import NO_NODE, NO_PARENT, DraftTree
+from eagle_jax.types import NO_NODE, NO_PARENT, DraftTree, KVCache, Params, Target, TargetOutput
 
 
 def ancestors(parents: jax.Array, max_depth: int) -> jax.Array:
@@ -47,6 +48,22 @@ def path_to(node: jax.Array, seen: jax.Array, max_depth: int) -> jax.Array:
     width = max_depth + 1
     order = jnp.pad(order, ((0, 0), (0, max(0, width - num_nodes))), constant_values=num_nodes)[:, :width]
     return jnp.where(order < num_nodes, order, NO_NODE).astype(jnp.int32)
+
+
+def tree_pass(target: Target, params: Params, tree: DraftTree, cache: KVCache) -> tuple[TargetOutput, jax.Array]:
+    """One pass of a model over all nodes, each of which sees the text and its own ancestors.
+
+    Args:
+      target, params: the model.
+      tree: whose root stands at position `cache.length`.
+      cache: of the text before the root; it is read, not written.
+
+    Returns:
+      The output, in node order, and the depths of the nodes i32[B, N].
+    """
+    seen = ancestors(tree.parents, tree.max_depth)
+    depth = seen.sum(-1, dtype=jnp.int32) - 1
+    return target.forward(params, tree.tokens, cache.length[:, None] + depth, cache, seen), depth
 
 
 def root_of(text: jax.Array, length: jax.Array) -> jax.Array:

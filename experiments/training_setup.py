@@ -97,9 +97,10 @@ def make_evaluate(
     def evaluate(params: HeadParams) -> dict[str, float]:
         drafter_params = subject.drafter_params(params)
         writer = Generator(target, model.params, subject.drafter, drafter_params, capacity=capacity, mesh=model.mesh)
-        law = {"stop_ids": model.stop_ids, "max_new_tokens": max_new_tokens}
-        greedy = writer.generate(prompts, temperature=0.0, **law)
-        sampled = writer.generate(prompts, temperature=1.0, **law)
+        greedy, sampled = (
+            writer.generate(prompts, temperature=heat, stop_ids=model.stop_ids, max_new_tokens=max_new_tokens)
+            for heat in (0.0, 1.0)
+        )
         return {"tau": greedy.tau, "tau_at_temperature_1": sampled.tau}
 
     return evaluate

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from eagle_jax.decode import DecodeState, decode, prefill
+from eagle_jax.decode import DecodeState, Models, decode, prefill
 from eagle_jax.drafters import (
     Drafter,
     make_chain,
@@ -154,8 +154,8 @@ def test_a_row_does_not_change_when_the_others_do(name: str, temperature: float)
 
 def test_nothing_proposed_is_plain_decoding(name: str) -> None:
     """Tau is exactly 1."""
-    shut = generator(name)
-    shut.drafter_params = (jnp.asarray(False), shut.drafter_params[1])
+    opened = generator(name)
+    shut = dataclasses.replace(opened, drafter_params=(jnp.asarray(False), opened.drafter_params[1]))
     for temperature in (0.0, 1.0):
         found = shut.generate(PROMPTS, temperature=temperature, max_new_tokens=NEW)
         assert found.tokens == wanted(temperature, 0)
@@ -171,9 +171,10 @@ def states_after_writing_and_reading(name: str, temperature: float) -> tuple[Dec
     for row, prompt in enumerate(PROMPTS):
         text[row, : len(prompt)] = prompt
     lengths = jnp.asarray([len(prompt) for prompt in PROMPTS])
-    read = functools.partial(prefill, TARGET, drafter, PARAMS, params, chunk=16)
+    models = Models(TARGET, drafter, PARAMS, params)
+    read = functools.partial(prefill, models, chunk=16)
     start = read(jnp.asarray(text), lengths, sampling)
-    written = decode(TARGET, drafter, PARAMS, params, start, sampling, 6)
+    written = decode(models, start, sampling, 6)
     return written, read(written.text, written.cache.length, sampling)
 
 

@@ -1,5 +1,6 @@
 """The decoding loop at its edges: where rounds, answers and caches end, rows beside each other, misuse."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eagle_jax.decode import decode, prefill
+from eagle_jax.decode import Models, decode, prefill
 from eagle_jax.drafters import make_chain, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generator import Generation, Generator
@@ -98,7 +99,7 @@ class TestEdges:
 
     @pytest.mark.parametrize("place", range(8))
     def test_stop_id_at_every_place_of_a_path(self, place: int) -> None:
-        """First token, inside an accepted path, bonus: the stop id is in the answer and nothing behind it."""
+        """First token, inside an accepted path, bonus: the stop id is in the answer and nothing after it."""
         answers = _answers(1.0)
         stop_ids = [answer[place] for answer in answers]
         found = _with_oracle([4] * 4, stop_ids=stop_ids, max_new_tokens=30)
@@ -143,9 +144,9 @@ class TestEdges:
             written[row, : len(prompt)] = prompt
         sampling = make_sampling(2, temperature=1.0, max_new_tokens=[14, 11])
         drafts = (jnp.asarray(text), jnp.asarray([3, 2]))
-        read = functools.partial(prefill, target, oracle, params, drafts, chunk=4)
-        state = read(jnp.asarray(written), jnp.asarray([1, 5]), sampling)
-        state = decode(target, oracle, params, drafts, state, sampling, 100)
+        models = Models(target, oracle, params, drafts)
+        state = prefill(models, jnp.asarray(written), jnp.asarray([1, 5]), sampling, chunk=4)
+        state = decode(models, state, sampling, 100)
         assert state.cache.length.tolist() == [1 + 13, 5 + 10]
         for row, length in enumerate([14, 15]):
             np.testing.assert_array_equal(state.cache.keys[0][row, :length, 0, 0], text[row, :length])
@@ -219,7 +220,7 @@ class TestMisuse:
         for prompts, words in [([], "at least 1"), ([[1], []], "at least 1"), ([[64]], "64"), ([[-1]], "-1")]:
             with pytest.raises(ValueError, match=words):
                 generator.generate(prompts, max_new_tokens=4)
-        generator.capacity = None
+        generator = dataclasses.replace(generator, capacity=None)
         with pytest.raises(ValueError, match=rf"601.*{target.max_positions}"):
             generator.generate([[1]], max_new_tokens=600)
         with pytest.raises(ValueError, match="residual"):
@@ -230,16 +231,17 @@ class TestMisuse:
 
 @pytest.mark.parametrize("share_noise", [True, False])
 def test_a_drafter_learns_the_noise_where_it_is_shared(share_noise: bool) -> None:
-    """Behind the last round: the token that was written, or the most probable one."""
+    """After the last round: the token that was written, or the most probable one."""
     rows = 64
     target, params = bigram_target(8)
     spy = make_vanilla()._replace(
         init=lambda batch, *_: jnp.zeros((batch, 1), jnp.int32),
         observe=lambda _, __, state, seen: state if seen.choice is None else seen.choice,
     )
-    law = make_sampling(rows, temperature=1.0, max_new_tokens=3)
-    state = prefill(target, spy, params, (), jnp.zeros((rows, 8), jnp.int32), jnp.ones(rows, jnp.int32), law)
-    state = decode(target, spy, params, (), state, law, 4, share_noise=share_noise)
+    sampling = make_sampling(rows, temperature=1.0, max_new_tokens=3)
+    models = Models(target, spy, params)
+    state = prefill(models, jnp.zeros((rows, 8), jnp.int32), jnp.ones(rows, jnp.int32), sampling)
+    state = decode(models, state, sampling, 4, share_noise=share_noise)
     text = np.asarray(state.text)
     probable = np.asarray(params["table"]).argmax(-1)[text[:, 2]]
     assert (text[:, 3] != probable).any()

@@ -45,9 +45,9 @@ def write(generator: GivingUp, temperature: float) -> Generation:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_plain_decoding_goes_on_with_the_same_text(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a round must write more than it can, drafting ends at the first look: 4 tokens per round, then 1."""
+    """Where a round must write more than it can, drafting ends at the first comparison: 4 tokens per round, then 1."""
     generator, answers = oracle(temperature)
-    monkeypatch.setattr(generator, "break_even", lambda *_: 5.0)
+    monkeypatch.setattr(GivingUp, "break_even", lambda *_: 5.0)
     found = write(generator, temperature)
     assert found.tokens == answers
     assert found.gave_up
@@ -59,17 +59,17 @@ def test_plain_decoding_goes_on_with_the_same_text(temperature: float, monkeypat
 def test_drafting_goes_on_while_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four tokens per round, and four are needed: every round is drafted."""
     generator, answers = oracle(1.0)
-    monkeypatch.setattr(generator, "break_even", lambda *_: 4.0)
+    monkeypatch.setattr(GivingUp, "break_even", lambda *_: 4.0)
     found = write(generator, 1.0)
     assert found.tokens == answers
     assert not found.gave_up
     assert found.rounds == [-(-(LONGEST - 1) // 4)] * 2
 
 
-def test_a_later_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     """A little too few tokens per round: 16 rounds of both rows do not tell it from chance (2 + 0.5 / 4), 32 do."""
     generator, answers = oracle(0.0, reach=1)
-    monkeypatch.setattr(generator, "break_even", lambda *_: 2.1)
+    monkeypatch.setattr(GivingUp, "break_even", lambda *_: 2.1)
     found = write(generator, 0.0)
     assert found.tokens == answers
     assert found.gave_up
@@ -79,18 +79,19 @@ def test_a_later_look(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_rounds_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which a drafted round takes 3 seconds and a plain one 2, whatever the first call takes."""
     generator, _ = oracle(0.0, reach=1)
-    asked = []
+    calls = []
 
-    def timed(step: Any, drafter: Drafter, state: Any, sampling: Any, rounds: int) -> tuple[Any, float]:
-        asked.append((drafter.name, rounds))
+    def timed(step: Any, state: Any, sampling: Any, rounds: int) -> tuple[Any, float]:
+        drafter = step.__self__.drafter
+        calls.append((drafter.name, rounds))
         cost = 3.0 if drafter is generator.drafter else 2.0
-        return step(drafter, state, sampling, rounds), 100.0 if rounds == TIMED_ROUNDS[0] else cost * rounds
+        return step(state, sampling, rounds), 100.0 if rounds == TIMED_ROUNDS[0] else cost * rounds
 
     monkeypatch.setattr("eagle_jax.give_up.timed", timed)
     generator.warm_up(PROMPTS, temperature=0.0, max_new_tokens=LONGEST)
     settings = make_sampling(len(PROMPTS), temperature=0.0, max_new_tokens=LONGEST)
     assert generator.break_even(PROMPTS, settings) == 1.5
-    assert asked == [(name, rounds) for name in ("vanilla", generator.drafter.name) for rounds in TIMED_ROUNDS]
+    assert calls == [(name, rounds) for name in ("vanilla", generator.drafter.name) for rounds in TIMED_ROUNDS]
 
 
 def test_answers_too_short_to_tell() -> None:

@@ -22,7 +22,7 @@ LAYERS = [
     ["eagle_jax.drafters.base"],
     ["eagle_jax.drafters.head", "eagle_jax.drafters.draft_model", "eagle_jax.drafters.ngram_pool"],
     ["eagle_jax.drafters"],
-    ["eagle_jax.prompts", "eagle_jax.decode", "eagle_jax.generator", "eagle_jax.give_up", "eagle_jax.continuous"],
+    ["eagle_jax.decode", "eagle_jax.generator", "eagle_jax.give_up", "eagle_jax.continuous"],
     ["eagle_jax.checkpoint", "eagle_jax.chat", "eagle_jax.testing"],
     ["eagle_jax.training"],
     ["eagle_jax.evaluation"],

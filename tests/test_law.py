@@ -15,7 +15,7 @@ from flax import linen as nn
 from scipy import stats
 
 from eagle_jax import verify
-from eagle_jax.decode import Rule, decode, prefill
+from eagle_jax.decode import Models, Rule, decode, prefill
 from eagle_jax.drafters import Drafter, make_chain, make_eagle1, make_eagle2, make_lookahead, make_prompt_lookup
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, make_head
@@ -129,8 +129,9 @@ def written(name: str, rule: Rule, share_noise: bool, sampling: Sampling) -> tup
     text = np.zeros((ROWS, size + 4 + drafter.max_depth + 1), np.int32)
     text[:, :size] = PROMPT
     lengths = jnp.full(ROWS, size)
-    state = prefill(TARGET, drafter, PARAMS, params, jnp.asarray(text), lengths, sampling, chunk=4)
-    state = decode(TARGET, drafter, PARAMS, params, state, sampling, 10, rule=rule, share_noise=share_noise)
+    models = Models(TARGET, drafter, PARAMS, params)
+    state = prefill(models, jnp.asarray(text), lengths, sampling, chunk=4)
+    state = decode(models, state, sampling, 10, rule=rule, share_noise=share_noise)
     accepted = np.asarray(state.accepted).sum(0)
     return np.asarray(state.text)[:, size : size + 4], accepted[1:].sum() / accepted.sum()
 

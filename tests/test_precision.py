@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from eagle_jax.decode import decode, prefill
+from eagle_jax.decode import Models, decode, prefill
 from eagle_jax.drafters import (
     Drafter,
     make_chain,
@@ -18,7 +18,7 @@ from eagle_jax.drafters import (
     make_prompt_lookup,
     make_vanilla,
 )
-from eagle_jax.evaluation.replay import replay
+from eagle_jax.evaluation.teacher_forced import accept_known
 from eagle_jax.generator import Generator
 from eagle_jax.kernels import packed
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
@@ -59,15 +59,14 @@ def build(name: str, dtype: str) -> tuple[Drafter, Params]:
 def test_products_in_full_precision(name: str) -> None:
     """Each matrix product of float32 numbers in both programs, those of the drafter too, says so."""
     drafter, params = build(name, "float32")
-    law = make_sampling(1, temperature=1.0)
+    sampling = make_sampling(1, temperature=1.0)
     text, length = jnp.zeros((1, 64), jnp.int32), jnp.ones(1, jnp.int32)
-    read = functools.partial(prefill, TARGET, drafter, chunk=8)
-    run = functools.partial(decode, TARGET, drafter)
-    state = jax.eval_shape(read, PARAMS, params, text, length, law)
+    models, read = Models(TARGET, drafter, PARAMS, params), functools.partial(prefill, chunk=8)
+    state = jax.eval_shape(read, models, text, length, sampling)
     found = 0
     for program in (
-        jax.make_jaxpr(read)(PARAMS, params, text, length, law),
-        jax.make_jaxpr(run)(PARAMS, params, state, law, 1),
+        jax.make_jaxpr(read)(models, text, length, sampling),
+        jax.make_jaxpr(decode)(models, state, sampling, 1),
     ):
         for equation in equations(program.jaxpr):
             if equation.primitive.name == "dot_general":
@@ -80,16 +79,16 @@ def test_products_in_full_precision(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_half_precision(name: str, dtype: str, temperature: float) -> None:
-    """Every method decodes, and its rounds can be played back; a draft that is the target is nearly always right."""
+    """Every method decodes, and teacher forcing has its rounds; a draft that is the target is nearly always right."""
     target, params = make_target(CONFIG), in_dtype(PARAMS, dtype)
     drafter, weights = build(name, dtype)
-    law = {"temperature": temperature, "seed": 4}
+    settings = {"temperature": temperature, "seed": 4}
     generator = Generator(target, params, drafter, weights, capacity=128)
-    written = generator.generate(PROMPTS, max_new_tokens=24, **law)
+    written = generator.generate(PROMPTS, max_new_tokens=24, **settings)
     assert [len(tokens) for tokens in written.tokens] == [24] * 3
     assert all(0 <= token < CONFIG.vocab_size for tokens in written.tokens for token in tokens)
-    played = replay(target, params, drafter, weights, PROMPTS, written.tokens, **law)
-    assert written.tau == pytest.approx(played.tau, rel=0.15)
+    forced = accept_known(target, params, drafter, weights, PROMPTS, written.tokens, **settings)
+    assert written.tau == pytest.approx(forced.tau, rel=0.15)
     if name == "chain":
         assert written.tau > 3.2
 

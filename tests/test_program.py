@@ -1,5 +1,6 @@
 """What kind of program decoding is: compiled once, without a callback, without a copy of the cache."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -14,7 +15,7 @@ from jax.extend import core
 
 from eagle_jax.cache import commit
 from eagle_jax.continuous import BatchState, replace_rows
-from eagle_jax.decode import Rule, decode, empty_state, prefill
+from eagle_jax.decode import Models, Rule, decode, empty_state, prefill
 from eagle_jax.drafters import make_chain, make_eagle3, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generator import Generator
@@ -51,6 +52,22 @@ class TestOneProgram:
                     generator.generate([[4] * 20, [1, 2, 3]], **{"max_new_tokens": 8, **chosen})
         assert compiled == []
 
+    def test_a_generator_that_was_replaced(self) -> None:
+        """It shares weights and programs with the first; another capacity compiles, the first one's does not."""
+        _, target, params = tiny_transformer(num_layers=1)
+        first = Generator(target, params, make_chain(target, 3), params, capacity=2 * CAPACITY, prefill_chunk=16)
+        second = dataclasses.replace(first, capacity=CAPACITY)
+        second.generate([[1, 2], [3]], max_new_tokens=8)
+        third = dataclasses.replace(second, rule="match")
+        with count_compilations() as compiled:
+            third.generate([[1, 2], [3]], max_new_tokens=8)
+        assert compiled == []
+        with count_compilations() as compiled:
+            first.generate([[1, 2], [3]], max_new_tokens=8)
+        assert compiled != []
+        for one, other in zip(jax.tree.leaves(first.models), jax.tree.leaves(third.models), strict=True):
+            assert one is other
+
     def test_the_count_counts(self) -> None:
         with count_compilations() as compiled:
             jax.jit(lambda x: x * 3)(jnp.ones(7))
@@ -82,24 +99,20 @@ def _leaves_the_device(jaxpr: core.ClosedJaxpr) -> set[str]:
     return {name for name in names if re.search("callback|debug|infeed|outfeed|print", name)}
 
 
-def _arguments(
-    target: Target, params: Params, drafter: Drafter, drafts: Params, batch: int, capacity: int
-) -> list[Any]:
-    """Arguments of `decode` behind its two static ones; the state by its shapes alone."""
+def _arguments(models: Models, batch: int, capacity: int) -> list[Any]:
+    """Arguments of `decode`; the state by its shapes alone."""
     sampling = make_sampling(batch, temperature=1.0, top_k=5, top_p=0.9, stop_ids=(3,))
     text, lengths = jnp.zeros((batch, capacity), jnp.int32), jnp.ones(batch, jnp.int32)
-    read = functools.partial(prefill, target, drafter, chunk=8)
-    state = jax.eval_shape(read, params, drafts, text, lengths, sampling)
-    return [params, drafts, state, sampling, 100]
+    state = jax.eval_shape(functools.partial(prefill, chunk=8), models, text, lengths, sampling)
+    return [models, state, sampling, 100]
 
 
 class TestProgram:
     @pytest.mark.parametrize("rule", ["match", "residual"])
     def test_nothing_leaves_the_device(self, rule: Rule) -> None:
         _, target, params = tiny_transformer()
-        drafter = make_chain(target, 3)
-        arguments = _arguments(target, params, drafter, params, 2, 32)
-        run = functools.partial(decode, target, drafter, rule=rule, share_noise=rule == "match")
+        arguments = _arguments(Models(target, make_chain(target, 3), params, params), 2, 32)
+        run = functools.partial(decode, rule=rule, share_noise=rule == "match")
         jaxpr = jax.make_jaxpr(run)(*arguments)
         assert {"while", "scan"} <= {equation.primitive.name for equation in equations(jaxpr.jaxpr)}
         assert _leaves_the_device(jaxpr) == set()
@@ -158,8 +171,8 @@ IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "fusion", "scatter", "d
 
 def _copies(target: Target, params: Params, drafter: Drafter, drafts: Params, batch: int, slots: int) -> list[str]:
     """Signs in the compiled decode program that a whole cache array (one layer's keys or values) is written anew."""
-    arguments = _arguments(target, params, drafter, drafts, batch, slots)
-    return _signs_of_copies(decode.lower(target, drafter, *arguments), batch * slots * 2 * 8)
+    arguments = _arguments(Models(target, drafter, params, drafts), batch, slots)
+    return _signs_of_copies(decode.lower(*arguments), batch * slots * 2 * 8)
 
 
 def _signs_of_copies(lowered: jax.stages.Lowered, cache_size: int) -> list[str]:

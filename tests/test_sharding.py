@@ -149,7 +149,7 @@ class TestPlaces:
         assert generator.split == (True, split)
         wanted = places(state, generator.split)
         assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, state, wanted))
-        state = generator.advance(generator.drafter, state, make_sampling(len(PROMPTS), **LAW), 2)
+        state = generator.advance(state, make_sampling(len(PROMPTS), **LAW), 2)
         assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, state, wanted))
 
     @pytest.mark.parametrize("split", [sharding.Split(target=True, drafter=False), None])
@@ -157,9 +157,8 @@ class TestPlaces:
         """None of a state that goes from program to program: the compiler for TPUs splits what others leave whole."""
         generator, mesh = writer("eagle3", "4x2"), mesh_of("4x2")
         text, sampling = sharding.place_rows(mesh, (np.zeros((8, CAPACITY), np.int32), make_sampling(8)))
-        weights = generator.target_params, generator.drafter_params
         with sharding.active(mesh):
-            lowered = prefill.lower(TARGET, generator.drafter, *weights, text, text[:, 0], sampling, split=split)
+            lowered = prefill.lower(generator.models, text, text[:, 0], sampling, split=split)
         constraints = [line for line in lowered.as_text().splitlines() if "sdy.sharding_constraint" in line]
         assert constraints
         assert any("{?}" in line for line in constraints) is (split is None)
@@ -199,9 +198,7 @@ def collectives(name: str, text: str) -> Iterator[tuple[str, int, str]]:
     mesh, state = mesh_of(text), start(name, text, False)
     sampling = sharding.place_rows(mesh, make_sampling(len(PROMPTS), **LAW))
     with sharding.active(mesh):
-        lowered = decode.lower(
-            TARGET, generator.drafter, generator.target_params, generator.drafter_params, state, sampling, 9
-        )
+        lowered = decode.lower(generator.models, state, sampling, 9)
     for shapes, kind, place in COLLECTIVE.findall(lowered.compile().as_text()):
         sizes = [math.prod(map(int, dims.split(","))) if dims else 1 for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)]
         yield kind, sum(sizes), place

@@ -34,7 +34,7 @@ from eagle_jax.drafters.base import Drafter, Observation, Size
 from eagle_jax.drafters.draft_model import read_prompt, read_tokens
 from eagle_jax.drafters.ngram_pool import NgramPool, check_pool, empty_pool, insert, newest, text_ngrams, with_branches
 from eagle_jax.sampling import first_largest
-from eagle_jax.tree import ancestors, chain_tree, root_of
+from eagle_jax.tree import chain_tree, root_of, tree_pass
 from eagle_jax.types import NO_PARENT, DraftTree, KVCache, Params, Target
 
 SIZES = (
@@ -79,9 +79,7 @@ def extend(draft: Target, params: Params, chain: Chain, pool: NgramPool, noise: 
     root = jnp.take_along_axis(chain.tokens, end - 1, axis=1)[:, 0]
     alone = chain_tree(root, jnp.zeros((batch, 0), jnp.int32), jnp.zeros_like(root), jnp.zeros((batch, 0)))
     tree = with_branches(alone, *newest(pool, root, phrases), base=0, depth=0)
-    seen = ancestors(tree.parents, tree.max_depth)
-    depth = seen.sum(-1, dtype=jnp.int32) - 1
-    output = draft.forward(params, tree.tokens, chain.cache.length[:, None] + depth, chain.cache, seen)
+    output, depth = tree_pass(draft, params, tree, chain.cache)
     at_node = jnp.take_along_axis(noise, (end + depth)[:, :, None], axis=1)
     choice, confidence = choose_drafts(draft, params, output.hidden, at_node)
     verdict = verify.match(tree, choice)

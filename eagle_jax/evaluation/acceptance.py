@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.evaluation.recording import write_recorded
-from eagle_jax.evaluation.replay import check_playable, replay
+from eagle_jax.evaluation.replay import check_playable
 from eagle_jax.evaluation.tasks import Question
+from eagle_jax.evaluation.teacher_forced import accept_known, check_playable
 from eagle_jax.evaluation.turns import (
     PLAIN,
     MethodUnderTest,
@@ -89,7 +90,7 @@ class Acceptance:
             results = {PLAIN: plain_generation(answers)}
             for label in self.methods if labels is None else labels:
                 method = self.methods[label]
-                results[label] = replay(
+                results[label] = accept_known(
                     target,
                     params,
                     method.drafter,

@@ -1,12 +1,12 @@
-"""What a target says along a text, kept while the text is written or read: plain decoding with a memory.
+"""The target's outputs along a text, recorded while the text is written or read: plain decoding with a memory.
 
 The memory is a drafter's state, so the programs are those of decoding: prompts are read chunk by chunk, and a long text
-never needs more than one chunk's scores. `replay` plays drafters back along it.
+never needs more than one chunk's scores. `teacher_forced` measures drafters along it.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from eagle_jax.cache import append
-from eagle_jax.decode import prefill
+from eagle_jax.decode import Models, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.drafters.vanilla import make_vanilla
 from eagle_jax.generator import ALL_ROUNDS, Generator, read_generation
-from eagle_jax.sampling import make_sampling
+from eagle_jax.sampling import SamplingOptions, make_sampling
 from eagle_jax.types import Params, Target
 
 CHUNK = 256
@@ -27,7 +27,7 @@ CHUNK = 256
 
 @struct.dataclass
 class Recording:
-    """What a target said along some texts; takes the place of its weights."""
+    """A target's outputs along some texts, and its weights."""
 
     weights: Params
     hidden: jax.Array  # [B, S, E]
@@ -36,28 +36,33 @@ class Recording:
 
 def record(target: Target, params: Params, texts: jax.Array, lengths: jax.Array) -> Recording:
     """Read texts i32[B, S], each from index 0 on and `lengths` i32[B] long."""
-    law = make_sampling(len(texts))
-    state = prefill(target, _recorder_of(target, params), params, (), texts, lengths, law, chunk=CHUNK)
+    models = Models(target, _recorder_of(target, params), params)
+    state = prefill(models, texts, lengths, make_sampling(len(texts)), chunk=CHUNK)
     return Recording(params, *state.drafter)
 
 
 def write_recorded(
-    target: Target, params: Params, prompts: Sequence[Sequence[int]], *, capacity: int, **law: Any
+    target: Target,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    capacity: int,
+    **sampling: Unpack[SamplingOptions],
 ) -> tuple[list[list[int]], Recording]:
     """The answers of plain decoding to a batch of prompts, and the recording of prompts and answers.
 
     Args:
       target, params: the model.
       prompts: token ids of each row.
-      capacity: slots S; a drafter that is to be played back needs its `max_depth` + 1 behind the longest text.
-      **law: as `make_sampling` takes it.
+      capacity: slots S; a drafter that is measured along the recording needs `max_depth` + 1 after the longest text.
+      **sampling: as `make_sampling` takes it.
 
     Raises:
       ValueError: as `Generator.generate`.
     """
     writer = Generator(target, params, _recorder_of(target, params), capacity=capacity, prefill_chunk=CHUNK)
-    settings = make_sampling(len(prompts), **law)
-    state = writer.advance(writer.drafter, writer.start(prompts, settings), settings, ALL_ROUNDS)
+    settings = writer.check(prompts, **sampling)
+    state = writer.advance(writer.start(prompts, settings), settings, ALL_ROUNDS)
     return read_generation(state).tokens, Recording(params, *state.drafter)
 
 
@@ -79,7 +84,7 @@ def make_recorder(width: int, tapped: int) -> Drafter:
     def observe(params: Params, target_params: Params, state: DrafterState, seen: Observation) -> DrafterState:
         del params, target_params
         path = jnp.maximum(seen.path, 0)[:, :, None]
-        said = (jnp.take_along_axis(x, path, axis=1) for x in (seen.output.hidden, seen.output.taps))
-        return tuple(append(old, new, seen.length, seen.count) for old, new in zip(state, said, strict=True))
+        outputs = (jnp.take_along_axis(x, path, axis=1) for x in (seen.output.hidden, seen.output.taps))
+        return tuple(append(old, new, seen.length, seen.count) for old, new in zip(state, outputs, strict=True))
 
     return make_vanilla()._replace(name="recorder", init=init, observe=observe)

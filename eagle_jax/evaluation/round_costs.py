@@ -165,7 +165,7 @@ def _rounds(
 
     def run() -> object:
         nonlocal state
-        state = generator.advance(drafter, state, sampling, LOOPS)
+        state = generator.advance(state, sampling, LOOPS)
         return state.rounds
 
     return run

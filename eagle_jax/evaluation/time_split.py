@@ -1,31 +1,27 @@
 """Where a round's time goes: drafting, the target's pass, reading what was accepted, and the rest.
 
 Each part is compiled alone and runs several times in a loop on the device that carries the drafter's state, as rounds
-do, behind a prompt; the parts are timed in alternation with whole rounds. What is left of a round (noise, verification,
-commit of the cache) is the difference.
+do, after a prompt; the parts are timed in alternation with complete rounds. What is left of a round (noise,
+verification, commit of the cache) is the difference.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eagle_jax.decode import DecodeState, prefill
-from eagle_jax.drafters.base import Drafter, DrafterState, Observation
+from eagle_jax.decode import DecodeState, Models
+from eagle_jax.drafters.base import DrafterState, Observation
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generator import Generator
-from eagle_jax.sampling import first_largest, make_sampling
-from eagle_jax.tree import ancestors
-from eagle_jax.types import DraftTree, Params, Target, TargetOutput
+from eagle_jax.sampling import SamplingOptions, first_largest, make_sampling
+from eagle_jax.tree import tree_pass
+from eagle_jax.types import DraftTree, TargetOutput
 
-Weights = tuple[Params, Params]
-"""Of the drafter and of the target."""
-
-Checked = tuple[TargetOutput, jax.Array]
-"""What the target says about a tree, and its choice i32[1, N] behind each node."""
+Scored = tuple[TargetOutput, jax.Array]
+"""The target's output for a tree, and its choice i32[1, N] after each node."""
 
 PARTS = ("draft", "target", "observe", "rest")
 """Parts of a round; they sum to `round`."""
@@ -40,67 +36,62 @@ Arrays = TypeVar("Arrays")
 def _loop(
     part: Callable[[jax.Array, DrafterState], tuple[object, DrafterState]], state: DecodeState, own: DrafterState
 ) -> tuple[jax.Array, DrafterState]:
-    """Run a part `RUNS` times, each run behind all that the one before it found, from the drafter's state `own` on.
+    """Run a part `RUNS` times one after the other, from the drafter's state `own` on.
 
-    A run is given a zero which, for all that the compiler knows, is the sum of what was found: it is taken where a row
-    has ended, and none has.
+    Chains iterations through a zero that XLA cannot fold, so that none is hoisted: it is the sum of all results of the
+    iteration before in rows that are done, and none is.
     """
 
     def again(_: jax.Array, carry: tuple[jax.Array, DrafterState]) -> tuple[jax.Array, DrafterState]:
-        found, own = part(*carry)
-        total = sum((leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(found)), jnp.float32(0))
+        results, own = part(*carry)
+        total = sum((leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(results)), jnp.float32(0))
         return jnp.where(state.done.any(), total, 0).astype(jnp.int32), own
 
     return lax.fori_loop(0, RUNS, again, (jnp.int32(0), own))
 
 
-def _behind(zero: jax.Array, arrays: Arrays) -> Arrays:
-    """The same arrays, which nothing can be made of before `zero` is there."""
+def _after(zero: jax.Array, arrays: Arrays) -> Arrays:
+    """The same arrays, which depend on `zero`."""
     return jax.tree.map(lambda x: x + zero.astype(x.dtype), arrays)
 
 
-@functools.partial(jax.jit, static_argnames=("drafter",))
-def _draft(drafter: Drafter, weights: Weights, state: DecodeState, noise: jax.Array) -> tuple[jax.Array, DrafterState]:
+@jax.jit
+def _draft(models: Models, state: DecodeState, noise: jax.Array) -> tuple[jax.Array, DrafterState]:
     def part(zero: jax.Array, own: DrafterState) -> tuple[DraftTree, DrafterState]:
-        length, noises = _behind(zero, (state.cache.length, noise))
-        return drafter.propose(*weights, own, state.text, length, noises)
+        length, noises = _after(zero, (state.cache.length, noise))
+        return models.drafter.propose(models.drafter_params, models.target_params, own, state.text, length, noises)
 
     return _loop(part, state, state.drafter)
 
 
-@functools.partial(jax.jit, static_argnames=("drafter",))
-def _tree(drafter: Drafter, weights: Weights, state: DecodeState, noise: jax.Array) -> DraftTree:
-    return drafter.propose(*weights, state.drafter, state.text, state.cache.length, noise)[0]
+@jax.jit
+def _tree(models: Models, state: DecodeState, noise: jax.Array) -> DraftTree:
+    weights = models.drafter_params, models.target_params
+    return models.drafter.propose(*weights, state.drafter, state.text, state.cache.length, noise)[0]
 
 
-def _look(target: Target, max_depth: int, params: Params, state: DecodeState, tree: DraftTree) -> Checked:
-    seen = ancestors(tree.parents, max_depth)
-    positions = state.cache.length[:, None] + seen.sum(-1, dtype=jnp.int32) - 1
-    output = target.forward(params, tree.tokens, positions, state.cache, seen)
-    return output, first_largest(target.unembed(params, output.hidden))
+def _score(models: Models, state: DecodeState, tree: DraftTree) -> Scored:
+    output, _ = tree_pass(models.target, models.target_params, tree, state.cache)
+    return output, first_largest(models.target.unembed(models.target_params, output.hidden))
 
 
-_check = jax.jit(_look, static_argnames=("target", "max_depth"))
+_score_once = jax.jit(_score)
 
 
-@functools.partial(jax.jit, static_argnames=("target", "max_depth"))
-def _target(
-    target: Target, max_depth: int, params: Params, state: DecodeState, tree: DraftTree
-) -> tuple[jax.Array, DrafterState]:
-    return _loop(lambda zero, own: (_look(target, max_depth, params, state, _behind(zero, tree)), own), state, ())
+@jax.jit
+def _target(models: Models, state: DecodeState, tree: DraftTree) -> tuple[jax.Array, DrafterState]:
+    return _loop(lambda zero, own: (_score(models, state, _after(zero, tree)), own), state, ())
 
 
-@functools.partial(jax.jit, static_argnames=("drafter",))
-def _observe(
-    drafter: Drafter, weights: Weights, state: DecodeState, tree: DraftTree, checked: Checked
-) -> tuple[jax.Array, DrafterState]:
-    size = drafter.max_depth + 1
+@jax.jit
+def _observe(models: Models, state: DecodeState, tree: DraftTree, scored: Scored) -> tuple[jax.Array, DrafterState]:
+    size = models.drafter.max_depth + 1
     path = jnp.broadcast_to(jnp.arange(size), (1, size))
     length = state.cache.length
-    seen = Observation(state.text, length, checked[0], path, jnp.ones_like(length), tree, checked[1])
+    seen = Observation(state.text, length, scored[0], path, jnp.ones_like(length), tree, scored[1])
 
     def part(zero: jax.Array, own: DrafterState) -> tuple[list[jax.Array], DrafterState]:
-        own = drafter.observe(*weights, own, _behind(zero, seen))
+        own = models.drafter.observe(models.drafter_params, models.target_params, own, _after(zero, seen))
         return [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(own)], own  # one number of each: caches are large
 
     return _loop(part, state, state.drafter)
@@ -114,37 +105,33 @@ def time_split(
     Args:
       generator: target and drafter.
       prompt: token ids.
-      new_tokens: tokens written behind it; whole rounds are timed over all of them.
+      new_tokens: tokens written after it; complete rounds are timed over all of them.
       repeats: how often each part is timed.
       temperature: of sampling.
 
     Returns:
       `round`, and the names of `PARTS`.
     """
-    target, drafter = generator.target, generator.drafter
-    weights = (generator.drafter_params, generator.target_params)
-    law: dict[str, Any] = {"temperature": temperature, "max_new_tokens": new_tokens}
-    capacity = generator.slots([prompt], make_sampling(1, **law))
-    text = jnp.zeros((1, capacity), jnp.int32).at[0, : len(prompt)].set(jnp.asarray(prompt))
-    length = jnp.array([len(prompt)], jnp.int32)
-    state = prefill(target, drafter, weights[1], weights[0], text, length, make_sampling(1, **law))
-    noise = jnp.zeros((1, drafter.max_depth + 1, target.vocab_size))
-    tree = _tree(drafter, weights, state, noise)
-    checked = _check(target, drafter.max_depth, weights[1], state, tree)
+    models = generator.models
+    options: SamplingOptions = {"temperature": temperature, "max_new_tokens": new_tokens}
+    state = generator.start([prompt], make_sampling(1, **options))
+    noise = jnp.zeros((1, models.drafter.max_depth + 1, models.target.vocab_size))
+    tree = _tree(models, state, noise)
+    scored = _score_once(models, state, tree)
 
-    def whole_round() -> float:
-        written = generator.generate([prompt], **law)
+    def complete_round() -> float:
+        written = generator.generate([prompt], **options)
         return 1e3 * written.decode_seconds / max(1, sum(written.rounds))
 
     def timed(run: Callable[..., object], *arguments: object) -> Callable[[], float]:
-        return lambda: 1e3 / RUNS * seconds(lambda: run(*arguments))
+        return lambda: 1e3 / RUNS * seconds(lambda: run(models, state, *arguments))
 
     costs = alternate(
         {
-            "round": whole_round,
-            "draft": timed(_draft, drafter, weights, state, noise),
-            "target": timed(_target, target, drafter.max_depth, weights[1], state, tree),
-            "observe": timed(_observe, drafter, weights, state, tree, checked),
+            "round": complete_round,
+            "draft": timed(_draft, noise),
+            "target": timed(_target, tree),
+            "observe": timed(_observe, tree, scored),
         },
         repeats,
     )

@@ -13,7 +13,7 @@ batch size answers the same prompts.
 Speeds are given twice: rounds alone, and with prefill, as a user sees them: while some rows prefill, the others wait.
 """
 
-import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -125,10 +125,11 @@ def measure(
 ) -> dict[str, Row]:
     """The rows of a batch size, by draft; `number` batch sizes were measured before."""
     options = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
-    sampling = make_sampling(len(prompts), max_new_tokens=FLAGS.max_new_tokens)
-    generators = {label: copy.copy(one) for label, one in generators.items()}
+    sampling, lengths = make_sampling(len(prompts), max_new_tokens=FLAGS.max_new_tokens), [*map(len, prompts)]
+    generators = {  # one capacity for every part
+        label: dataclasses.replace(one, capacity=one.slots(lengths, sampling)) for label, one in generators.items()
+    }
     for one in generators.values():
-        one.capacity = one.slots(prompts, sampling)  # the same for every part
         write_all(one, prompts[: batch + 1], batch=batch, max_new_tokens=3, **options)  # compiles, a refill included
     labels = list(generators)
     turns: dict[str, list[Pass]] = {label: [[] for _ in range(FLAGS.repeats)] for label in labels}

@@ -4,7 +4,7 @@
 
 Every question follows as many documents as the context has room for, so the question stays the same while the text
 before it grows. Plain decoding writes the answers and records the target's outputs, and drafts are evaluated teacher
-forced along them (`eagle_jax.evaluation.replay`). A context holds the prompt, the answer and the deepest draft.
+forced along them (`eagle_jax.evaluation.teacher_forced`). A context holds the prompt, the answer and the deepest draft.
 """
 
 import json
@@ -20,11 +20,12 @@ from eagle_jax.drafters import Drafter
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.metrics import n_alpha
 from eagle_jax.evaluation.recording import write_recorded
-from eagle_jax.evaluation.replay import replay
 from eagle_jax.evaluation.summary import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import from_prompt, read_questions
+from eagle_jax.evaluation.teacher_forced import accept_known
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import git_commit
+from eagle_jax.sampling import SamplingOptions
 from eagle_jax.types import Params
 from experiments.cli import launch, methods
 
@@ -101,19 +102,22 @@ def measure(
     if contexts[-1] > target.max_positions:
         raise ValueError(f"--contexts: {contexts[-1]} is more than the {target.max_positions} of {FLAGS.target}")
     beyond = FLAGS.max_new_tokens + max(drafter.max_depth for drafter, _ in drafts.values()) + 1
-    sampling: dict[str, Any] = {"temperature": FLAGS.temperature, "seed": FLAGS.seed, "stop_ids": model.stop_ids}
+    sampling: SamplingOptions = {
+        "temperature": FLAGS.temperature,
+        "seed": FLAGS.seed,
+        "stop_ids": model.stop_ids,
+        "max_new_tokens": FLAGS.max_new_tokens,
+    }
     by_context = {context: long_prompts(model, questions, documents, context - beyond) for context in contexts}
     for context, prompts in by_context.items():
         with launch.status(f"{context}: plain decoding"):  # one capacity: the programs are the same for all contexts
-            answers, recording = write_recorded(
-                target, model.params, prompts, capacity=contexts[-1], max_new_tokens=FLAGS.max_new_tokens, **sampling
-            )
+            answers, recording = write_recorded(target, model.params, prompts, capacity=contexts[-1], **sampling)
             jax.block_until_ready(recording)
         for window, (drafter, params) in drafts.items():
             if window >= context:
                 continue
             with launch.status(f"{context}: {f'the last {window}' if window else 'all'}"):
-                result = replay(
+                result = accept_known(
                     target, model.params, drafter, params, prompts, answers, recording=recording, **sampling
                 )
             yield {

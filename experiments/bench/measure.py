@@ -24,7 +24,7 @@ from eagle_jax.evaluation.time_split import time_split
 from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
-from eagle_jax.sampling import first_largest
+from eagle_jax.sampling import SamplingOptions, first_largest
 from eagle_jax.types import KVCache, Params
 from experiments.bench.peers import QUESTIONS, compare, peer_writers
 from experiments.bench.torch_baseline import torch_writer
@@ -134,9 +134,12 @@ def length(model: LoadedModel, prompt: list[int]) -> Table:
 
 def sampling(model: LoadedModel, prompt: list[int]) -> Table:
     """Greedy and sampled decoding by the same program."""
-    settings = {"T = 0": {"temperature": 0.0}, "T = 0.7, top-p 0.9": {"temperature": 0.7, "top_p": 0.9}}
+    settings: dict[str, SamplingOptions] = {
+        "T = 0": {"temperature": 0.0},
+        "T = 0.7, top-p 0.9": {"temperature": 0.7, "top_p": 0.9},
+    }
     generator = plain(model, SMALL)
-    costs = alternate({name: per_token(generator, prompt, one) for name, one in settings.items()}, FLAGS.repeats)
+    costs = alternate({name: per_token(generator, prompt, some) for name, some in settings.items()}, FLAGS.repeats)
     return ["sampling", "ms a token", "over T = 0"], [
         [name, cost, cost / costs["T = 0"]] for name, cost in costs.items()
     ]
@@ -147,11 +150,12 @@ def plain(model: LoadedModel, capacity: int) -> Generator:
     return Generator(make_target(model.config), model.params, make_vanilla(), capacity=capacity)
 
 
-def per_token(generator: Generator, prompt: list[int], sampling: dict[str, float]) -> Callable[[], float]:
+def per_token(generator: Generator, prompt: list[int], options: SamplingOptions) -> Callable[[], float]:
     """A run that writes --new_tokens tokens and gives the milliseconds of one round."""
+    options = {**options, "max_new_tokens": FLAGS.new_tokens}
 
     def run() -> float:
-        result = generator.generate([prompt], max_new_tokens=FLAGS.new_tokens, **sampling)
+        result = generator.generate([prompt], **options)
         return 1e3 * result.decode_seconds / sum(result.rounds)
 
     return run

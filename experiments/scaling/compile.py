@@ -106,7 +106,7 @@ def main() -> None:
 def _tree(setting: Setting, shapes: Shapes) -> Row:
     """Of the drafter that is compiled; a static tree has no one number of children."""
     top_k = None if setting.method == "eagle" else setting.top_k
-    return {"nodes": shapes.drafter.nodes, "depth": shapes.drafter.max_depth - 1, "top_k": top_k}
+    return {"nodes": shapes.models.drafter.nodes, "depth": shapes.models.drafter.max_depth - 1, "top_k": top_k}
 
 
 def summary(path: pathlib.Path) -> str:

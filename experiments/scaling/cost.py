@@ -36,8 +36,8 @@ def memory_of(shapes: Shapes) -> dict[str, int]:
     """Bytes of one device that a drafting decoder holds between rounds."""
     state = shapes.state
     return {
-        "target_weights": device_bytes(shapes.target_params),
-        "head_weights": device_bytes(shapes.head_params),
+        "target_weights": device_bytes(shapes.models.target_params),
+        "head_weights": device_bytes(shapes.models.drafter_params),
         "target_cache": device_bytes(state.cache),
         "head_cache": device_bytes(state.drafter),
         "other": device_bytes((state.text, state.prompt_length, state.done, state.rounds, state.accepted)),
@@ -46,21 +46,21 @@ def memory_of(shapes: Shapes) -> dict[str, int]:
 
 def least_read(program: str, shapes: Shapes) -> int:
     """Bytes of its memory that a device reads at least, with full caches; `prefill`: for one chunk."""
-    params, state = shapes.target_params, shapes.state
-    looked_up = device_bytes(params["embed_tokens"]) if "lm_head" in params else 0  # tied: the LM head reads all of it
-    target = device_bytes(params) - looked_up + device_bytes(state.cache)
+    params, state = shapes.models.target_params, shapes.state
+    gathered = device_bytes(params["embed_tokens"]) if "lm_head" in params else 0  # tied: the LM head reads all of it
+    target = device_bytes(params) - gathered + device_bytes(state.cache)
     # A round's drafter reads its layer at every level but the last and once more to observe, where EAGLE-3 fuses too.
-    head = shapes.head_params
+    head = shapes.models.drafter_params
     fuses = shapes.head.config.kind == "eagle3"
     fused = device_bytes(head.weights["fc"]) if fuses else 0
     observed = device_bytes(head.weights) + device_bytes(state.drafter)
-    levels = shapes.drafter.max_depth
+    levels = shapes.models.drafter.max_depth
     lm_head = head.lm_head if head.lm_head is not None else params.get("lm_head", params["embed_tokens"])
     drafted = (levels - 1) * (observed - fused) + levels * device_bytes(lm_head)
     return {
         "prefill": target + observed,
         "round": target + observed + drafted,
-        "train": device_bytes(params) - looked_up,
+        "train": device_bytes(params) - gathered,
     }.get(program, target)
 
 

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from configs.targets.shapes import DRAFT_VOCAB, head_of
 from eagle_jax import sharding
-from eagle_jax.decode import DecodeState, one_round, prefill
+from eagle_jax.decode import DecodeState, Models, one_round, prefill
 from eagle_jax.drafters import Drafter, make_eagle1, make_eagle2, make_eagle3, make_vanilla
 from eagle_jax.generator import default_chunk
 from eagle_jax.models.config import ModelConfig
@@ -29,7 +29,7 @@ from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import init_params, make_target
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import Split
-from eagle_jax.types import Params, Sampling, Target
+from eagle_jax.types import Params, Sampling
 
 HEAD_METHODS = ("eagle", "eagle2", "eagle3")
 """Drafting methods that are compiled: those with a head, by the names of `experiments.cli.methods`."""
@@ -53,13 +53,11 @@ class Setting:
 class Shapes(NamedTuple):
     """The arguments of all programs: shapes, dtypes and shardings."""
 
-    target: Target
+    models: Models  # the drafter's weights are `HeadParams`
     head: Head
-    drafter: Drafter
-    target_params: Params
-    head_params: HeadParams
     state: DecodeState
-    plain: DecodeState
+    plain: Models  # the same target without a draft
+    plain_state: DecodeState
     sampling: Sampling
     split: Split
 
@@ -89,26 +87,24 @@ def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
     sampling = at(sampling, sharding.row_shardings(mesh, sampling))
     split = sharding.split_of(target_params, head_params)
 
-    def state(drafter: Drafter, params: Params) -> DecodeState:
+    def state_of(models: Models) -> DecodeState:
         text = jax.ShapeDtypeStruct((setting.batch, setting.context), jnp.int32)
         length = jax.ShapeDtypeStruct((setting.batch,), jnp.int32)
-        abstract = jax.eval_shape(
-            functools.partial(prefill, target, drafter), target_params, params, text, length, sampling
-        )
+        state = jax.eval_shape(prefill, models, text, length, sampling)
         places = dataclasses.replace(
-            sharding.row_shardings(mesh, abstract, split=split.target),
-            drafter=sharding.row_shardings(mesh, abstract.drafter, split=split.drafter),
+            sharding.row_shardings(mesh, state, split=split.target),
+            drafter=sharding.row_shardings(mesh, state.drafter, split=split.drafter),
         )
-        return at(abstract, places)
+        return at(state, places)
 
+    models = Models(target, drafter, target_params, head_params)
+    plain = Models(target, make_vanilla(), target_params)
     return Shapes(
-        target=target,
+        models=models,
         head=head,
-        drafter=drafter,
-        target_params=target_params,
-        head_params=head_params,
-        state=state(drafter, head_params),
-        plain=state(make_vanilla(), ()),
+        state=state_of(models),
+        plain=plain,
+        plain_state=state_of(plain),
         sampling=sampling,
         split=split,
     )
@@ -148,12 +144,8 @@ def at(tree: Any, places: Any) -> Any:
 
 def _prefill(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
     read: Any = prefill
-    static = ("target", "drafter", "chunk", "split")
-    return jax.jit(read.__wrapped__, static_argnames=static, keep_unused=True).lower(
-        shapes.target,
-        shapes.drafter,
-        shapes.target_params,
-        shapes.head_params,
+    return jax.jit(read.__wrapped__, static_argnames=("chunk", "split"), keep_unused=True).lower(
+        shapes.models,
         shapes.state.text,
         shapes.state.prompt_length,
         shapes.sampling,
@@ -175,41 +167,42 @@ def check_places(shapes: Shapes, compiled: jax.stages.Compiled) -> None:
             raise ValueError(f"prefill leaves {name} in {place.spec}, a round takes it in {x.sharding.spec}")
 
 
-def _round_of(shapes: Shapes, drafter: Drafter, params: Params, state: DecodeState) -> jax.stages.Lowered:
+def _round_of(models: Models, state: DecodeState, sampling: Sampling) -> jax.stages.Lowered:
     """One round whose state stays where it is, as the carry of the decoding loop does."""
     run = jax.jit(
         one_round,
-        static_argnames=("target", "drafter"),
         donate_argnames=("state",),
         keep_unused=True,
         out_shardings=jax.tree.map(lambda x: x.sharding, state),
     )
-    return run.lower(shapes.target, drafter, shapes.target_params, params, state, shapes.sampling)
+    return run.lower(models, state, sampling)
 
 
 def _round(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
-    return _round_of(shapes, shapes.drafter, shapes.head_params, shapes.state)
+    return _round_of(shapes.models, shapes.state, shapes.sampling)
 
 
 def _step(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
-    return _round_of(shapes, make_vanilla(), (), shapes.plain)
+    return _round_of(shapes.plain, shapes.plain_state, shapes.sampling)
 
 
 def _pass_over(count: int, shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    target = shapes.models.target
+
     def run(params: Params, tokens: jax.Array, mask: jax.Array, state: DecodeState) -> Any:
         with jax.named_scope("target"):
             positions = state.cache.length[:, None] + jnp.arange(count)[None, :]
-            output = shapes.target.forward(params, tokens, positions, state.cache, mask)
-            return shapes.target.unembed(params, output.hidden), output
+            output = target.forward(params, tokens, positions, state.cache, mask)
+            return target.unembed(params, output.hidden), output
 
     tokens = jax.ShapeDtypeStruct((setting.batch, count), jnp.int32)
     mask = jax.ShapeDtypeStruct((setting.batch, count, count), jnp.bool_)
     tokens, mask = at((tokens, mask), sharding.row_shardings(mesh, (tokens, mask)))
-    return jax.jit(run, keep_unused=True).lower(shapes.target_params, tokens, mask, shapes.plain)
+    return jax.jit(run, keep_unused=True).lower(shapes.models.target_params, tokens, mask, shapes.plain_state)
 
 
 def _pass(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
-    return _pass_over(shapes.drafter.nodes, shapes, setting, mesh)
+    return _pass_over(shapes.models.drafter.nodes, shapes, setting, mesh)
 
 
 def _one(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:

@@ -33,10 +33,10 @@ def lower_train_step(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages
     recipe = _recipe(shapes)
     fields = {**dict.fromkeys(("tokens", "segments", "positions", "slots"), jnp.int32), "supervised": jnp.bool_}
     rows = {name: jax.ShapeDtypeStruct((setting.batch, setting.context), dtype) for name, dtype in fields.items()}
-    step: Any = make_train_step(recipe, shapes.target, optimizer, dtype=setting.dtype)
+    step: Any = make_train_step(recipe, shapes.models.target, optimizer, dtype=setting.dtype)
     return step.lower(
         _state(shapes, optimizer, recipe, mesh),
-        Frozen(shapes.target_params, _vocabulary(shapes)),
+        Frozen(shapes.models.target_params, _vocabulary(shapes)),
         at(rows, sharding.row_shardings(mesh, rows)),
     )
 
@@ -48,9 +48,9 @@ def _recipe(shapes: Shapes) -> Recipe:
 
 
 def _state(shapes: Shapes, optimizer: optax.GradientTransformation, recipe: Recipe, mesh: Mesh) -> TrainState:
-    trained = {"weights": like(shapes.head_params.weights, "float32")}
+    trained = {"weights": like(shapes.models.drafter_params.weights, "float32")}
     state = jax.eval_shape(lambda trained: initial_state(trained, optimizer, recipe.num_steps), trained)
-    beside = {"weights": jax.tree.map(lambda x: x.sharding, shapes.head_params.weights)}
+    beside = {"weights": jax.tree.map(lambda x: x.sharding, shapes.models.drafter_params.weights)}
     everywhere = sharding.replicated(mesh)
     shape: Any = jax.tree.structure(trained)
 
@@ -64,7 +64,7 @@ def _state(shapes: Shapes, optimizer: optax.GradientTransformation, recipe: Reci
 
 def _vocabulary(shapes: Shapes) -> Vocabulary:
     """The rows of the LM head that the loss reads: the draft head's own, or all of the target's."""
-    params = shapes.head_params
+    params = shapes.models.drafter_params
     if params.lm_head is not None:
         return Vocabulary(lm_head=params.lm_head, target_ids=params.target_ids)
-    return Vocabulary(lm_head=shapes.target_params.get("lm_head", shapes.target_params["embed_tokens"]))
+    return Vocabulary(lm_head=shapes.models.target_params.get("lm_head", shapes.models.target_params["embed_tokens"]))

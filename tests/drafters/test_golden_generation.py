@@ -1,7 +1,7 @@
 """Greedy generations of the official loop, round by round: the same drafts, acceptances and text."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eagle_jax.decode import DecodeState, one_round, prefill
+from eagle_jax.decode import Models, one_round, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.drafters.eagle1 import make_eagle1
 from eagle_jax.drafters.eagle2 import make_eagle2
-from eagle_jax.models.draft_head import Head
 from eagle_jax.sampling import make_sampling
 from eagle_jax.tree import depths
-from eagle_jax.types import DraftTree, Params, Target
+from eagle_jax.types import DraftTree, Params
 from tests import golden
 
 CAPACITY = 128
@@ -40,17 +39,8 @@ def showing_its_tree(drafter: Drafter) -> Drafter:
     return drafter._replace(init=init, propose=propose, observe=observe)
 
 
-@functools.cache
-def prompt_reader(target: Target, head: Head) -> Callable[..., DecodeState]:
-    """`prefill`, which does not depend on the tree."""
-    drafter = showing_its_tree(make_eagle2(head, 2, 0, 1))
-    return jax.jit(functools.partial(prefill, target, drafter, chunk=16), compiler_options=golden.QUICK)
-
-
-@functools.cache
-def one_round_of(target: Target, drafter: Drafter) -> Callable[..., DecodeState]:
-    """`one_round`."""
-    return jax.jit(functools.partial(one_round, target, showing_its_tree(drafter)), compiler_options=golden.QUICK)
+READ = jax.jit(functools.partial(prefill, chunk=16), compiler_options=golden.QUICK)
+ROUND = jax.jit(one_round, compiler_options=golden.QUICK)
 
 
 class Writing:
@@ -66,9 +56,12 @@ class Writing:
         prompt = self.wanted["prompt_ids"]
         text = jnp.asarray(np.pad(prompt, ((0, 0), (0, CAPACITY - prompt.shape[1]))), jnp.int32)
         sampling = make_sampling(1, max_new_tokens=CAPACITY, **knobs)
-        state = prompt_reader(target, head)(target_params, params, text, jnp.asarray([prompt.shape[1]]), sampling)
+        any_tree = showing_its_tree(make_eagle2(head, 2, 0, 1))  # reading does not depend on it: one program for all
+        reader = Models(target, any_tree, target_params, params)
+        state = READ(reader, text, jnp.asarray([prompt.shape[1]]), sampling)
         self.state = state.replace(accepted=jnp.zeros((1, drafter.max_depth + 1), jnp.int32))
-        self.go_on = lambda state: one_round_of(target, drafter)(target_params, params, state, sampling)
+        models = dataclasses.replace(reader, drafter=showing_its_tree(drafter))
+        self.go_on = lambda state: ROUND(models, state, sampling)
 
     def round(self) -> tuple[DraftTree, int]:
         """The tree of the next round, and how many of its tokens were accepted."""

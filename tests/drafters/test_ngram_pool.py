@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle_jax.decode import decode, prefill
+from eagle_jax.decode import Models, decode, prefill
 from eagle_jax.drafters.base import Observation
 from eagle_jax.drafters.lookahead import make_lookahead
 from eagle_jax.drafters.ngram_pool import NgramPool, empty_pool, insert, newest, text_ngrams, with_branches
@@ -130,9 +130,9 @@ def test_no_round_copies_a_pool_or_a_cache(name: str) -> None:
         "ouroboros": (make_ouroboros(target, 2, phrases=2, phrase_length=3, pool_size=slots), params),
     }[name]
     sampling, text = make_sampling(2, temperature=1.0), jnp.zeros((2, capacity), jnp.int32)
-    read = functools.partial(prefill, target, drafter, chunk=8)
-    state = jax.eval_shape(read, params, drafts, text, jnp.ones(2, jnp.int32), sampling)
-    program = decode.lower(target, drafter, params, drafts, state, sampling, 9).compile(AS_SHIPPED)
+    models, read = Models(target, drafter, params, drafts), functools.partial(prefill, chunk=8)
+    state = jax.eval_shape(read, models, text, jnp.ones(2, jnp.int32), sampling)
+    program = decode.lower(models, state, sampling, 9).compile(AS_SHIPPED)
     size = 2 * slots * 3  # of the phrases; keys or values of a layer take more
     assert 2 * capacity * 2 * 8 > size
     found = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())

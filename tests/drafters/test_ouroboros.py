@@ -1,5 +1,6 @@
 """Ouroboros: the draft model's own chain in fewer passes, phrases behind it, phrases from the check."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eagle_jax.decode import DecodeState, decode, prefill
+from eagle_jax.decode import DecodeState, Models, decode, prefill
 from eagle_jax.drafters import make_chain
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.drafters.ngram_pool import NgramPool, empty_pool, insert, newest
@@ -44,7 +45,7 @@ def started(drafter: Drafter, temperature: float) -> DecodeState:
         text[row, : len(prompt)] = prompt
     lengths = jnp.asarray([len(prompt) for prompt in PROMPTS])
     sampling = make_sampling(len(PROMPTS), temperature=temperature, max_new_tokens=60)
-    return prefill(TARGET, drafter, PARAMS, with_noise(PARAMS), jnp.asarray(text), lengths, sampling, chunk=16)
+    return prefill(Models(TARGET, drafter, PARAMS, with_noise(PARAMS)), jnp.asarray(text), lengths, sampling, chunk=16)
 
 
 class TestChain:
@@ -101,10 +102,11 @@ class TestChain:
         for rounds in (3, 7, 12):
             # `decode` takes its state away, and `started` keeps it.
             start = jax.tree.map(jnp.copy, started(drafter, temperature))
-            written = decode(TARGET, drafter, PARAMS, with_noise(PARAMS), start, sampling, rounds)
+            models = Models(TARGET, drafter, PARAMS, with_noise(PARAMS))
+            written = decode(models, start, sampling, rounds)
             beyond = int(written.accepted[:, 6:].sum())
             length = written.cache.length
-            read = prefill(TARGET, chain, PARAMS, with_noise(PARAMS), written.text, length, sampling, chunk=16)
+            read = prefill(dataclasses.replace(models, drafter=chain), written.text, length, sampling, chunk=16)
             noise = jnp.asarray(np.random.default_rng(0).gumbel(size=(len(PROMPTS), 9, 40)), jnp.float32)
             arguments = with_noise(PARAMS), PARAMS
             found, _ = jax.jit(drafter.propose)(*arguments, written.drafter, written.text, length, temperature * noise)

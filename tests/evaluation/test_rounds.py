@@ -1,4 +1,4 @@
-"""Rounds looked at one by one are those of an undisturbed generation."""
+"""Rounds played one by one are those of an undisturbed generation."""
 
 import itertools
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 from eagle_jax.drafters import Drafter, make_chain, make_prompt_lookup
 from eagle_jax.evaluation.rounds import Round, rounds
 from eagle_jax.generator import Generator
+from eagle_jax.sharding import make_mesh
 from eagle_jax.testing import bigram_target
 from eagle_jax.types import NO_NODE, Params
 
@@ -22,33 +23,33 @@ def generator(drafter: Drafter, params: Params = (), **options: Any) -> Generato
     return Generator(TARGET, PARAMS, drafter, params, capacity=64, prefill_chunk=16, **options)
 
 
-def check(found: list[Round], writer: Generator, **sampling: Any) -> None:
-    """The rounds write what the generator writes, each by the path it says."""
-    whole = writer.generate([PROMPT], **sampling)
-    assert len(found) == whole.rounds[0]
-    assert found[0].text == PROMPT + whole.tokens[0][:1]
-    for one, following in itertools.pairwise(found):
+def check(played: list[Round], writer: Generator, **sampling: Any) -> None:
+    """The rounds write what the generator writes, each by its path."""
+    answer = writer.generate([PROMPT], **sampling)
+    assert len(played) == answer.rounds[0]
+    assert played[0].text == PROMPT + answer.tokens[0][:1]
+    for one, following in itertools.pairwise(played):
         assert one.text + one.written == following.text
-    assert found[-1].text + found[-1].written == PROMPT + whole.tokens[0]
-    accepted = np.bincount([one.verdict.num_accepted for one in found], minlength=whole.accepted.shape[1])
-    np.testing.assert_array_equal(accepted, whole.accepted[0])
-    for one in found:
+    assert played[-1].text + played[-1].written == PROMPT + answer.tokens[0]
+    accepted = np.bincount([one.verdict.num_accepted for one in played], minlength=answer.accepted.shape[1])
+    np.testing.assert_array_equal(accepted, answer.accepted[0])
+    for one in played:
         path = one.verdict.path[one.verdict.path != NO_NODE]
         assert one.tree.tokens[0] == one.text[-1]
         assert len(path) == one.verdict.num_accepted + 1
-        said = [*one.tree.tokens[path[1:]], one.verdict.next_token]
-        assert one.written == said[: len(one.written)]
-        assert len(one.written) == len(said) or one is found[-1]
+        expected = [*one.tree.tokens[path[1:]], one.verdict.next_token]
+        assert one.written == expected[: len(one.written)]
+        assert len(one.written) == len(expected) or one is played[-1]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rounds_of_a_chain(temperature: float) -> None:
     writer = generator(make_chain(TARGET, 3), OTHER)
     sampling = {"temperature": temperature, "seed": 4, "max_new_tokens": 20}
-    found = rounds(writer, PROMPT, MANY, **sampling)
-    check(found, writer, **sampling)
-    assert len({int(one.verdict.num_accepted) for one in found}) > 1
-    for one in found:
+    played = rounds(writer, PROMPT, MANY, **sampling)
+    check(played, writer, **sampling)
+    assert len({int(one.verdict.num_accepted) for one in played}) > 1
+    for one in played:
         for node in one.verdict.path[one.verdict.path != NO_NODE][1:]:
             assert one.choice[one.tree.parents[node]] == one.tree.tokens[node]
 
@@ -87,3 +88,12 @@ def test_a_wider_drafter_of_another_depth() -> None:
 def test_a_text_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="need 115 cache slots, the capacity is 64"):
         rounds(generator(make_prompt_lookup(3)), PROMPT, 1, max_new_tokens=100)
+
+
+def test_rounds_on_a_mesh() -> None:
+    """As on one device: the generator's own programs run."""
+    sampling = {"temperature": 1.0, "max_new_tokens": 20}
+    alone = rounds(generator(make_chain(TARGET, 3), OTHER), PROMPT, MANY, **sampling)
+    placed = rounds(generator(make_chain(TARGET, 3), OTHER, mesh=make_mesh(1, 2)), PROMPT, MANY, **sampling)
+    assert [one.written for one in placed] == [one.written for one in alone]
+    assert [one.tree.tokens.tolist() for one in placed] == [one.tree.tokens.tolist() for one in alone]

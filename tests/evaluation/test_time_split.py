@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from eagle_jax.decode import prefill
+from eagle_jax.decode import Models, prefill
 from eagle_jax.drafters import make_chain, make_eagle3, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter, DrafterState
 from eagle_jax.evaluation import time_split as module
@@ -53,11 +53,12 @@ def test_nothing_is_left_out_of_the_loop() -> None:
     """The compiler finds no way around the work: what is multiplied in a run is what drafting multiplies."""
     config, target, params = tiny_transformer(0, num_layers=1)
     head = make_head(HeadConfig(kind="eagle3", layer=config, feature_width=3 * config.width), target)
-    weights = HeadParams(weights=nn.unbox(head.init(jax.random.key(0)))), params
+    weights = HeadParams(weights=nn.unbox(head.init(jax.random.key(0))))
     drafter = make_eagle3(head, 5, 1, 2)
     text, one = jnp.ones((1, 64), jnp.int32), jnp.ones(1, jnp.int32)
-    state = prefill(target, drafter, params, weights[0], text, one, make_sampling(1))
-    rest = (drafter, weights, state, jnp.zeros((1, 3, target.vocab_size)))
+    models = Models(target, drafter, params, weights)
+    state = prefill(models, text, one, make_sampling(1))
+    rest = (models, state, jnp.zeros((1, 3, target.vocab_size)))
     in_loop, alone = (run.lower(*rest).compile().cost_analysis()["flops"] for run in (module._draft, module._tree))
     assert in_loop >= alone > 1e4
 

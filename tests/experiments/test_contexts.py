@@ -1,4 +1,4 @@
-"""The script that asks behind long texts: prompts of the length asked for, tau as in decoding, columns for windows."""
+"""The script that puts questions after long texts: prompts of the requested length, tau as in decoding, its columns."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_prompts(tiny_model: Path) -> None:
         alone = prompt_ids(model, from_prompt(question))
         assert small[-len(alone) :] == alone
         assert large[-len(small) :] == small
-    with pytest.raises(ValueError, match="a prompt of 99 tokens: the question alone has 9, behind its documents"):
+    with pytest.raises(ValueError, match="a prompt of 99 tokens: the question alone has 9, with its documents"):
         contexts.long_prompts(model, QUESTIONS, DOCUMENTS, 99)
 
 
@@ -61,8 +61,8 @@ def test_rows(
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     for row in rows:
         assert (row["max_new_tokens"], row["device"], row["commit"]) == (6, "cpu", git_commit())
-    asked = [(row["context"], row["head_window"]) for row in rows]
-    assert asked == [(24, None), (40, None), (40, 30)]
+    measured = [(row["context"], row["head_window"]) for row in rows]
+    assert measured == [(24, None), (40, None), (40, 30)]
     model = load_target(str(tiny_model))
     last = rows[-1]
     settings = MethodSettings(nodes=4, depth=1, top_k=2, head=str(heads / "eagle3"), head_window=30)

@@ -1,23 +1,35 @@
-"""A replay needs the rounds of real decoding, for every method, and refuses answers of another law."""
+"""Known texts take the rounds of real decoding, for every method, and answers of other settings are refused."""
 
 import functools
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
+from eagle_jax.decode import Check, Models, check_by_target, decode, prefill
 from eagle_jax.drafters import Drafter, make_chain, make_eagle2, make_eagle3, make_prompt_lookup
-from eagle_jax.evaluation.replay import replay
+from eagle_jax.evaluation.recording import record
+from eagle_jax.evaluation.teacher_forced import (
+    KnownTexts,
+    accept_known,
+    check_by_text,
+    recorded_target,
+    with_known_texts,
+)
 from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
+from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import Params
+from tests.compilations import AS_SHIPPED
 from tests.drafts import with_noise
 
 CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=24)
 PROMPTS = [[5, 1, 5, 1], [*range(3, 20)], [7] * 9]
-LAW = {"max_new_tokens": [30, 12, 1], "stop_ids": (2,), "seed": 3, "sequence": [4, 8, 9]}
+SAMPLING = {"max_new_tokens": [30, 12, 1], "stop_ids": (2,), "seed": 3, "sequence": [4, 8, 9]}
 
 
 @functools.cache
@@ -38,14 +50,14 @@ def real(name: str, temperature: float, share_noise: bool) -> Generation:
     """Decoding with the target itself."""
     drafter, params = build(name)
     generator = Generator(TARGET, PARAMS, drafter, params, share_noise=share_noise)
-    return generator.generate(PROMPTS, temperature=temperature, **LAW)
+    return generator.generate(PROMPTS, temperature=temperature, **SAMPLING)
 
 
-def played(name: str, answers: list[list[int]], temperature: float, share_noise: bool = True) -> Generation:
-    """Decoding with a recording."""
+def forced(name: str, answers: list[list[int]], temperature: float, share_noise: bool = True) -> Generation:
+    """Decoding along the answers, with a recording."""
     drafter, params = build(name)
-    return replay(
-        TARGET, PARAMS, drafter, params, PROMPTS, answers, share_noise=share_noise, temperature=temperature, **LAW
+    return accept_known(
+        TARGET, PARAMS, drafter, params, PROMPTS, answers, share_noise=share_noise, temperature=temperature, **SAMPLING
     )
 
 
@@ -54,16 +66,16 @@ def played(name: str, answers: list[list[int]], temperature: float, share_noise:
 def test_rounds_are_those_of_decoding(name: str, temperature: float, share_noise: bool) -> None:
     """Tokens, rounds and accepted lengths agree."""
     wanted = real(name, temperature, share_noise)
-    found = played(name, wanted.tokens, temperature, share_noise)
+    result = forced(name, wanted.tokens, temperature, share_noise)
     assert wanted.accepted[:, 1:].sum() > 0, "nothing was ever accepted: the comparison says nothing"
-    assert found.tokens == wanted.tokens
-    assert found.rounds == wanted.rounds
+    assert result.tokens == wanted.tokens
+    assert result.rounds == wanted.rounds
     # In its last round a row may have accepted more than the answer had room for: one round may stand elsewhere.
-    np.testing.assert_array_equal(found.accepted.sum(1), wanted.accepted.sum(1))
-    assert (np.abs(found.accepted - wanted.accepted).sum(1) <= 2).all()
+    np.testing.assert_array_equal(result.accepted.sum(1), wanted.accepted.sum(1))
+    assert (np.abs(result.accepted - wanted.accepted).sum(1) <= 2).all()
 
 
-def test_an_answer_of_another_law_is_refused() -> None:
+def test_another_answer_is_refused() -> None:
     """Row and place are named."""
     answers = real("chain", 0.0, share_noise=True).tokens
     changed = [list(answer) for answer in answers]
@@ -71,6 +83,22 @@ def test_an_answer_of_another_law_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"row 1: read once more, the target writes another .* token 3 on, .* leads by"
     ):
-        played("chain", changed, 0.0)
+        forced("chain", changed, 0.0)
     with pytest.raises(ValueError, match="one answer a prompt"):
-        played("chain", changed[:2], 0.0)
+        forced("chain", changed[:2], 0.0)
+
+
+def test_no_pass_of_the_target() -> None:
+    """The compiled loop has no product of matrices at all, where that of decoding has those of the target."""
+    drafter = make_prompt_lookup(4)
+    text, one = jnp.ones((1, 64), jnp.int32), jnp.ones(1, jnp.int32)
+    known = KnownTexts(record(TARGET, PARAMS, text, one), text)
+    sampling = make_sampling(1, temperature=1.0)
+
+    def products(models: Models, check: Check) -> int:
+        state = jax.eval_shape(prefill, models, text, one, sampling)
+        program = decode.lower(models, state, sampling, 9, check=check).compile(AS_SHIPPED).as_text()
+        return len(re.findall(r" dot\(", program))
+
+    assert products(Models(recorded_target(TARGET), with_known_texts(drafter), known), check_by_text) == 0
+    assert products(Models(TARGET, drafter, PARAMS), check_by_target) > 2 * CONFIG.num_layers
