@@ -9,19 +9,18 @@ from collections.abc import Mapping, Sequence
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.evaluation.recording import write_recorded
-from eagle_jax.evaluation.replay import check_playable
 from eagle_jax.evaluation.tasks import Question
 from eagle_jax.evaluation.teacher_forced import accept_known, check_playable
 from eagle_jax.evaluation.turns import (
     PLAIN,
-    MethodUnderTest,
     Turn,
     check_first_turns,
     converse,
     longest_conversation,
     plain_generation,
 )
-from eagle_jax.generator import Generation, cache_slots
+from eagle_jax.generator import Generation, Generator, cache_slots
+from eagle_jax.give_up import GivingUp
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.types import Target
 
@@ -44,7 +43,7 @@ class Acceptance:
         self,
         model: LoadedModel,
         target: Target,
-        methods: Mapping[str, MethodUnderTest],
+        methods: Mapping[str, Generator],
         *,
         max_new_tokens: int,
         batch: int = 1,
@@ -52,7 +51,7 @@ class Acceptance:
         if PLAIN in methods:
             raise ValueError(f"a method cannot be labelled {PLAIN!r}: that is what plain decoding is called")
         for label, method in methods.items():
-            if reason := why_not(method.rule, method.give_up):
+            if reason := why_not(method.rule, isinstance(method, GivingUp)):
                 raise ValueError(f"{label!r} cannot be teacher-forced: {reason}")
             check_playable(method.drafter)
         self.model, self.target, self.methods = model, target, dict(methods)
@@ -94,7 +93,7 @@ class Acceptance:
                     target,
                     params,
                     method.drafter,
-                    method.params,
+                    method.drafter_params,
                     prompts,
                     answers,
                     share_noise=method.share_noise,

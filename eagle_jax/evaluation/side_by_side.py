@@ -4,6 +4,7 @@ The rules are Spec-Bench's (Xia et al., arXiv 2401.07851, section 4): warm-ups b
 prompts for all; compiling is timed by nobody. Times compare best at batch 1; in a batch all rows wait for the longest.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
@@ -12,14 +13,12 @@ from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.tasks import Question
 from eagle_jax.evaluation.turns import (
     PLAIN,
-    MethodUnderTest,
     Turn,
     check_first_turns,
     converse,
     longest_conversation,
 )
 from eagle_jax.generator import Generation, Generator, cache_slots
-from eagle_jax.give_up import GivingUp
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.types import Target
 
@@ -29,21 +28,21 @@ class SideBySide:
 
     Args:
       model: the target's weights, tokenizer and stop ids.
-      target: the target as functions.
       methods: by label; plain decoding is added.
+      target: the target as functions.
       max_new_tokens: longest answer.
       warm_ups: complete answers that each generator writes before its times count.
       batch: conversations that are answered together.
 
     Raises:
-      ValueError: a method called as plain decoding is, or a rule that would not write the target's distribution.
+      ValueError: a method called as plain decoding is.
     """
 
     def __init__(
         self,
         model: LoadedModel,
         target: Target,
-        methods: Mapping[str, MethodUnderTest],
+        methods: Mapping[str, Generator],
         *,
         max_new_tokens: int,
         warm_ups: int = 3,
@@ -52,9 +51,9 @@ class SideBySide:
         if PLAIN in methods:
             raise ValueError(f"a method cannot be labelled {PLAIN!r}: that is what plain decoding is called")
         self.model, self.target = model, target
-        self.methods = {PLAIN: MethodUnderTest(make_vanilla()), **methods}
+        self.methods = {PLAIN: Generator(target, model.params, make_vanilla()), **methods}
         self.max_new_tokens, self.warm_ups, self.batch = max_new_tokens, warm_ups, batch
-        self.generators: dict[str, Generator] = self._build(None)
+        self.generators = self.methods
         self.capacity = 0  # of all programs that are used now; those of the task at least
         self._least = 0  # of the task
         self.programs: dict[int, dict[str, Generator]] = {}  # by capacity
@@ -103,20 +102,6 @@ class SideBySide:
             write=write,
         )
 
-    def _build(self, capacity: int | None) -> dict[str, Generator]:
-        return {
-            label: (GivingUp if method.give_up else Generator)(
-                self.target,
-                self.model.params,
-                method.drafter,
-                method.params,
-                rule=method.rule,
-                share_noise=method.share_noise,
-                capacity=capacity,
-            )
-            for label, method in self.methods.items()
-        }
-
     def _slots(self, longest: int) -> int:
         """Slots for texts of `longest` tokens and any method's draft after them."""
         deepest = max(method.drafter.max_depth for method in self.methods.values())
@@ -125,7 +110,7 @@ class SideBySide:
     def _make_room(self, capacity: int, prompt: list[int], sampling: SamplingConfig) -> None:
         """Take the programs with so many slots: slots that nobody needs cost time in every pass."""
         if capacity not in self.programs:
-            self.programs[capacity] = self._build(capacity)
+            self.programs[capacity] = {label: with_capacity(one, capacity) for label, one in self.methods.items()}
         self.capacity, self.generators = capacity, self.programs[capacity]
         if (capacity, sampling.temperature) not in self._warm:
             self._warm.add((capacity, sampling.temperature))
@@ -134,3 +119,8 @@ class SideBySide:
                 generator.warm_up([prompt] * self.batch, **options)
                 for _ in range(self.warm_ups):
                     generator.generate([prompt] * self.batch, **options)
+
+
+def with_capacity(generator: Generator, capacity: int) -> Generator:
+    """The same method with caches of so many slots."""
+    return dataclasses.replace(generator, capacity=capacity)

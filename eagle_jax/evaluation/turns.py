@@ -6,18 +6,16 @@ batch; a turn is a generation of its own.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
-from eagle_jax.decode import Rule
-from eagle_jax.drafters import Drafter
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.tasks import Question
-from eagle_jax.generator import Generation
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.sampling import SamplingConfig
-from eagle_jax.types import Params, Target
+from eagle_jax.types import Target
 
 PLAIN = "plain"
 """Plain decoding among the labels."""
@@ -27,16 +25,6 @@ TURN_STRIDE = 1 << 16
 
 Write = Callable[[Sequence[list[int]], Sequence[int], int], dict[str, Generation]]
 """(prompts, their sequence ids, number of the turn) -> answers by label, `PLAIN` among them."""
-
-
-class MethodUnderTest(NamedTuple):
-    """A drafting method as it is to be run."""
-
-    drafter: Drafter
-    params: Params = ()
-    rule: Rule = "match"
-    share_noise: bool = True
-    give_up: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +116,7 @@ def check_first_turns(
     model: LoadedModel,
     target: Target,
     questions: Sequence[Question],
-    methods: Mapping[str, MethodUnderTest],
+    generators: Mapping[str, Generator],
     max_new_tokens: int,
 ) -> None:
     """Refuse questions that leave no room for an answer.
@@ -137,7 +125,7 @@ def check_first_turns(
       ValueError: a first turn does not fit into the model's context.
     """
     prompts = [runner.prompt_ids(model, question) for question in questions]
-    deepest = max((method.drafter for method in methods.values()), key=lambda drafter: drafter.max_depth)
+    deepest = max((one.drafter for one in generators.values()), key=lambda drafter: drafter.max_depth)
     runner.slots(target, prompts, deepest, max_new_tokens)
 
 

@@ -15,7 +15,7 @@ from eagle_jax.evaluation.rows import TIMED, cell_row, record_turn
 from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.summary import tree_size
 from eagle_jax.evaluation.tasks import Question, read_tasks
-from eagle_jax.evaluation.turns import MethodUnderTest
+from eagle_jax.generator import Generator
 from eagle_jax.journal import Record
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import device_kind, git_commit, texts_digest, weights_digest
@@ -52,7 +52,7 @@ class Evaluation:
     entries: list[MethodEntry]
     questions: Questions
     model: LoadedModel
-    methods: dict[str, MethodUnderTest]
+    methods: dict[str, Generator]
     bench: SideBySide | Acceptance
 
     @property
@@ -92,7 +92,7 @@ class Evaluation:
             "weights": {
                 "target": weights_digest(self.model.params),
                 "plain": weights_digest(()),
-                **{label: weights_digest(one.params) for label, one in self.methods.items()},
+                **{label: weights_digest(one.drafter_params) for label, one in self.methods.items()},
             },
             "device": device_kind(),
         }
@@ -179,8 +179,8 @@ def prepare_evaluation(config: EvaluationConfig, data: str) -> Evaluation:
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, packed=True, progress=progress)
     entries = with_trees(entries, model, config.temperatures, config.batch)
-    methods = build(entries, model)
     target = make_target(model.config)
+    methods = build(entries, model, target)
     bench: SideBySide | Acceptance
     if config.mode == TIMED:
         sizes = {"max_new_tokens": config.max_new_tokens, "batch": config.batch, "warm_ups": config.warm_ups}

@@ -17,9 +17,10 @@ from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.decode import Rule
 from eagle_jax.drafters import Drafter, make_eagle2, make_eagle3
 from eagle_jax.evaluation.checks import check_type
-from eagle_jax.evaluation.turns import MethodUnderTest
+from eagle_jax.generator import Generator
+from eagle_jax.give_up import GivingUp
 from eagle_jax.provenance import file_digest
-from eagle_jax.types import Params
+from eagle_jax.types import Params, Target
 from experiments.cli import draft_weights, methods
 from experiments.cli.method_settings import MethodSettings, tree_sizes
 
@@ -134,22 +135,21 @@ def with_trees(
     return results
 
 
-def build(entries: Sequence[MethodEntry], model: LoadedModel) -> dict[str, MethodUnderTest]:
+def build(entries: Sequence[MethodEntry], model: LoadedModel, target: Target) -> dict[str, Generator]:
     """The methods by label; those that differ in verification alone share drafter and weights.
 
     Raises:
-      ValueError: sizes that a method cannot have, or a draft model or head that does not fit the target.
+      ValueError: sizes that a method cannot have, a draft model or head that does not fit the target, or a rule under
+        which the text would not follow the target's distribution.
     """
     make = functools.cache(lambda *key: _make(model, *key))
-    return {
-        entry.label: MethodUnderTest(
-            *make(entry.method, entry.settings, entry.use_value, entry.reranks),
-            rule=entry.rule,
-            share_noise=entry.share_noise,
-            give_up=entry.give_up,
+    generators = {}
+    for entry in entries:
+        drafter, params = make(entry.method, entry.settings, entry.use_value, entry.reranks)
+        generators[entry.label] = (GivingUp if entry.give_up else Generator)(
+            target, model.params, drafter, params, rule=entry.rule, share_noise=entry.share_noise
         )
-        for entry in entries
-    }
+    return generators
 
 
 def _make(

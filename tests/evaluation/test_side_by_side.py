@@ -12,13 +12,13 @@ from eagle_jax.drafters import make_prompt_lookup
 from eagle_jax.evaluation import side_by_side
 from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.tasks import Question
-from eagle_jax.evaluation.turns import PLAIN, TURN_STRIDE, MethodUnderTest
-from eagle_jax.generator import Generation
+from eagle_jax.evaluation.turns import PLAIN, TURN_STRIDE
+from eagle_jax.generator import Generation, Generator
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.testing import ByteTokenizer, bigram_target
 
 TARGET, PARAMS = bigram_target(258)
-LOOKUP = MethodUnderTest(make_prompt_lookup(2))
+LOOKUP = Generator(TARGET, PARAMS, make_prompt_lookup(2))
 
 
 class Bytes(ByteTokenizer):
@@ -121,7 +121,7 @@ def test_a_first_turn_that_does_not_fit() -> None:
 class Counted:
     """Stands in for a generator that was built for a capacity: counts its warm-ups, says bytes that are no text."""
 
-    def __init__(self, *_: Any, capacity: int, **options: Any) -> None:
+    def __init__(self, capacity: int) -> None:
         self.capacity, self.calls = capacity, 0
 
     def warm_up(self, prompts: Sequence[list[int]], **options: Any) -> None:
@@ -135,7 +135,7 @@ class Counted:
 
 def test_programs_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such bytes are read back as replacement characters of three bytes: longer than anyone could know before."""
-    monkeypatch.setattr(side_by_side, "Generator", Counted)
+    monkeypatch.setattr(side_by_side, "with_capacity", lambda generator, capacity: Counted(capacity))
     bench = SideBySide(model(), TARGET, {"lookup": LOOKUP}, max_new_tokens=200, warm_ups=3)
     hot, cold = (SamplingConfig(temperature=t, seed=1, max_new_tokens=200) for t in (1.0, 0.0))
     bench.prepare([QUESTION, Question(82, "", ("x" * 50,))], 2, hot)

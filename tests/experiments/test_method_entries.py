@@ -9,6 +9,7 @@ import pytest
 from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import weights_digest
 from experiments.cli.method_entries import build, read_entries
 from tests.checkpoint.heads import random_head
@@ -43,17 +44,18 @@ def test_what_a_method_is_built_of(model: LoadedModel, head: str) -> None:
     entries = read_entries(listed, "float32", (0.0, 0.3))
     assert [entry.label for entry in entries if entry.runs_at(0.0)] == ["whole", "no value", "as found", "static"]
     assert all(entry.runs_at(0.3) for entry in entries)
-    built = build(entries, model)
+    built = build(entries, model, make_target(model.config))
     assert list(built) == [entry.label for entry in entries]
     assert built["whole"].drafter is built["own noise"].drafter  # compiled once
-    assert built["whole"].params is built["own noise"].params  # loaded once
+    leaves = [jax.tree.leaves(built[label].drafter_params) for label in ("whole", "own noise")]
+    assert all(one is other for one, other in zip(*leaves, strict=True))  # loaded once
     assert (built["own noise"].share_noise, built["static"].rule) == (False, "residual")
     sizes = {label: (one.drafter.nodes, one.drafter.max_depth) for label, one in built.items()}
     assert sizes == {**dict.fromkeys(["whole", "own noise", "no value", "as found"], (9, 3)), "static": (26, 5)}
     drafters = {built[label].drafter for label in ("whole", "no value", "as found")}
     assert len(drafters) == 3
     assert {one.name for one in drafters} == {"eagle2"}
-    assert len(built["as found"].params.target_ids) == 20
+    assert len(built["as found"].drafter_params.target_ids) == 20
 
 
 @pytest.mark.parametrize("part", ["use_value", "reranks"])
@@ -66,7 +68,7 @@ def test_a_tree_without_its_parts_has_the_sizes_of_the_whole(
         sizes = {**sizes, "nodes": 9}  # no more than expansion picks
     shared = {"method": "eagle2", "head": head, **sizes}
     entries = read_entries([{"label": "whole", **shared}, {"label": "part", **shared, part: False}], "float32", (0.0,))
-    built = build(entries, model)
+    built = build(entries, model, make_target(model.config))
     nodes = {(one.drafter.nodes, one.drafter.max_depth) for one in built.values()}
     top_k = {one.drafter.top_k for one in built.values()}
     assert (nodes, top_k) == (({(4, 2)}, {2}) if not sizes else ({(sizes.get("nodes", 60), 3)}, {10}))
@@ -76,7 +78,7 @@ def test_a_tree_without_its_parts_has_the_sizes_of_the_whole(
 def test_a_head_of_another_kind(part: dict[str, bool], model: LoadedModel, head: str) -> None:
     entries = read_entries([{"label": "a", "method": "eagle3", "head": head, **part}], "float32", (0.0,))
     with pytest.raises(ValueError, match=r"^eagle3 needs an EAGLE-3 head, got one of kind 'eagle'$"):
-        build(entries, model)
+        build(entries, model, make_target(model.config))
 
 
 @pytest.mark.parametrize(
