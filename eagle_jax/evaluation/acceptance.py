@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.evaluation.recording import write_recorded
-from eagle_jax.evaluation.replay import check_playable
 from eagle_jax.evaluation.tasks import Question
 from eagle_jax.evaluation.teacher_forced import accept_known, check_playable
 from eagle_jax.evaluation.turns import (
