@@ -213,7 +213,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
 
     Raises:
       ValueError: no or an empty prompt, or a token outside the vocabulary.
-      TypeError: text, or one prompt, where a list of prompts of token ids belongs; ids that are no whole numbers.
+      TypeError: text, or one prompt, where a list of prompts of token ids belongs; ids that are not integers.
     """
     given: Sequence[Any] = prompts
     if any(isinstance(prompt, str | int | np.integer) for prompt in given):
@@ -226,7 +226,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
     for prompt in given:
         ids = np.asarray(prompt)
         if not np.issubdtype(ids.dtype, np.integer):
-            raise TypeError(f"token ids are whole numbers, got {prompts!r:.60}")
+            raise TypeError(f"token ids must be integers, got {prompts!r:.60}")
         outside = ids[(ids < 0) | (ids >= vocab_size)]
         if outside.size:
             raise ValueError(f"token id {outside[0]} is outside the vocabulary of {vocab_size}")

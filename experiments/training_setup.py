@@ -59,7 +59,7 @@ def make_training_setup(
 ) -> TrainingSetup:
     """What the config asks for, before its first step.
 
-    On the model's mesh a head is whole on every device or, with `split_head`, split as the target is; a draft model
+    On the model's mesh a head is replicated or, with `split_head`, split as the target is; a draft model
     is always split.
 
     Raises:
@@ -138,7 +138,7 @@ def _head(target: Target, model: LoadedModel, training: Packing, config: Any, sp
 
 
 def _on_mesh(first: Trained, head: Head, mesh: Mesh, split: bool) -> Trained:
-    """Whole on every device or split, and not as the weights of the target that some of it started from."""
+    """Replicated or split, and not as the weights of the target that some of it started from."""
     params = HeadParams(first["weights"], first.get("lm_head"))
     places = head_shardings(mesh, head, params, split=split)
     return place(first, {name: getattr(places, name) for name in first})
@@ -172,7 +172,7 @@ def _export_head(
     directory: str, trained: Trained, head: Head, model: LoadedModel, vocabulary: Vocabulary, ranks: np.ndarray
 ) -> None:
     frozen = "lm_head" not in trained
-    params = step.head_params(_whole(trained), vocabulary)
+    params = step.head_params(_on_host(trained), vocabulary)
     if not is_primary():
         return
     save_head(
@@ -185,8 +185,8 @@ def _export_head(
     )
 
 
-def _whole(tree: Params) -> Params:
-    """All of each weight in every process, wherever it lies."""
+def _on_host(tree: Params) -> Params:
+    """All of each weight in every process, wherever it is placed."""
     return jax.tree.map(to_host, tree)
 
 
@@ -201,7 +201,7 @@ def _draft_model(target: Target, model: LoadedModel, training: Packing, config: 
     ranks, size = _ranks(model, training), config.draft.vocab_size
 
     def export(directory: str, trained: Trained) -> None:
-        weights = _whole(whole_student(trained["weights"], model.params))
+        weights = _on_host(whole_student(trained["weights"], model.params))
         if is_primary():
             save_target(directory, student_config, weights, model.tokenizer)
 
@@ -211,7 +211,7 @@ def _draft_model(target: Target, model: LoadedModel, training: Packing, config: 
         vocabulary=initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype),
         first={"weights": first},
         drafter=make_chain(student, config.evaluation.drafted),
-        drafter_params=lambda found: whole_student(found.weights, model.params),
+        drafter_params=lambda params: whole_student(params.weights, model.params),
         export=export,
         identity=_identity(ranks),
     )

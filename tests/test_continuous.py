@@ -216,7 +216,7 @@ def test_sampling_values_that_are_no_numbers(values: dict[str, Any]) -> None:
 
 def test_tokens_that_are_fractions() -> None:
     fractions: Any = [[5.5, 6.9]]
-    with pytest.raises(TypeError, match="token ids are whole numbers"):
+    with pytest.raises(TypeError, match="token ids must be integers"):
         writer("vanilla").generate(fractions)
 
 
