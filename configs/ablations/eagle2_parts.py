@@ -2,9 +2,9 @@
 
     python -m experiments.sweep --config=configs/ablations/eagle2_parts.py --data=DIRECTORY --output=sweeps/eagle2_parts
 
-Without values, nodes are expanded by their own confidence and kept by the lowest on their path, instead of the product
-along it. Without re-ranking, the tree holds the k nodes that expansion picked at each level, as deep as they go. The
-paper reports that both parts raise speed-up and tau.
+Without values, nodes are expanded by their own confidence and selected by the lowest on their path, instead of the
+product along it. Without re-ranking, the tree holds the k nodes that expansion picked at each level, as deep as they
+go. The paper reports that both parts raise speed-up and tau.
 """
 
 from collections.abc import Callable

@@ -4,13 +4,13 @@
         --features=DIRECTORY --output=sweeps/eagle3_training --mode=teacher_forced
 
 Every point trains a head from scratch, 150 steps of 3 unrolled ones unless its label says otherwise, then measures tau;
-the same command goes on with those that were not finished. The paper's own ablation (arXiv 2503.01840, LLaMA-3.1-8B,
+the same command continues with those that were not finished. The paper's own ablation (arXiv 2503.01840, LLaMA-3.1-8B,
 MT-bench, T = 0): without the feature loss tau rises from 4.05 to 5.37, with three layers fused to 6.13.
 Expected on two CPU cores with nothing else to do: 8 minutes of training a point and 2 of measuring, two hours in all.
 
-Text is asked about twice. "As many steps": all heads cost the same and see as many tokens, less text is repeated more
-often (an eighth 5.6 times); this says what fresh text is worth. "As many passes": training ends sooner on less text, as
-on the paper's axis. Either way the draft vocabulary is counted on the text that is there.
+The amount of text is varied in two ways. "As many steps": all heads see as many tokens, less text is repeated more
+often (an eighth 5.6 times); this measures the value of fresh text. "As many passes": training ends sooner on less text,
+as on the paper's axis. Either way the draft vocabulary is counted on the text that is used.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,8 @@ own, which takes two cores ten minutes each.
 
 Shared: children are the best by draft logit plus the target's own noise. Plain top-k: the papers' drafting. Both write
 the same text. Residual: children are drawn with noise of the drafter's own and accepted with min(1, p/q), which needs
-a tree that is kept whole: EAGLE's static one, on which all three are compared, as on the chain of a draft model.
+a tree from which no child is dropped: EAGLE's static one, on which all three are compared, as on the chain of a draft
+model.
 """
 
 from collections.abc import Callable
@@ -33,10 +34,10 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep(add: Callable[..., None]) -> None:
-    """Every draft with every noise that is lawful for it."""
+    """Every draft with every kind of noise that is exact for it."""
     for name, draft in DRAFTS.items():
         add(label=f"{name}, shared noise", **draft)
         add(label=f"{name}, plain top-k", **draft, **{"method.share_noise": False})
-        if draft["method.method"] != "eagle3":  # a re-ranked tree does not keep every child that was drawn
+        if draft["method.method"] != "eagle3":  # re-ranking drops children that were drawn
             residual = {"method.share_noise": False, "method.rule": "residual"}
             add(label=f"{name}, residual", **draft, **residual)

@@ -22,7 +22,7 @@ SIZES = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """One method; what is measured on."""
+    """One method, and the tasks."""
     config = heads.get_config("eagle3")
     del config.methods
     config.method = {"method": "eagle3", "nodes": 60, "depth": 7, "top_k": 10}

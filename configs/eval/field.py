@@ -1,6 +1,6 @@
-"""All methods on six tasks at T = 0 and 1, in Spec-Bench's way (arXiv 2401.07851): batch 1, whole conversations.
+"""All methods on six tasks at T = 0 and 1, in Spec-Bench's way (arXiv 2401.07851): batch 1, all turns.
 
-What differs from it: answers of 128 tokens instead of 1,024, one run instead of the mean of three, float32. Short
+Differences: answers of 128 tokens instead of 1,024, one run instead of the mean of three, float32. Short
 answers leave methods that learn from the text (lookahead, Ouroboros, prompt lookup) less to learn from.
 
     python -m experiments.evaluate --config=configs/eval/field.py --data=DIRECTORY --output=field.jsonl

@@ -12,7 +12,7 @@ nothing else to do: 80 minutes.
 import ml_collections
 
 TREES = ((60, 7, 10), (16, 5, 4))
-"""Nodes, depth, top-k: the published tree, and one for a machine on which checking is dear."""
+"""Nodes, depth, top-k: the published tree, and one for a machine on which verification is expensive."""
 
 STATIC_TREE = (26, 4, 4)
 """The size of EAGLE's tree, which is the published one."""
@@ -47,10 +47,10 @@ def methods(kind: str, head: str = "") -> list[dict[str, object]]:
     """A kind of head in all its trees, twice each."""
     if kind not in KINDS:
         raise ValueError(f"kinds of heads are {', '.join(KINDS)}, got {kind!r}")
-    found: list[dict[str, object]] = []
+    entries: list[dict[str, object]] = []
     for tree in TREES if kind != "eagle" else [STATIC_TREE]:
         sizes = dict(zip(("nodes", "depth", "top_k"), tree, strict=True)) if kind != "eagle" else {}
         shared = {"label": f"{kind}, {tree[0]} nodes", "method": kind, "head": head, **sizes}
         label = f"{shared['label']}, plain top-k"
-        found += [shared, {**shared, "label": label, "share_noise": False, "temperatures": (0.3, 1.0)}]
-    return found
+        entries += [shared, {**shared, "label": label, "share_noise": False, "temperatures": (0.3, 1.0)}]
+    return entries

@@ -4,8 +4,8 @@
     python -m experiments.evaluate --config=configs/eval/small_trees.py:4/1/2,default ...     # some of them
 
 EAGLE-3 on 24 prompts of MT-bench at T = 0, first turns. A pass over 2 tokens costs 1.3 times one over 1 on two cores,
-over 8 tokens 1.6 times, so a tree has to bring that many tokens per round before anything is won. `default` is what
-`experiments.generate` does when nothing is asked for: it gives up drafting where that does not pay.
+over 8 tokens 1.6 times, so a tree has to bring that many tokens per round before anything is won. `default` is the
+tree of `experiments.generate` without sizes, with `give_up`.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""Published targets by their shape alone, and the draft heads that go with them: what can be compiled without weights.
+"""Shapes of published targets and of their draft heads, to compile programs without weights.
 
 Sizes are those of each model's public `config.json`; `parameters` is the number of its published weights, against which
 the tests check the row. Chat and instruct variants have the shape of their base; the rows of Qwen2.5 are those of the

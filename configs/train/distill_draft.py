@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/train/distill_draft.py --data=answers.jsonl --run=runs/draft \
         --features=DIRECTORY --export=DIRECTORY
 
-and then `--method=chain --draft=DIRECTORY`. It shares the features that a head's run has kept on disk. Expected on two
-CPU cores, beside other work: 48 minutes for 3 epochs over 2,016 answers; held-out accuracy 0.388.
+and then `--method=chain --draft=DIRECTORY`. It shares the features that a head's run has stored on disk. Expected on
+two CPU cores, beside other work: 48 minutes for 3 epochs over 2,016 answers; held-out accuracy 0.388.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 3.0
     config.draft = ml_collections.ConfigDict()
     config.draft.layers = (0, 1, -2, -1)  # of the target, as the student's first ones
-    config.draft.vocab_size = 8192  # tokens that the loss looks at, 0 is all; the student drafts from all of them
+    config.draft.vocab_size = 8192  # tokens that the loss covers, 0 is all; the student drafts from all of them
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.evaluation.drafted = 4

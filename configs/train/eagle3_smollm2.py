@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/train/eagle3_smollm2.py --data=answers.jsonl --run=runs/eagle3
 
 with --features=DIRECTORY, so that the target reads the text only once. Expected on two CPU
-cores, features kept: 53 minutes for 5 epochs over 2,016 answers; simulated tau 1.75 on held-out answers, tau 2.58 with
-(60, 7, 10) over four tasks at T = 0.
+cores, features stored: 53 minutes for 5 epochs over 2,016 answers; simulated tau 1.75 on held-out answers, tau 2.58
+with (60, 7, 10) over four tasks at T = 0.
 """
 
 import ml_collections
@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.head = ml_collections.ConfigDict()
     config.head.kind = "eagle3"
-    config.head.draft_vocab_size = 8192  # 0 is the whole vocabulary
+    config.head.draft_vocab_size = 8192  # 0 is the full vocabulary
     config.head.fc_norm = False
     config.head.norm_output = False
     config.head.taps = ()  # layers whose inputs are fused, -1 is the last hidden state; (): the target's three
@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.start = ml_collections.ConfigDict()
     config.start.copy_layer = True  # the head's layer starts as a layer of the target, else random
     config.start.layer = -1  # this one, counted from the end where negative
-    config.start.scale_features = True  # what `fc` makes of each feature starts at one size
+    config.start.scale_features = True  # scale `fc` at the start, so that all features contribute equally
 
     config.recipe = ml_collections.ConfigDict()
     config.recipe.num_steps = 3

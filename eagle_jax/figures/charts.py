@@ -1,4 +1,4 @@
-"""Charts of rows (`eagle_jax.evaluation.rows`): pure functions from rows to a figure, one look for all.
+"""Charts of rows (`eagle_jax.evaluation.rows`): pure functions from rows to a figure, in one style.
 
 Whatever a chart does not distinguish (tasks, seeds) is summed or averaged. Rows of one target, dtype and device at a
 time.
