@@ -59,21 +59,21 @@ def build(name: str, dtype: str) -> tuple[Drafter, Params]:
 def test_products_in_full_precision(name: str) -> None:
     """Each matrix product of float32 numbers in both programs, those of the drafter too, says so."""
     drafter, params = build(name, "float32")
-    law = make_sampling(1, temperature=1.0)
+    sampling = make_sampling(1, temperature=1.0)
     text, length = jnp.zeros((1, 64), jnp.int32), jnp.ones(1, jnp.int32)
     read = functools.partial(prefill, TARGET, drafter, chunk=8)
     run = functools.partial(decode, TARGET, drafter)
-    state = jax.eval_shape(read, PARAMS, params, text, length, law)
-    found = 0
+    state = jax.eval_shape(read, PARAMS, params, text, length, sampling)
+    actual = 0
     for program in (
-        jax.make_jaxpr(read)(PARAMS, params, text, length, law),
-        jax.make_jaxpr(run)(PARAMS, params, state, law, 1),
+        jax.make_jaxpr(read)(PARAMS, params, text, length, sampling),
+        jax.make_jaxpr(run)(PARAMS, params, state, sampling, 1),
     ):
         for equation in equations(program.jaxpr):
             if equation.primitive.name == "dot_general":
                 assert equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, equation
-                found += 1
-    assert found > 40
+                actual += 1
+    assert actual > 40
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -83,12 +83,12 @@ def test_half_precision(name: str, dtype: str, temperature: float) -> None:
     """Every method decodes, and its rounds can be played back; a draft that is the target is nearly always right."""
     target, params = make_target(CONFIG), in_dtype(PARAMS, dtype)
     drafter, weights = build(name, dtype)
-    law = {"temperature": temperature, "seed": 4}
+    sampling = {"temperature": temperature, "seed": 4}
     generator = Generator(target, params, drafter, weights, capacity=128)
-    written = generator.generate(PROMPTS, max_new_tokens=24, **law)
+    written = generator.generate(PROMPTS, max_new_tokens=24, **sampling)
     assert [len(tokens) for tokens in written.tokens] == [24] * 3
     assert all(0 <= token < CONFIG.vocab_size for tokens in written.tokens for token in tokens)
-    played = replay(target, params, drafter, weights, PROMPTS, written.tokens, **law)
+    played = replay(target, params, drafter, weights, PROMPTS, written.tokens, **sampling)
     assert written.tau == pytest.approx(played.tau, rel=0.15)
     if name == "chain":
         assert written.tau > 3.2
