@@ -71,8 +71,8 @@ def test_products_in_full_precision(name: str) -> None:
         for equation in equations(program.jaxpr):
             if equation.primitive.name == "dot_general":
                 assert equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, equation
-                found += 1
-    assert found > 40
+                actual += 1
+    assert actual > 40
 
 
 @pytest.mark.parametrize("name", METHODS)
