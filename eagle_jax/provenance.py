@@ -27,10 +27,10 @@ def git_commit() -> str | None:
     """The commit of the running code, followed by `-dirty` where files were changed; None without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return done.stdout.strip() or None
 
 
 def device_kind() -> str:

@@ -1,4 +1,4 @@
-"""From answers to the record that is kept and the lines that are shown.
+"""From answers to the record of a run and the lines that are shown.
 
 The record is one JSON object; a number that does not exist (tau without a round) is null in it.
 """
@@ -79,11 +79,11 @@ def summarise(
 
 def closing_lines(record: dict[str, Any]) -> list[str]:
     """What a run ends with on the terminal."""
-    behind_prompt = record["tokens"] - record["prompts"]
+    after_prompt = record["tokens"] - record["prompts"]
     lines = [
         f"{record['method']}, {tree_line(record['tree'])}",
-        f"{record['tokens']} tokens, {behind_prompt} of them in {record['rounds']} rounds: "
-        f"tau {_shown(record['tau'])}, {_shown(record['tokens_per_second'], 1)} tokens/s behind the prompt",
+        f"{record['tokens']} tokens, {after_prompt} of them in {record['rounds']} rounds: "
+        f"tau {_shown(record['tau'])}, {_shown(record['tokens_per_second'], 1)} tokens/s after the prompt",
     ]
     if record["gave_up"]:
         lines.append(
@@ -92,7 +92,7 @@ def closing_lines(record: dict[str, Any]) -> list[str]:
         )
     if "speedup" in record:
         same, count = record["identical_prompts"], record["prompts"]
-        by_design = record.get("rule") == "residual"  # follows the target's law with draws of its own
+        by_design = record.get("rule") == "residual"  # follows the target's distribution with draws of its own
         tokens = "tokens identical" if same == count else f"tokens identical in {same} of {count} answers"
         tokens = "another text by design (--rule=residual)" if by_design else tokens
         lines.append(

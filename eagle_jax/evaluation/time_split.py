@@ -5,7 +5,7 @@ do, after a prompt; the parts are timed in alternation with complete rounds. Wha
 verification, commit of the cache) is the difference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -14,7 +14,6 @@ from jax import lax
 
 from eagle_jax.decode import DecodeState, Models
 from eagle_jax.drafters.base import DrafterState, Observation
-from eagle_jax.evaluation.timing import alternate, seconds
 from eagle_jax.generator import Generator
 from eagle_jax.sampling import SamplingOptions, first_largest, make_sampling
 from eagle_jax.tree import tree_pass
@@ -95,6 +94,34 @@ def _observe(models: Models, state: DecodeState, tree: DraftTree, scored: Scored
         return [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(own)], own  # one number of each: caches are large
 
     return _loop(part, state, state.drafter)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long one call takes, the arrays it returns waited for."""
+    started = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - started
+
+
+def alternate(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Median of what each run measures, over `repeats` turns; one turn before them is not counted.
+
+    Args:
+      runs: by name, functions that do something and return its cost, in any unit.
+      repeats: turns that count, at least 1.
+
+    Raises:
+      ValueError: `repeats` below 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    all_costs: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            cost = run()  # the first turn compiles and warms up
+            if turn:
+                all_costs[name].append(cost)
+    return {name: statistics.median(costs) for name, costs in all_costs.items()}
 
 
 def time_split(

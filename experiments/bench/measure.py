@@ -20,8 +20,7 @@ from absl import flags
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation.summary import markdown_table
-from eagle_jax.evaluation.time_split import time_split
-from eagle_jax.evaluation.timing import alternate, seconds
+from eagle_jax.evaluation.time_split import alternate, seconds, time_split
 from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import SamplingOptions, first_largest

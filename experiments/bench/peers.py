@@ -16,7 +16,7 @@ import numpy as np
 
 from eagle_jax.checkpoint.pretrained import SMOLLM2, LoadedModel, load_target, smollm2_path
 from eagle_jax.evaluation.metrics import first_difference
-from eagle_jax.evaluation.timing import seconds
+from eagle_jax.evaluation.time_split import seconds
 from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
 from experiments.bench.torch_baseline import torch_writer

@@ -114,7 +114,7 @@ def need(values: flags.FlagValues, *names: str) -> None:
     """Refuse the first of these flags that says nothing.
 
     Raises:
-      ValueError: as said, with the flag's help.
+      ValueError: a flag without a value, with its help.
     """
     for name in names:
         if not getattr(values, name):
@@ -133,7 +133,7 @@ def keep_compiled_programs() -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        note(f"compiled programs are not kept: {error}")
+        note(f"compiled programs are not stored: {error}")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -159,7 +159,7 @@ def parse_mesh(text: str | None, *, batch: int) -> Mesh | None:
       batch: rows that decode together.
 
     Raises:
-      ValueError: another form, more devices than there are, rows that cannot be dealt out evenly, or several processes
+      ValueError: another form, more devices than there are, rows that do not divide evenly, or several processes
         that would work beside each other.
     """
     mesh = make_mesh(*mesh_sizes(text)) if text is not None else None
@@ -191,9 +191,9 @@ def join(text: str | None) -> None:
     """
     if text is None:
         return
-    said = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", text)
-    if said and int(said[3]) < int(said[2]):
-        jax.distributed.initialize(said[1], int(said[2]), int(said[3]))
+    parts = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", text)
+    if parts and int(parts[3]) < int(parts[2]):
+        jax.distributed.initialize(parts[1], int(parts[2]), int(parts[3]))
         return
     if text != "auto":
         raise ValueError(f"--distributed is auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {text!r}")

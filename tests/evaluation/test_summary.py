@@ -48,7 +48,7 @@ def test_record_without_comparison() -> None:
     }
     assert summary.closing_lines(record) == [
         "prompt_lookup, 5 nodes, depth 3, top-k 1",
-        "5 tokens, 4 of them in 2 rounds: tau 2.00, 4.0 tokens/s behind the prompt",
+        "5 tokens, 4 of them in 2 rounds: tau 2.00, 4.0 tokens/s after the prompt",
     ]
 
 
@@ -68,7 +68,7 @@ def test_record_with_comparison() -> None:
     assert record["first_difference_margin"] == 1.5e-6
     assert summary.closing_lines(record) == [
         "prompt_lookup, 5 nodes, depth 3, top-k 1",
-        "8 tokens, 6 of them in 4 rounds: tau 1.50, 3.0 tokens/s behind the prompt",
+        "8 tokens, 6 of them in 4 rounds: tau 1.50, 3.0 tokens/s after the prompt",
         "plain decoding: 1.5 tokens/s; speed-up 2.00, tokens identical in 1 of 2 answers",
         "at the first difference the best score leads by 1.5e-06",
     ]
@@ -106,7 +106,7 @@ def test_numbers_that_do_not_exist_are_null() -> None:
     record = summary.summarise(ABOUT, summary.tree_size(make_vanilla()), [one], None)
     assert [record[key] for key in ("tau", "tokens_per_second", "plain_tokens_per_second", "speedup")] == [None] * 4
     assert "NaN" not in json.dumps(record)
-    assert summary.closing_lines(record)[1] == "1 tokens, 0 of them in 0 rounds: tau -, - tokens/s behind the prompt"
+    assert summary.closing_lines(record)[1] == "1 tokens, 0 of them in 0 rounds: tau -, - tokens/s after the prompt"
 
 
 def test_an_infinite_margin_is_null_but_shown() -> None:

@@ -242,7 +242,7 @@ def test_cache_that_cannot_be_written_is_said(
     monkeypatch.setenv("EAGLE_JAX_CACHE", str(tmp_path / "file" / "below"))
     launch.keep_compiled_programs()
     assert config_updates == {}
-    assert capsys.readouterr().err.startswith("compiled programs are not kept: ")
+    assert capsys.readouterr().err.startswith("compiled programs are not stored: ")
 
 
 SCRIPT = """

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from eagle_jax.evaluation.timing import alternate, seconds
+from eagle_jax.evaluation.time_split import alternate, seconds
 
 
 def test_runs_alternate_and_the_first_turn_does_not_count() -> None:
