@@ -5,6 +5,8 @@ do, after a prompt; the parts are timed in alternation with complete rounds. Wha
 verification, commit of the cache) is the difference.
 """
 
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
