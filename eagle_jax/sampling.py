@@ -7,6 +7,7 @@ formula. Knows neither trees nor drafters.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from eagle_jax.types import NO_TOKEN, Sampling
 
@@ -23,6 +25,9 @@ DRAFT_STREAM = 1
 """Noise of a drafter that draws for itself (verification rule `residual`)."""
 ACCEPT_STREAM = 2
 """Uniforms of the rule `residual`."""
+
+ROWS_AXIS = "data"
+"""Mesh axis over which the rows of a batch are sharded (`eagle_jax.sharding`)."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -256,3 +261,12 @@ def first_largest(scores: jax.Array) -> jax.Array:
     places = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
     largest = scores.max(-1, keepdims=True)
     return jnp.where(scores == largest, places, scores.shape[-1] - 1).min(-1)
+
+
+def top_k_rows(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k` of x [B, ..., n]; on a mesh each device sorts its own rows, where XLA would gather the batch."""
+    top_k = functools.partial(lax.top_k, k=k)
+    if jax.sharding.get_abstract_mesh().empty:
+        return top_k(x)
+    rows = PartitionSpec(ROWS_AXIS)
+    return jax.shard_map(top_k, in_specs=rows, out_specs=rows, axis_names={ROWS_AXIS})(x)

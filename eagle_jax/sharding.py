@@ -27,9 +27,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.models.transformer import param_shapes
+from eagle_jax.sampling import ROWS_AXIS
 from eagle_jax.types import KVCache, Params
 
-DATA, MODEL = "data", "model"
+DATA, MODEL = ROWS_AXIS, "model"
 
 RULES: Mapping[Any, str] = {"batch": DATA, "vocab": MODEL, "heads": MODEL, "kv_heads": MODEL, "mlp": MODEL}
 """Mesh axis of each logical axis; all others are replicated."""
@@ -174,15 +175,6 @@ def split_of(target_params: Params, drafter_params: Params) -> Split:
         return isinstance(leaf.sharding, NamedSharding) and MODEL in leaf.sharding.spec
 
     return Split(*(any(map(split, jax.tree.leaves(params))) for params in (target_params, drafter_params)))
-
-
-def top_k_rows(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`lax.top_k` of x [B, ..., n], on a mesh by row on each device; left to itself XLA gathers the batch first."""
-    top_k = functools.partial(jax.lax.top_k, k=k)
-    if jax.sharding.get_abstract_mesh().empty:
-        return top_k(x)
-    rows = PartitionSpec(DATA)
-    return jax.shard_map(top_k, in_specs=rows, out_specs=rows, axis_names={DATA})(x)
 
 
 def place(tree: Tree, shardings: Any) -> Tree:

@@ -96,16 +96,18 @@ class TestSameTokens:
         np.testing.assert_array_equal(found.accepted, whole.accepted)
 
     def test_axes_that_do_not_divide(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Three heads and 41 tokens over two devices: whole, said once for each, and right."""
+        """Three heads and 41 tokens over two devices: replicated, with one warning each, and right."""
         config, target, params = tiny_transformer(vocab_size=41, num_layers=1, num_heads=9, num_kv_heads=3, head_dim=4)
         mesh = mesh_of("4x2")
         sharding._warn_replicated.cache_clear()
         with caplog.at_level(logging.WARNING):
             placed = sharding.place(params, sharding.target_shardings(mesh, config))
             sharding.target_shardings(mesh, config)
-        said = [record.getMessage() for record in caplog.records]
-        assert len(said) == 3
-        assert any(re.match("kv_heads of 3 do not divide over the 2 devices of mesh axis model", one) for one in said)
+        warnings = [record.getMessage() for record in caplog.records]
+        assert len(warnings) == 3
+        assert any(
+            re.match("kv_heads of 3 do not divide over the 2 devices of mesh axis model", one) for one in warnings
+        )
         assert placed["embed_tokens"].sharding.is_fully_replicated
         assert not placed["layers_0"]["mlp"]["up_proj"]["kernel"].sharding.is_fully_replicated
         options = {"capacity": CAPACITY, "prefill_chunk": 16}

@@ -18,7 +18,7 @@ from eagle_jax.drafters import head as heads
 from eagle_jax.drafters.base import Drafter, Observation
 from eagle_jax.drafters.head import HeadState
 from eagle_jax.models.draft_head import Head, HeadParams
-from eagle_jax.sharding import top_k_rows
+from eagle_jax.sampling import top_k_rows
 from eagle_jax.tree import root_of
 from eagle_jax.types import NO_PARENT, DraftTree, Params
 

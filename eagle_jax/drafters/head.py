@@ -22,7 +22,7 @@ from eagle_jax.drafters.base import Observation
 from eagle_jax.kernels.packed import is_packed
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.draft_head import Head, HeadParams, features_of
-from eagle_jax.sharding import top_k_rows
+from eagle_jax.sampling import top_k_rows
 from eagle_jax.types import KVCache, Params
 
 
