@@ -1,5 +1,6 @@
 """Plain decoding by `transformers` and PyTorch from the same weights: the external baseline of `measure`."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from eagle_jax.checkpoint.names import lookup, target_tensors
 from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.checkpoint.save_target import config_to_hf
 from eagle_jax.kernels.packed import unpack
 from eagle_jax.models.config import ModelConfig, RopeScaling
 from eagle_jax.needed import PIP_INSTALL
@@ -62,21 +64,7 @@ def llama_settings(name: str, config: ModelConfig) -> dict[str, Any]:
         raise ValueError(f"the comparison with PyTorch knows plain Llama models, {name} is another one")
     if config.rope_scaling != RopeScaling():
         raise ValueError(f"the comparison with PyTorch knows no RoPE scaling, {name} has {config.rope_scaling.kind}")
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
-        "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
+    endless = dataclasses.replace(config, bos_id=None, eos_ids=())
+    settings = config_to_hf(endless, "float32")
+    del settings["torch_dtype"]  # of files; a model that is made here is float32
+    return {**settings, "pad_token_id": None}

@@ -1,5 +1,6 @@
 """A complete Hugging Face directory of a few kilobytes: a random Llama that reads and writes bytes."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from eagle_jax.checkpoint.names import lookup, target_tensors
+from eagle_jax.checkpoint.save_target import config_to_hf
 from eagle_jax.testing import tiny_transformer
 
 CONTEXT = 160
@@ -26,23 +28,8 @@ def write_model(folder: Path, seed: int = 0, vocab_size: int = 257) -> Path:
         name: spec.to_stored(np.asarray(lookup(params, spec.path))) for name, spec in target_tensors(config).items()
     }
     save_file(tensors, folder / "model.safetensors")
-    settings = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "eos_token_id": EOS,
-    }
+    settings = config_to_hf(dataclasses.replace(config, eos_ids=(EOS,)), "float32")
+    del settings["torch_dtype"]  # transformers would import torch for it
     (folder / "config.json").write_text(json.dumps(settings))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={mark: index for index, mark in enumerate(alphabet)}, merges=[]))
