@@ -17,12 +17,12 @@ from typing import Any
 
 from absl import flags
 
-from eagle_jax.checkpoint.draft_vocabulary import whole_lm_head
-from eagle_jax.checkpoint.head_config import ENGINES
+from eagle_jax.checkpoint.head_formats import ENGINES, HEAD_FORMATS
 from eagle_jax.checkpoint.heads import TORCH_FILE, new_directory, save_head
 from eagle_jax.checkpoint.hf import SINGLE_FILE, read_json
 from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
 from eagle_jax.checkpoint.validate_head import validate
+from eagle_jax.models.transformer import lm_head_rows
 from eagle_jax.needed import PIP_INSTALL
 from experiments.cli import launch
 
@@ -68,9 +68,10 @@ def export() -> None:
     with launch.status(f"Loading {FLAGS.target}") as progress:
         model = load_target(FLAGS.target, progress=progress)
     config, params = load_pretrained_head(FLAGS.head, model, draft_vocab=FLAGS.draft_vocab)
-    frozen = config.kind == "eagle"  # engines use the target's LM head, so any rows of it are dropped again
+    # Where engines use the target's LM head, any rows of it are dropped again.
+    frozen = not HEAD_FORMATS[config.kind].own_lm_head
     if not frozen and params.lm_head is None:
-        params = dataclasses.replace(params, lm_head=whole_lm_head(model.config, model.params))
+        params = dataclasses.replace(params, lm_head=lm_head_rows(model.config, model.params))
     if frozen:
         params = dataclasses.replace(params, lm_head=None, target_ids=None)
     save_head(FLAGS.output, config, params, model.config, dtype=FLAGS.dtype, engine=FLAGS.export, frozen_lm_head=frozen)

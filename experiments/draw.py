@@ -33,9 +33,6 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
 from experiments.cli import launch, methods
 
-DYNAMIC = ("eagle2", "eagle3")
-"""Methods that drop some of the nodes they have expanded."""
-
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
 methods.define_flags(FLAGS)
@@ -82,8 +79,8 @@ def check_flags() -> None:
             raise ValueError(f"--{flag} must be at least 1, got {given}")
     if FLAGS.dropped < 0:
         raise ValueError(f"--dropped must be at least 0, got {FLAGS.dropped}")
-    if FLAGS.dropped and FLAGS.method not in DYNAMIC:
-        raise ValueError(f"--method={FLAGS.method} drops no nodes, as {' and '.join(DYNAMIC)} do")
+    if FLAGS.dropped and FLAGS.method not in methods.DYNAMIC:
+        raise ValueError(f"--method={FLAGS.method} drops no nodes, as {' and '.join(methods.DYNAMIC)} do")
     temperatures = [float(text) for text in FLAGS.temperatures]
     make_sampling(len(temperatures), temperature=temperatures)
     make_sampling(1, **sampling_options())

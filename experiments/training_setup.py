@@ -17,7 +17,7 @@ from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.checkpoint.save_target import save_target
-from eagle_jax.drafters import Drafter, make_chain, make_eagle2
+from eagle_jax.drafters import Drafter, make_chain
 from eagle_jax.evaluation.runner import slots
 from eagle_jax.generator import Generator
 from eagle_jax.models.draft_head import Head, HeadParams, features_of, make_head
@@ -30,11 +30,11 @@ from eagle_jax.training.conversations import Example
 from eagle_jax.training.data import Packing, assemble_row
 from eagle_jax.training.features import compute_features
 from eagle_jax.training.loop import Evaluate
+from eagle_jax.training.recipes import make_head_recipe
 from eagle_jax.training.recipes.distill_recipe import FROZEN, make_distill_recipe, whole_student
-from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
-from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.training.records import Recipe, Vocabulary
 from eagle_jax.types import Params, Target
+from experiments.cli.methods import tree_drafter
 
 Trained = dict[str, Any]
 """What the optimizer changes: `TrainState.trained`."""
@@ -57,7 +57,7 @@ class TrainingSetup(NamedTuple):
 def make_training_setup(
     target: Target, model: LoadedModel, training: Packing, config: Any, *, split_head: bool = False
 ) -> TrainingSetup:
-    """What the config asks for, before its first step.
+    """What the config describes, before its first step.
 
     On the model's mesh a head is replicated or, with `split_head`, split as the target is; a draft model
     is always split.
@@ -121,16 +121,13 @@ def _head(target: Target, model: LoadedModel, training: Packing, config: Any, sp
     if config.recipe.get("train_lm_head", False):
         # A copy: training donates its state, and the loss goes on reading the target's rows.
         first["lm_head"] = jnp.array(vocabulary.lm_head, jnp.float32)
-    eagle3 = config.head.kind == "eagle3"
     tree = config.evaluation
     return TrainingSetup(
         name=config.head.kind,
-        recipe=make_unroll_recipe(head, UnrollConfig(**config.recipe))
-        if eagle3
-        else make_feature_recipe(head, FeatureConfig(**config.recipe)),
+        recipe=make_head_recipe(head, config.recipe),
         vocabulary=vocabulary,
         first=first if model.mesh is None else _on_mesh(first, head, model.mesh, split),
-        drafter=make_eagle2(head, tree.nodes, tree.depth, tree.top_k),
+        drafter=tree_drafter(head, tree.nodes, tree.depth, tree.top_k),
         drafter_params=lambda params: params,
         export=lambda directory, trained: _export_head(directory, trained, head, model, vocabulary, ranks),
         identity=_identity(ranks),

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from eagle_jax.models.config import ModelConfig, RopeScaling
-from eagle_jax.models.draft_head import HeadConfig
+from eagle_jax.models.draft_head import HeadConfig, head_kind
 
 DRAFT_VOCAB = 32000
 """Rows of a published EAGLE-3 head's own LM head."""
@@ -85,10 +85,8 @@ def head_of(kind: str, target: ModelConfig) -> HeadConfig:
     where the target's is another (80 instead of 128 for Qwen3-32B).
 
     Raises:
-      ValueError: a kind that is not eagle or eagle3.
+      ValueError: no such kind.
     """
-    if kind not in ("eagle", "eagle3"):
-        raise ValueError(f"a head is of kind eagle or eagle3, got {kind!r}")
     layer = dataclasses.replace(
         target,
         num_layers=1,
@@ -97,6 +95,6 @@ def head_of(kind: str, target: ModelConfig) -> HeadConfig:
         qk_norm=False,
         tap_layers=(),
     )
-    if kind == "eagle":
-        return HeadConfig(kind="eagle", layer=layer, feature_width=target.width)
-    return HeadConfig(kind="eagle3", layer=layer, feature_width=len(target.taps) * target.width)
+    return HeadConfig(
+        kind=kind, layer=layer, feature_width=head_kind(kind).feature_width(target.width, len(target.taps))
+    )

@@ -8,16 +8,16 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from eagle_jax.checkpoint.assemble import TensorSource
-from eagle_jax.checkpoint.head_names import D2T, T2D
+from eagle_jax.checkpoint.head_formats import D2T, T2D
 from eagle_jax.kernels.packed import PackedMatrix
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.models.layers import lookup_rows
+from eagle_jax.models.transformer import lm_head_rows
 from eagle_jax.types import Params
 
 RANKS_FILE = "token_ranks.npy"
@@ -61,7 +61,7 @@ def check_mask(mask: np.ndarray, ids: np.ndarray) -> None:
 
 
 def read_target_ids(source: TensorSource, size: int, vocab_size: int) -> np.ndarray | None:
-    """Target ids i32[U] of a head's `size` draft tokens; None where these are the whole vocabulary.
+    """Target ids i32[U] of a head's `size` draft tokens; None where these are all of the target's vocabulary.
 
     Raises:
       ValueError: `d2t` is missing or no mapping into the vocabulary, or `t2d` says otherwise.
@@ -128,7 +128,7 @@ def with_draft_vocabulary(
       target_config: shape of the target.
       target_params: its weights.
       ranks: token ids, the most frequent first.
-      size: U; the whole vocabulary is the target's LM head itself, of which no copy is made.
+      size: U; for all V the target's LM head itself is used, without a copy.
 
     Raises:
       ValueError: more tokens than the ranking has.
@@ -139,19 +139,14 @@ def with_draft_vocabulary(
     if not 1 <= size <= len(ranked):
         raise ValueError(f"a draft vocabulary of {size} tokens was asked for, the ranking has 1 to {len(ranked)}")
     ids = jnp.asarray(np.sort(ranked[:size]))
-    table = whole_lm_head(target_config, target_params)
+    table = lm_head_rows(target_config, target_params)
     rows = lookup_rows(table, ids)
     if isinstance(table, PackedMatrix):
         rows = rows.astype(table.dtype)
     return dataclasses.replace(head_params, lm_head=rows, target_ids=ids)
 
 
-def whole_lm_head(target_config: ModelConfig, target_params: Params) -> jax.Array:
-    """The target's LM head [V, E]."""
-    return target_params["embed_tokens" if target_config.tie_embeddings else "lm_head"]
-
-
 def _check_distinct(ids: np.ndarray, message: str) -> None:
-    found, counts = np.unique(ids, return_counts=True)
+    distinct, counts = np.unique(ids, return_counts=True)
     if counts.max(initial=1) > 1:
-        raise ValueError(message.format(found[counts.argmax()]))
+        raise ValueError(message.format(distinct[counts.argmax()]))

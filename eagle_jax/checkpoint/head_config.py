@@ -6,26 +6,16 @@ the ids of the tapped layers above all. Absent keys mean here what they mean in 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from eagle_jax.checkpoint.head_names import Kind, kind_of
+from eagle_jax.checkpoint.head_formats import HEAD_FORMATS, Engine, kind_named, kind_of
 from eagle_jax.checkpoint.hf_config import MODEL_TYPES, config_from_hf, rope_to_hf
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadConfig, layers_of, parts_of
-
-Engine = Literal["sglang", "vllm"]
-ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM"}
-"""Serving engines that load the flat format."""
-
-ARCHITECTURES: dict[Kind, dict[Engine, str]] = {
-    "eagle": {"sglang": "LlamaForCausalLMEagle", "vllm": "EagleLlamaForCausalLM"},
-    "eagle3": {"sglang": "LlamaForCausalLMEagle3", "vllm": "LlamaForCausalLMEagle3"},
-}
-"""What `architectures` must say for an engine to know the head."""
+from eagle_jax.models.draft_head import HeadConfig, head_kind, layers_of, parts_of
 
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 DEFAULT_SIZE = "default_draft_vocab_size"
-"""Our own key, read by no engine: the draft vocabulary that is taken of the target's LM head unless told otherwise."""
+"""Our own key, read by no engine: the draft vocabulary taken of the target's LM head where no other is given."""
 
 LAST_STATE = "last_hidden_state"
 """Our own key too: "normed" where a head reads what comes out of the final norm, which the ids count as a layer more
@@ -51,20 +41,21 @@ def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[i
       ValueError: a key is missing, asks for something that this package does not compute, or contradicts the tensors.
     """
     kind = kind_of(shapes)
+    what = head_kind(kind)
     _check_types(mapping)
     _reject_unsupported(mapping, kind)
     layer = config_from_hf({**mapping, "model_type": "llama", "tie_word_embeddings": False})
     layer = dataclasses.replace(layer, qkv_bias=layer.qkv_bias or bool(mapping.get("qkv_bias", False)))
     target_width = mapping.get("target_hidden_size") or layer.width
-    if kind == "eagle":
-        feature_width, num_taps = target_width, 3
-        if target_width != layer.width:
-            raise ValueError(f"target_hidden_size is {target_width}, but an EAGLE-1 head is as wide as its target")
-    else:
+    if what.reads_taps:
         feature_width = tuple(shapes.get("fc.weight", (0, 3 * target_width)))[-1]
         num_taps = mapping.get("num_aux_hidden_states") or feature_width // target_width
         if feature_width != num_taps * target_width:
             raise ValueError(f"fc.weight reads {feature_width} features, not {num_taps} taps of width {target_width}")
+    else:
+        feature_width, num_taps = target_width, 3
+        if target_width != layer.width:
+            raise ValueError(f"target_hidden_size is {target_width}, but an {what.title} head is as wide as its target")
     return HeadConfig(
         kind=kind,
         layer=layer,
@@ -93,7 +84,7 @@ def _check_types(mapping: Mapping[str, Any]) -> None:
         raise ValueError(f"architectures is {names!r}, expected a list of names")
 
 
-def _reject_unsupported(mapping: Mapping[str, Any], kind: Kind) -> None:
+def _reject_unsupported(mapping: Mapping[str, Any], kind: str) -> None:
     for key in _UNSUPPORTED:
         if mapping.get(key):
             raise ValueError(f"{key} is {mapping[key]!r}: heads of this kind are not supported")
@@ -105,14 +96,13 @@ def _reject_unsupported(mapping: Mapping[str, Any], kind: Kind) -> None:
     if mapping.get("num_hidden_layers") != 1:
         raise ValueError(f"num_hidden_layers is {mapping.get('num_hidden_layers')}; heads of 1 layer are supported")
     for name in mapping.get("architectures") or ():
-        named = "eagle3" if "eagle3" in name.lower() else "eagle" if "eagle" in name.lower() else kind
-        if named != kind:
+        if kind_named(name) not in (kind, None):
             raise ValueError(f"architectures says {name}, but the tensors are those of an {kind} head")
 
 
-def _fc_bias(mapping: Mapping[str, Any], kind: Kind, stored: bool) -> bool:
+def _fc_bias(mapping: Mapping[str, Any], kind: str, stored: bool) -> bool:
     """Whether fc has a bias; config and file must agree."""
-    declared = bool(mapping.get("bias", kind == "eagle"))
+    declared = bool(mapping.get("bias", head_kind(kind).fc_bias))
     if declared != stored:
         meaning = "" if "bias" in mapping else ", which is the meaning of no such key"
         holds = "a tensor" if stored else "no tensor"
@@ -164,10 +154,9 @@ def fit_to_target(mapping: Mapping[str, Any], config: HeadConfig, target: ModelC
         raise ValueError(
             f"the head is for a vocabulary of {config.layer.vocab_size}, the target has {target.vocab_size} tokens"
         )
-    width = config.feature_width // (config.num_taps if config.kind == "eagle3" else 1)
-    if width != target.width:
-        raise ValueError(f"the head is for a target of width {width}, this one has {target.width}")
-    if config.kind == "eagle":
+    if config.target_width != target.width:
+        raise ValueError(f"the head is for a target of width {config.target_width}, this one has {target.width}")
+    if not head_kind(config.kind).reads_taps:
         return config
     layers = taps_from_flat(mapping, default_taps(target))
     if config.num_taps != len(layers):
@@ -198,7 +187,7 @@ def config_to_flat(
         if given:
             raise ValueError(f"a head with {part} cannot be written: the heads of SGLang and vLLM have none")
     mapping: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[config.kind][engine]],
+        "architectures": [HEAD_FORMATS[config.kind].architectures[engine][0]],
         "model_type": "llama",
         "hidden_size": layer.width,
         "intermediate_size": layer.mlp_width,
@@ -220,9 +209,10 @@ def config_to_flat(
         "torch_dtype": dtype,
         "bias": config.fc_bias,
     }
-    if config.kind == "eagle":
+    if HEAD_FORMATS[config.kind].own_lm_head:
+        mapping["draft_vocab_size"] = draft_vocab_size
+    if not head_kind(config.kind).reads_taps:
         return mapping
-    mapping["draft_vocab_size"] = draft_vocab_size
     if layer.width != target.width:
         mapping["target_hidden_size"] = target.width
     mapping |= {key: True for key in ("fc_norm", "norm_output") if getattr(config, key)}

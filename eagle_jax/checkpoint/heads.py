@@ -3,7 +3,7 @@
 What SGLang and vLLM load, and what is published for them. Both skip or invent weights where names do not fit; here
 every tensor of the file has a place in the head, and every place its tensor. Two exceptions, both of the format: most
 files carry a copy of the target's embedding, which is dropped, since the target's own is used; and where the draft
-vocabulary is the whole one, `d2t` and `t2d` say nothing and are passed over.
+vocabulary is the target's, `d2t` and `t2d` hold nothing new and are passed over.
 """
 
 import contextlib
@@ -22,13 +22,23 @@ from safetensors.numpy import save_file
 
 from eagle_jax.checkpoint.assemble import Place, TensorSource, assemble, check_dtype, convert
 from eagle_jax.checkpoint.draft_vocabulary import check_ranks, offsets_from_ids, read_target_ids, write_ranks
-from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, Engine, config_from_flat, config_to_flat, fit_to_target
-from eagle_jax.checkpoint.head_names import D2T, EMBEDDING, LM_HEAD, T2D, flat_names, head_tensors, kind_of
+from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, config_from_flat, config_to_flat, fit_to_target
+from eagle_jax.checkpoint.head_formats import (
+    D2T,
+    EMBEDDING,
+    HEAD_FORMATS,
+    LM_HEAD,
+    T2D,
+    Engine,
+    flat_names,
+    head_tensors,
+    kind_of,
+)
 from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, open_safetensors, read_json, weight_files
 from eagle_jax.checkpoint.names import TensorSpec, insert, lookup, table
 from eagle_jax.files import local
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadConfig, HeadParams
+from eagle_jax.models.draft_head import HeadConfig, HeadParams, head_kind
 
 TORCH_FILE = "pytorch_model.bin"
 """What the EAGLE repository writes; read by `experiments.convert` alone."""
@@ -118,7 +128,7 @@ def _read(
     elif tuple(shapes.pop(EMBEDDING, (vocab_size, width))) != (vocab_size, width):
         shape = tuple(source.shapes[EMBEDDING])
         raise ValueError(f"tensor {EMBEDDING} has shape {shape}, that of the target is {(vocab_size, width)}")
-    if config.kind == "eagle3":
+    if HEAD_FORMATS[config.kind].own_lm_head:
         if LM_HEAD in shapes or size is not None or width != target.width:
             specs[LM_HEAD] = table(("lm_head",), size or vocab_size, width)
         target_ids = read_target_ids(source, size or vocab_size, vocab_size)
@@ -170,7 +180,7 @@ def save_head(
       target: shape of the target; taps other than the default are written in the conventions of both engines.
       dtype: of the stored weights.
       engine: EAGLE-1 heads differ (SGLang needs a bias of fc, vLLM refuses it); EAGLE-3 heads are the same for both.
-      frozen_lm_head: the LM head is the target's own rows, so none is stored; engines then use the target's whole one.
+      frozen_lm_head: the LM head is the target's own rows, so none is stored; engines then use all of the target's.
       token_ranks: target ids, the most frequent first, stored beside a frozen LM head, of which they pick the rows.
 
     Raises:
@@ -208,8 +218,8 @@ def save_head(
 
 def _fit_bias(config: HeadConfig, tensors: dict[str, np.ndarray], engine: Engine) -> HeadConfig:
     """Give fc the bias that the engine's head has, or take it away where it is zero."""
-    if engine == "sglang" and config.kind == "eagle" and not config.fc_bias:
-        tensors["fc.bias"] = np.zeros(config.layer.width, np.float32)  # left out, SGLang keeps random values
+    if engine in HEAD_FORMATS[config.kind].fc_bias and not config.fc_bias:
+        tensors["fc.bias"] = np.zeros(config.layer.width, np.float32)  # left out, the engine's values stay random
         return dataclasses.replace(config, fc_bias=True)
     if engine == "vllm" and config.fc_bias:
         largest = float(np.abs(tensors.pop("fc.bias").astype(np.float32)).max())
@@ -221,9 +231,10 @@ def _fit_bias(config: HeadConfig, tensors: dict[str, np.ndarray], engine: Engine
 
 def _add_lm_head(tensors: dict[str, np.ndarray], config: HeadConfig, params: HeadParams) -> int | None:
     """Put the LM head among the tensors, its rows in the order of the target's ids; returns their number U."""
-    if config.kind == "eagle":
+    if not HEAD_FORMATS[config.kind].own_lm_head:
         if params.lm_head is not None:
-            raise ValueError("EAGLE-1 heads are stored without an LM head: it must be the target's, frozen_lm_head")
+            title = head_kind(config.kind).title
+            raise ValueError(f"{title} heads are stored without an LM head: it must be the target's, frozen_lm_head")
         return None
     if params.lm_head is None:
         raise ValueError("the head has no LM head to store: give it rows of the target's, or say frozen_lm_head")

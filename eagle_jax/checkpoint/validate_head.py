@@ -15,36 +15,34 @@ import numpy as np
 
 from eagle_jax.checkpoint.assemble import DTYPES, TensorSource
 from eagle_jax.checkpoint.draft_vocabulary import ids_from_offsets, read_target_ids
-from eagle_jax.checkpoint.head_config import (
-    ARCHITECTURES,
+from eagle_jax.checkpoint.head_config import LAYER_IDS, config_from_flat, fit_to_target, taps_from_flat
+from eagle_jax.checkpoint.head_formats import (
+    D2T,
+    EMBEDDING,
     ENGINES,
-    LAYER_IDS,
+    HEAD_FORMATS,
+    LM_HEAD,
+    T2D,
     Engine,
-    config_from_flat,
-    fit_to_target,
-    taps_from_flat,
+    HeadFormat,
+    head_tensors,
 )
-from eagle_jax.checkpoint.head_names import D2T, EMBEDDING, LM_HEAD, T2D, head_tensors
 from eagle_jax.checkpoint.heads import open_head
 from eagle_jax.checkpoint.hf import read_json
 from eagle_jax.checkpoint.hf_config import rope_from_hf
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadConfig
+from eagle_jax.models.draft_head import HeadConfig, head_kind
 
 _KEYS = (
     *("architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "vocab_size", "rms_norm_eps", "hidden_act", "max_position_embeddings"),
     "tie_word_embeddings",
 )
-_SYNONYMS = {  # vLLM puts the prefix before a plain name
-    ("eagle", "vllm"): ("LlamaForCausalLM",),
-    ("eagle3", "vllm"): ("LlamaForCausalLM", "Eagle3LlamaForCausalLM"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """What was found in the directory."""
+    """What the directory holds."""
 
     mapping: Mapping[str, Any]  # config.json
     source: TensorSource  # under flat names
@@ -52,6 +50,16 @@ class _Files:
     config: HeadConfig
     engines: Sequence[Engine]
     target: ModelConfig | None
+
+    @property
+    def format(self) -> HeadFormat:
+        """How heads of this kind are stored."""
+        return HEAD_FORMATS[self.config.kind]
+
+    @property
+    def reads_taps(self) -> bool:
+        """Whether heads of this kind read layers of the target."""
+        return head_kind(self.config.kind).reads_taps
 
     @property
     def draft_vocab_size(self) -> int:
@@ -118,7 +126,7 @@ def _tensors(files: _Files) -> Iterator[str]:
     known: dict[str, tuple[int, ...]] = {EMBEDDING: (layer.vocab_size, layer.width)}
     if files.mapping.get("target_hidden_size", layer.width) != layer.width:
         wanted, known = wanted | known, {}
-    if config.kind == "eagle3":
+    if files.format.own_lm_head:
         known |= {D2T: (files.draft_vocab_size,), T2D: (layer.vocab_size,)}
         stored_head = {LM_HEAD: (files.draft_vocab_size, layer.width)}
         if files.mapping.get("draft_vocab_size") is None:
@@ -146,9 +154,9 @@ def _types(files: _Files) -> Iterator[str]:
         yield f"torch_dtype is {declared!r}; {', '.join(DTYPES)} are loaded"
     for name in files.source.shapes:
         value = files.source.read(name)
-        found, wanted = value.dtype.name, {D2T: "int64", T2D: "bool"}.get(name, declared)
-        if found != wanted and wanted is not None:
-            yield f"tensor {files.names[name]} is {found}, expected {wanted}"
+        stored, wanted = value.dtype.name, {D2T: "int64", T2D: "bool"}.get(name, declared)
+        if stored != wanted and wanted is not None:
+            yield f"tensor {files.names[name]} is {stored}, expected {wanted}"
         if not np.isfinite(value).all():
             yield f"tensor {files.names[name]} holds values that are NaN or infinite"
 
@@ -156,7 +164,7 @@ def _types(files: _Files) -> Iterator[str]:
 def _vocabulary(files: _Files) -> Iterator[str]:
     """Range, agreement and order of d2t and t2d."""
     size, vocab_size = files.draft_vocab_size, files.config.layer.vocab_size
-    if files.config.kind == "eagle":
+    if not files.format.own_lm_head:
         return
     if "draft_vocab_size" not in files.mapping:
         yield "config.json has no draft_vocab_size (null stands for the target's LM head)"
@@ -173,7 +181,7 @@ def _vocabulary(files: _Files) -> Iterator[str]:
 def _layer_ids(files: _Files) -> Iterator[str]:
     """Which layers are tapped, in the conventions of both engines."""
     inputs, outputs = (m.get(LAYER_IDS) for m in (files.mapping, files.mapping.get("eagle_config") or {}))
-    if files.config.kind == "eagle" or inputs is outputs is None:
+    if not files.reads_taps or inputs is outputs is None:
         return
     if inputs is not None and outputs is not None:
         yield from _reasons(lambda: taps_from_flat(files.mapping))
@@ -205,8 +213,9 @@ def _for_engines(files: _Files) -> Iterator[str]:
     for engine in files.engines:
         for problem in (_for_sglang if engine == "sglang" else _for_vllm)(files):
             yield f"{ENGINES[engine]}: {problem}"
-        kind, named = files.config.kind, files.mapping.get("architectures") or []
-        known = [ARCHITECTURES[kind][engine], *_SYNONYMS.get((kind, engine), ())]
+        if engine in files.format.fc_bias and "fc.bias" not in files.source.shapes:
+            yield f"{ENGINES[engine]}: tensor fc.bias is missing and would be left random; zeros will do"
+        named, known = files.mapping.get("architectures") or [], files.format.architectures[engine]
         if not set(named) & set(known):
             yield f"{ENGINES[engine]}: architectures is {named}, expected [{known[0]!r}]"
         if files.config.layer.qkv_bias and not files.config.layer.output_bias:
@@ -215,17 +224,15 @@ def _for_engines(files: _Files) -> Iterator[str]:
 
 def _for_sglang(files: _Files) -> Iterator[str]:
     config, shapes = files.config, files.source.shapes
-    if config.kind == "eagle" and "fc.bias" not in shapes:
-        yield "tensor fc.bias is missing and would be left random; zeros will do"
-    if config.kind == "eagle3" and LM_HEAD in shapes and files.mapping.get("draft_vocab_size") is None:
+    if files.format.own_lm_head and LM_HEAD in shapes and files.mapping.get("draft_vocab_size") is None:
         yield f"takes the target's LM head where draft_vocab_size is null, not the {LM_HEAD} of the file"
-    if config.kind == "eagle3" and config.layer.width == config.feature_width:
+    if files.reads_taps and config.layer.width == config.feature_width:
         yield f"cannot tell taps from states, both are {config.feature_width} wide"
 
 
 def _for_vllm(files: _Files) -> Iterator[str]:
     if "fc.bias" in files.source.shapes:
         yield "has no bias of fc and refuses the tensor fc.bias"
-    whole = files.draft_vocab_size == files.config.layer.vocab_size
-    if files.config.kind == "eagle3" and whole and D2T in files.source.shapes:
+    all_tokens = files.draft_vocab_size == files.config.layer.vocab_size
+    if files.format.own_lm_head and all_tokens and D2T in files.source.shapes:
         yield "wants no d2t where the draft vocabulary is the whole one"

@@ -1,10 +1,18 @@
-"""Shape and constants of one Llama-family transformer, as plain hashable data.
+"""Shape and constants of one Llama-family transformer, as plain hashable data, and whether weights have that shape.
 
 Covers the published variations that the package runs: grouped queries, RoPE scalings, biases, query/key norms, sliding
-windows, tied embeddings. Knows nothing of files, of weights or of decoding.
+windows, tied embeddings. Knows nothing of files or of decoding.
 """
 
 import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from eagle_jax.kernels.packed import unpack
+from eagle_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,3 +68,30 @@ class ModelConfig:
     def window(self, layer: int) -> int | None:
         """Sliding window of one layer, or None."""
         return self.windows[layer] if self.windows else None
+
+
+def check_weights(given: Params, wanted: Params) -> None:
+    """Compare names and shapes before a pass fails deep inside its layers; dtypes are the caller's choice.
+
+    Args:
+      given: weights, a tree of arrays.
+      wanted: the same tree, of arrays or of their shapes, boxed with names of axes or not.
+
+    Raises:
+      ValueError: a weight that is missing, has no place in the model, or has another shape: the first by name.
+    """
+    has, needs = _shapes(plain_shapes(given)), _shapes(nn.unbox(wanted))
+    for name in sorted(has.keys() | needs.keys()):
+        if has.get(name) != needs.get(name):
+            there, here = has.get(name, "missing"), needs.get(name, "nothing")
+            raise ValueError(f"weights of another model: {name or 'all of it'} is {there} there, {here} in this one")
+
+
+def plain_shapes(params: Params) -> Params:
+    """Shapes of weights; of packed ones, the shapes before packing."""
+    return jax.eval_shape(unpack, params)
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...] | str]:
+    leaves: Any = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""The draft heads of EAGLE: one decoder layer that guesses from the target's own features.
+"""The draft heads of EAGLE: one decoder layer that predicts from the target's own features.
 
 EAGLE-1/2 (arXiv 2401.15077, section 3.1; 2406.16858): the state is a guess of the target's next feature.
 
@@ -9,21 +9,25 @@ EAGLE-3 (arXiv 2503.01840, section 3.1): three tapped layers are fused once; aft
     state_p = fc([low; mid; high])                             logits = own LM head on norm(state')
     state'  = layer([norm(embedding(x_{p+1})); norm(state_p)]), residual around state_p
 
-Slot p joins the target's features at position p with the token at p + 1; its output speaks of position p + 2. Knows
+Slot p joins the target's features at position p with the token at p + 1; its output predicts position p + 2. Knows
 neither trees nor caches: who attends to whom is the caller's `attend_fn`.
+
+A kind of head is a row in each of four tables: what it computes (`HEAD_KINDS`), what its files hold (`HEAD_FORMATS` in
+`checkpoint.head_formats`), how it is trained (`RECIPES_OF_KIND` in `training.recipes`), and which methods draft with it
+(`HEAD_METHODS` in `experiments.cli.methods`). Other code reads these tables and compares no kinds.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.config import ModelConfig, check_weights, plain_shapes
 from eagle_jax.models.layers import (
     MLP,
     AttendFn,
@@ -36,7 +40,6 @@ from eagle_jax.models.layers import (
     score_rows,
 )
 from eagle_jax.models.rope import angles
-from eagle_jax.models.shapes import check_weights, plain_shapes
 from eagle_jax.types import Params, Target, any_weights
 
 
@@ -44,14 +47,23 @@ from eagle_jax.types import Params, Target, any_weights
 class HeadConfig:
     """Shape of a draft head."""
 
-    kind: Literal["eagle", "eagle3"]
+    kind: str  # one of `HEAD_KINDS`
     layer: ModelConfig  # of its one layer; `vocab_size` is the target's
-    feature_width: int  # of what `fc` reads of the target: its E, or num_taps * E for EAGLE-3
+    feature_width: int  # of what `fc` reads of the target, as `HeadKind.feature_width` gives it
     fc_bias: bool = False  # EAGLE-1 heads mostly have one
     fc_norm: bool = False  # EAGLE-3.1: RMSNorm on each tap before fc
-    norm_output: bool = False  # EAGLE-3.1: the state fed back is the one behind the final norm
+    norm_output: bool = False  # EAGLE-3.1: the state fed back is the one after the final norm
     num_taps: int = 3
     parts: tuple[int, ...] = ()  # EAGLE-3: what it reads of (tap 0, tap 1, ..., last hidden state); () is all taps
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown kind."""
+        head_kind(self.kind)
+
+    @property
+    def target_width(self) -> int:
+        """E of the target."""
+        return self.feature_width // (self.num_taps if head_kind(self.kind).reads_taps else 1)
 
 
 @struct.dataclass
@@ -69,13 +81,13 @@ def features_of(config: HeadConfig, hidden: jax.Array, taps: jax.Array) -> jax.A
 
     Args:
       config: the head.
-      hidden: [..., E], the target's last hidden state, behind its final norm: all that an EAGLE-1/2 head reads.
+      hidden: [..., E], the target's last hidden state, after its final norm: all that an EAGLE-1/2 head reads.
       taps: [..., number of taps * E].
 
     Returns:
       [..., feature width].
     """
-    if config.kind == "eagle":
+    if not head_kind(config.kind).reads_taps:
         return hidden
     if not config.parts:
         return taps
@@ -89,7 +101,7 @@ def parts_of(target: ModelConfig, layers: Sequence[int]) -> tuple[int, ...]:
     Args:
       target: shape of the target.
       layers: in the order of fusion; their number stands for the last hidden state, which comes out of the final norm.
-        None at all: the target's taps.
+        An empty sequence is the target's taps.
 
     Raises:
       ValueError: a hidden state that the target does not give.
@@ -133,7 +145,7 @@ class EagleLayer(nn.Module):
 
 
 class EagleModule(nn.Module):
-    """EAGLE-1/2: `fc` joins embedding and state at every step; no norm before the layer and none behind it."""
+    """EAGLE-1/2: `fc` joins embedding and state at every step; no norm before the layer and none after it."""
 
     config: HeadConfig
 
@@ -193,6 +205,38 @@ class Eagle3Module(nn.Module):
         return (self.norm(x) if self.config.norm_output else x), keys, values
 
 
+class HeadKind(NamedTuple):
+    """What differs between kinds of heads in what they compute; files and training have tables of their own."""
+
+    title: str  # in messages
+    module: Callable[[HeadConfig], nn.Module]  # with `fuse`, `__call__` and `readout` as above
+    layer: str  # name of its decoder layer among the weights
+    reads_taps: bool  # hidden states of several layers, which can be chosen; else the last hidden state alone
+    fuses_once: bool  # fc reads the features once, in `fuse`; else it reads embedding and state at every step
+    fc_bias: bool  # of heads that are trained here, as published ones have it
+
+    def feature_width(self, target_width: int, num_taps: int) -> int:
+        """Width of what `features_of` gives."""
+        return target_width * (num_taps if self.reads_taps else 1)
+
+
+HEAD_KINDS: dict[str, HeadKind] = {
+    "eagle": HeadKind("EAGLE-1", EagleModule, "layers_0", reads_taps=False, fuses_once=False, fc_bias=True),
+    "eagle3": HeadKind("EAGLE-3", Eagle3Module, "midlayer", reads_taps=True, fuses_once=True, fc_bias=False),
+}
+
+
+def head_kind(name: str) -> HeadKind:
+    """A row of `HEAD_KINDS`.
+
+    Raises:
+      ValueError: no such kind.
+    """
+    if name not in HEAD_KINDS:
+        raise ValueError(f"a head is of kind {' or '.join(HEAD_KINDS)}, got {name!r}")
+    return HEAD_KINDS[name]
+
+
 class Head(NamedTuple):
     """A draft head as pure functions of its weights."""
 
@@ -217,7 +261,7 @@ class Head(NamedTuple):
 @functools.cache
 def make_head(config: HeadConfig, target: Target) -> Head:
     """The head as pure functions; equal arguments give the same object, so nothing is compiled twice."""
-    module = EagleModule(config) if config.kind == "eagle" else Eagle3Module(config)
+    module = head_kind(config.kind).module(config)
     width = config.layer.width
 
     def init(key: jax.Array) -> Params:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from eagle_jax import cache as caches
 from eagle_jax.kernels.packed import PackedMatrix, is_packed
 from eagle_jax.models.attention import Prefix, attend
-from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.config import ModelConfig, check_weights
 from eagle_jax.models.layers import (
     MLP,
     AttendFn,
@@ -27,7 +27,6 @@ from eagle_jax.models.layers import (
     score_rows,
 )
 from eagle_jax.models.rope import angles
-from eagle_jax.models.shapes import check_weights
 from eagle_jax.types import KVCache, Params, Target, TargetOutput
 
 
@@ -143,6 +142,11 @@ def make_target(config: ModelConfig, prefix_block: int | None = None) -> Target:
         max_positions=config.max_positions,
         check=lambda params: check_weights(params, param_shapes(config)),
     )
+
+
+def lm_head_rows(config: ModelConfig, params: Params) -> jax.Array:
+    """The LM head [V, E] among the weights of a target."""
+    return params["embed_tokens" if config.tie_embeddings else "lm_head"]
 
 
 @functools.cache

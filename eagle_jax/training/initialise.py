@@ -6,16 +6,15 @@ stay frozen by default, so a head of this kind stores neither, and what is train
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from eagle_jax.checkpoint.draft_vocabulary import whole_lm_head
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import Head, HeadConfig, parts_of
+from eagle_jax.models.draft_head import Head, HeadConfig, head_kind, parts_of
+from eagle_jax.models.transformer import lm_head_rows
 from eagle_jax.sharding import to_host
 from eagle_jax.training.conversations import Example
 from eagle_jax.training.records import Vocabulary
@@ -24,7 +23,7 @@ from eagle_jax.types import Params
 
 def head_config(
     target: ModelConfig,
-    kind: Literal["eagle", "eagle3"],
+    kind: str,
     *,
     mlp_width: int | None = None,
     num_heads: int | None = None,
@@ -38,18 +37,19 @@ def head_config(
 
     Args:
       target: the model that the head drafts for.
-      kind: eagle (EAGLE-1/2) or eagle3.
+      kind: one of `draft_head.HEAD_KINDS`.
       mlp_width, num_heads, num_kv_heads: the target's where left out.
-      fc_bias: left out, a bias for eagle and none for eagle3, as published heads have it.
+      fc_bias: left out, as published heads of this kind have it.
       fc_norm, norm_output: EAGLE-3.1.
-      taps: what an eagle3 head fuses, as `draft_head.parts_of` takes it: the target's taps where left out. The last
-        hidden state may be called -1, the others from there.
+      taps: the layers whose inputs a head fuses, as `draft_head.parts_of` takes them: the target's taps where left out.
+        The last hidden state may be called -1, the others from there.
 
     Raises:
-      ValueError: taps that the target does not give, or any for a head that reads none.
+      ValueError: no such kind, taps that the target does not give, or any for a head that reads none.
     """
-    if kind == "eagle" and len(taps):
-        raise ValueError(f"an eagle head reads the last hidden state, got taps {list(taps)}")
+    what = head_kind(kind)
+    if len(taps) and not what.reads_taps:
+        raise ValueError(f"an {kind} head reads the last hidden state, got taps {list(taps)}")
     layer = dataclasses.replace(
         target,
         num_layers=1,
@@ -69,8 +69,8 @@ def head_config(
     return HeadConfig(
         kind=kind,
         layer=layer,
-        feature_width=target.width * (num_taps if kind == "eagle3" else 1),
-        fc_bias=kind == "eagle" if fc_bias is None else fc_bias,
+        feature_width=what.feature_width(target.width, num_taps),
+        fc_bias=what.fc_bias if fc_bias is None else fc_bias,
         fc_norm=fc_norm,
         norm_output=norm_output,
         num_taps=num_taps,
@@ -106,7 +106,7 @@ def make_vocabulary(
     Args:
       target, target_params: the target.
       ranks: i32[V] of `rank_tokens`.
-      size: U; 0 or V is the whole vocabulary.
+      size: U; 0 or V is the target's full vocabulary.
       dtype: of the rows.
 
     Raises:
@@ -114,7 +114,7 @@ def make_vocabulary(
     """
     if not 0 <= size <= len(ranks):
         raise ValueError(f"the draft vocabulary must have at most {len(ranks)} tokens, got {size}")
-    rows = whole_lm_head(target, target_params)
+    rows = lm_head_rows(target, target_params)
     if size in (0, len(ranks)):
         return Vocabulary(rows.astype(dtype))
     ids = jnp.asarray(np.sort(ranks[:size]))
@@ -129,9 +129,9 @@ def initial_weights(
     layer: int | None = None,
     feature_sizes: Sequence[float] | None = None,
 ) -> Params:
-    """Float32 weights before the first step, unboxed; the final norm of an EAGLE-3 head starts as the target's.
+    """Float32 weights before the first step, unboxed; a head's final norm, where it has one, starts as the target's.
 
-    The rows of its LM head are the target's, and were made for what that norm gives out.
+    The rows of its LM head are the target's, and were trained on the output of that norm.
 
     Args:
       head, target_params: the head and its target.
@@ -145,7 +145,7 @@ def initial_weights(
       ValueError: no such layer, or one that is shaped otherwise than the head's.
     """
     weights = nn.unbox(head.init(jax.random.key(seed, impl="threefry2x32")))
-    if head.config.kind == "eagle3":
+    if "norm" in weights:
         norm = jnp.array(target_params["norm"]["weight"], jnp.float32)  # a copy: training donates its state
         weights = {**weights, "norm": {"weight": norm}}
     if feature_sizes is not None:
@@ -155,7 +155,7 @@ def initial_weights(
         kernel = jnp.concatenate([kernel[: -head.config.feature_width], *scaled])
         weights = {**weights, "fc": {**weights["fc"], "kernel": kernel}}
     if layer is not None:
-        name = "midlayer" if head.config.kind == "eagle3" else "layers_0"
+        name = head_kind(head.config.kind).layer
         weights = {**weights, name: _like_layer(weights[name], target_params, layer)}
     return weights
 
@@ -174,15 +174,15 @@ def _like_layer(weights: Params, target_params: Params, index: int) -> Params:
         if own.shape[1:] != kernel.shape[1:]:
             raise ValueError(f"{name} of the head is {own.shape}, of the target's layer {index} {kernel.shape}")
         attention[name] = {"kernel": own.at[-kernel.shape[0] :].set(kernel)}
-    found = {**weights, "self_attn": attention}
+    copied = {**weights, "self_attn": attention}
     for name in ("mlp", "post_attention_layernorm"):
         own, theirs = ([x.shape for x in jax.tree.leaves(tree[name])] for tree in (weights, source))
         if own != theirs:
             raise ValueError(f"{name} of the head is {own}, of the target's layer {index} {theirs}")
-        found[name] = source[name]
+        copied[name] = source[name]
     if "hidden_norm" in weights:
-        found["hidden_norm"] = source["input_layernorm"]
-    return found
+        copied["hidden_norm"] = source["input_layernorm"]
+    return copied
 
 
 def typical_sizes(features: jax.Array, num_parts: int, segments: jax.Array) -> list[float]:

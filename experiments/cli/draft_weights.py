@@ -3,15 +3,13 @@
 import dataclasses
 import logging
 import pathlib
-from typing import get_args
 
 from eagle_jax.checkpoint import distilled
 from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE
-from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target, shipped
 from eagle_jax.drafters.draft_model import with_vocabulary
-from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.models.draft_head import HEAD_KINDS, Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params, Target
 from experiments.cli.launch import status
@@ -25,7 +23,7 @@ DECISIVE = ("*.safetensors", "*.safetensors.index.json", "config.json", RANKS_FI
 
 
 def load_draft(target: LoadedModel, settings: MethodSettings) -> tuple[Target, Params]:
-    """The model that --draft names or, left out, the one that ships for the target; on a mesh it is split like that.
+    """The model that --draft names or, left out, the one that ships for the target; on a mesh it is split as that is.
 
     Raises:
       ValueError: a number of layers that the target has not, a vocabulary that is not the target's, or no model that
@@ -70,7 +68,7 @@ def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
             )
 
 
-def load_head(kind: Kind, target: LoadedModel, settings: MethodSettings) -> tuple[Head, HeadParams]:
+def load_head(kind: str, target: LoadedModel, settings: MethodSettings) -> tuple[Head, HeadParams]:
     """The head that --head names or, left out, the one of this kind that ships for the target."""
     with status(f"Loading head {settings.head or kind}"):
         config, params = load_pretrained_head(
@@ -87,7 +85,7 @@ def load_head(kind: Kind, target: LoadedModel, settings: MethodSettings) -> tupl
 
 
 def draft_files(name: str, target: str) -> list[pathlib.Path]:
-    """The files behind --draft that decide what is drafted: none of the target's own layers and of the hub's models.
+    """The files of --draft that decide what is drafted: none of the target's own layers and of the hub's models.
 
     Raises:
       ValueError: no model ships for the target.
@@ -95,14 +93,14 @@ def draft_files(name: str, target: str) -> list[pathlib.Path]:
     return _decisive(shipped("distilled draft model", distilled.NAME, target) if name in ("", distilled.NAME) else name)
 
 
-def head_files(name: str, kind: Kind, target: str) -> list[pathlib.Path]:
-    """The files behind --head that decide what is drafted, as `draft_files`; `kind` where --head is left out.
+def head_files(name: str, kind: str, target: str) -> list[pathlib.Path]:
+    """The files of --head that decide what is drafted, as `draft_files`; `kind` where --head is left out.
 
     Raises:
       ValueError: no head ships for the target.
     """
     name = name or kind
-    return _decisive(shipped(f"trained {name} head", name, target) if name in get_args(Kind) else name)
+    return _decisive(shipped(f"trained {name} head", name, target) if name in HEAD_KINDS else name)
 
 
 def _decisive(place: str | pathlib.Path) -> list[pathlib.Path]:

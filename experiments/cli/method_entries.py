@@ -12,10 +12,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.decode import Rule
-from eagle_jax.drafters import Drafter, make_eagle2, make_eagle3
+from eagle_jax.drafters import Drafter
 from eagle_jax.evaluation.checks import check_type
 from eagle_jax.generator import Generator
 from eagle_jax.give_up import GivingUp
@@ -23,9 +22,6 @@ from eagle_jax.provenance import file_digest
 from eagle_jax.types import Params, Target
 from experiments.cli import draft_weights, methods
 from experiments.cli.method_settings import MethodSettings, tree_sizes
-
-_DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
-"""Methods with the parts of EAGLE-2, and the kind of head that they draft with."""
 
 
 class MethodEntry(NamedTuple):
@@ -47,19 +43,19 @@ class MethodEntry(NamedTuple):
 
     def files(self, target: str) -> dict[str, str]:
         """Hashes of the files of its head or draft model, by their names."""
-        method, paths = methods.METHODS[self.method], []
-        if method.takes_head:
-            kind: Kind = "eagle3" if self.method == "eagle3" else "eagle"
+        paths = []
+        if self.method in methods.HEAD_METHODS:
+            kind = methods.HEAD_METHODS[self.method].kind
             paths += draft_weights.head_files(self.settings.head, kind, target)
-        if method.takes_draft:
+        if methods.METHODS[self.method].takes_draft:
             paths += draft_weights.draft_files(self.settings.draft, target)
         return {path.name: file_digest(path) for path in paths}
 
     @property
     def tree_is_chosen(self) -> bool:
         """Whether the sizes of its tree follow from costs measured on this machine."""
-        whole_method = self.use_value and self.reranks
-        return whole_method and self.method in _DYNAMIC and self.settings.triple == (None, None, None)
+        all_parts = self.use_value and self.reranks
+        return all_parts and self.method in methods.DYNAMIC and self.settings.triple == (None, None, None)
 
 
 _OWN = tuple(field for field in MethodEntry._fields if field != "settings")
@@ -111,8 +107,8 @@ def _read(where: str, given: Mapping[str, Any], dtype: str) -> MethodEntry:
         raise ValueError(f"{where}: temperatures must be one at least, got ()")
     if entry.give_up and entry.rule != "match":
         raise ValueError(f"{where}: give_up needs the rule match, got {entry.rule!r}")
-    if not (entry.use_value and entry.reranks) and entry.method not in _DYNAMIC:
-        raise ValueError(f"{where}: only {' and '.join(_DYNAMIC)} have parts to leave out, got {entry.method!r}")
+    if not (entry.use_value and entry.reranks) and entry.method not in methods.DYNAMIC:
+        raise ValueError(f"{where}: only {' and '.join(methods.DYNAMIC)} have parts to leave out, got {entry.method!r}")
     return entry
 
 
@@ -158,6 +154,6 @@ def _make(
     if use_value and reranks:
         return methods.make_method(method, model, settings)
     sizes = tree_sizes(settings, batch=1)
-    head, params = draft_weights.load_head(_DYNAMIC[method], model, settings)
-    make = make_eagle3 if method == "eagle3" else make_eagle2
+    kind, make, _ = methods.HEAD_METHODS[method]
+    head, params = draft_weights.load_head(kind, model, settings)
     return make(head, *sizes, use_value=use_value, reranks=reranks), params

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from eagle_jax.checkpoint.head_names import Kind
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import (
     Drafter,
@@ -25,21 +24,34 @@ from eagle_jax.drafters import (
 from eagle_jax.drafters.base import Size
 from eagle_jax.drafters.eagle2 import check_sizes
 from eagle_jax.evaluation.round_costs import choose_tree
+from eagle_jax.models.draft_head import Head
 from eagle_jax.types import Params
 from experiments.cli import draft_weights
 from experiments.cli.launch import note, status
 from experiments.cli.method_settings import TRIPLE, MethodSettings, chain_length, tree_sizes
 
-_DYNAMIC: dict[str, Kind] = {"eagle2": "eagle", "eagle3": "eagle3"}
-"""Methods with a dynamic tree, and the kind of head that they draft with."""
+
+class HeadMethod(NamedTuple):
+    """A method that drafts with a trained head."""
+
+    kind: str  # of the head, a name of `models.draft_head.HEAD_KINDS`
+    make: Callable[..., Drafter]  # (head, nodes, depth, top_k) where the tree is dynamic, else (head)
+    dynamic: bool  # the tree's sizes are chosen, and parts of EAGLE-2 can be left out
+
+
+HEAD_METHODS: dict[str, HeadMethod] = {
+    "eagle": HeadMethod("eagle", make_eagle1, dynamic=False),
+    "eagle2": HeadMethod("eagle", make_eagle2, dynamic=True),
+    "eagle3": HeadMethod("eagle3", make_eagle3, dynamic=True),
+}
+DYNAMIC = tuple(name for name, method in HEAD_METHODS.items() if method.dynamic)
 
 
 class Method(NamedTuple):
-    """One row of the table below."""
+    """One row of `METHODS`."""
 
     build: Callable[[LoadedModel, MethodSettings], tuple[Drafter, Params]]
     takes_draft: bool = False
-    takes_head: bool = False
     sizes: tuple[Size, ...] = TRIPLE  # the sizes that it may be given
     factory: Callable[..., Drafter] | None = None  # of sizes of its own: its keywords have the defaults
 
@@ -64,7 +76,7 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
     text = "draft model of chain and ouroboros: self:K for the first K layers of the target, or as --target; else the "
     text += "one that ships, distilled"
     flags.DEFINE_string("draft", "", text, flag_values=values)
-    text = "trained draft head of eagle, eagle2, eagle3: a directory or a Hugging Face id; else the one that ships"
+    text = f"trained draft head of {', '.join(HEAD_METHODS)}: a directory or a Hugging Face id; else the one that ships"
     flags.DEFINE_string("head", "", text, flag_values=values)
     text = "tokens that a head may draft, the most frequent ones, 0 for all; else as many as the head recommends"
     flags.DEFINE_integer("draft_vocab", None, text, flag_values=values)
@@ -98,12 +110,11 @@ def settings_for(name: str, values: flags.FlagValues) -> MethodSettings:
         method = METHODS[name]
         taken = {size.name for size in method.sizes}
         others: dict[str, Any] = {size.name: None for size in TRIPLE if size.name not in taken}
+        if not method.takes_draft:
+            others["draft"] = ""
+        if name not in HEAD_METHODS:
+            others |= {"head": "", "draft_vocab": None, "head_window": None, "split_head": False}
         settings = settings._replace(
-            draft=settings.draft if method.takes_draft else "",
-            head=settings.head if method.takes_head else "",
-            draft_vocab=settings.draft_vocab if method.takes_head else None,
-            head_window=settings.head_window if method.takes_head else None,
-            split_head=settings.split_head and method.takes_head,
             sizes=tuple((size, value) for size, value in settings.sizes if size in taken),
             **others,
         )
@@ -137,15 +148,15 @@ def check_settings(name: str, settings: MethodSettings) -> None:
     """
     if name not in METHODS:
         raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
-    method = METHODS[name]
+    method, takes_head = METHODS[name], name in HEAD_METHODS
     taken = {size.name for size in method.sizes}
     all_sizes = {size.name: size for one in METHODS.values() for size in one.sizes}
     for flag, given, is_taken in (
         ("draft", settings.draft, method.takes_draft),
-        ("head", settings.head, method.takes_head),
-        ("draft_vocab", settings.draft_vocab, method.takes_head),
-        ("head_window", settings.head_window, method.takes_head),
-        ("split_head", settings.split_head or None, method.takes_head),
+        ("head", settings.head, takes_head),
+        ("draft_vocab", settings.draft_vocab, takes_head),
+        ("head_window", settings.head_window, takes_head),
+        ("split_head", settings.split_head or None, takes_head),
         *((size, settings.size(size), size in taken) for size in all_sizes),
     ):
         if given not in ("", None) and not is_taken:
@@ -164,17 +175,27 @@ def with_tree(
 
     That may be none: then the method is plain decoding. One line on stderr says which and why.
     """
-    if name not in _DYNAMIC or settings.triple != (None, None, None):
+    if name not in DYNAMIC or settings.triple != (None, None, None):
         return name, settings
-    head, params = draft_weights.load_head(_DYNAMIC[name], model, settings)
+    kind = HEAD_METHODS[name].kind
+    head, params = draft_weights.load_head(kind, model, settings)
     with status("Choosing a tree"):
-        way: dict[str, Any] = {"batch": batch, "temperatures": temperatures}
-        choice = choose_tree(model, settings.head or _DYNAMIC[name], head, params, **way)
+        choice = choose_tree(model, settings.head or kind, head, params, batch=batch, temperatures=temperatures)
     note(f"{name}: {choice.reason}")
     if choice.size is None:
         return "vanilla", MethodSettings(dtype=settings.dtype)
     nodes, depth, top_k = choice.size
     return name, settings._replace(nodes=nodes, depth=depth, top_k=top_k)
+
+
+def tree_drafter(head: Head, nodes: int, depth: int, top_k: int) -> Drafter:
+    """The drafter with a dynamic tree for a head of this kind.
+
+    Raises:
+      ValueError: sizes that name no tree.
+    """
+    make = next(one.make for one in HEAD_METHODS.values() if one.dynamic and one.kind == head.config.kind)
+    return make(head, nodes, depth, top_k)
 
 
 def make_method(name: str, target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
@@ -214,20 +235,15 @@ def _ouroboros(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, 
     return make_ouroboros(draft, **dict(settings.sizes)), params
 
 
-def _eagle(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
-    if settings.triple != (None, None, None):
-        raise ValueError(f"the static tree of eagle is the published one, it takes no sizes; got {settings.triple}")
-    head, params = draft_weights.load_head("eagle", target, settings)
-    return make_eagle1(head), params
-
-
-def _dynamic(
-    kind: Kind, make: Callable[..., Drafter], target: LoadedModel, settings: MethodSettings
-) -> tuple[Drafter, Params]:
-    nodes, depth, top_k = tree_sizes(settings, batch=1)
-    check_sizes(nodes, depth, top_k)
+def _with_head(name: str, target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
+    kind, make, dynamic = HEAD_METHODS[name]
+    if not dynamic and settings.triple != (None, None, None):
+        raise ValueError(f"the static tree of {name} is the published one, it takes no sizes; got {settings.triple}")
+    sizes = tree_sizes(settings, batch=1)
+    if dynamic:
+        check_sizes(*sizes)
     head, params = draft_weights.load_head(kind, target, settings)
-    return make(head, nodes, depth, top_k), params
+    return make(head, *sizes) if dynamic else make(head), params
 
 
 METHODS: dict[str, Method] = {
@@ -236,9 +252,7 @@ METHODS: dict[str, Method] = {
     "lookahead": Method(_lookahead, sizes=lookahead.SIZES, factory=make_lookahead),
     "chain": Method(_chain, takes_draft=True),
     "ouroboros": Method(_ouroboros, takes_draft=True, sizes=ouroboros.SIZES, factory=make_ouroboros),
-    "eagle": Method(_eagle, takes_head=True),
-    "eagle2": Method(functools.partial(_dynamic, "eagle", make_eagle2), takes_head=True),
-    "eagle3": Method(functools.partial(_dynamic, "eagle3", make_eagle3), takes_head=True),
+    **{name: Method(functools.partial(_with_head, name)) for name in HEAD_METHODS},
 }
 
 OWN_SIZES = tuple(size.name for method in METHODS.values() if method.factory for size in method.sizes)

@@ -22,9 +22,10 @@ from eagle_jax import sharding
 from eagle_jax.evaluation.summary import markdown_table
 from eagle_jax.provenance import git_commit
 from experiments.cli import launch
+from experiments.cli.methods import HEAD_METHODS
 from experiments.scaling.chips import GIB, Topology, get_topology
 from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible
-from experiments.scaling.programs import HEAD_METHODS, PROGRAMS, Setting, Shapes, check_places, clamped, make_shapes
+from experiments.scaling.programs import PROGRAMS, Setting, Shapes, check_places, clamped, make_shapes
 from experiments.scaling.training_step import lower_train_step
 
 LOWERERS = {**PROGRAMS, "train": lower_train_step}
@@ -37,7 +38,7 @@ flags.DEFINE_string("target_config", "llama3-8b", f"shape of the target: {', '.j
 text = "devices: KIND:LAYOUT of a TPU, as v5p:2x2x2, v6e:2x4, v5e:4x4, v4:2x2x1, or cpu:N"
 flags.DEFINE_string("topology", "cpu:8", text, flag_values=FLAGS)
 flags.DEFINE_string("mesh", "1x8", "DATAxMODEL: devices over which rows and weights are split", flag_values=FLAGS)
-flags.DEFINE_enum("method", "eagle3", HEAD_METHODS, "drafting method", flag_values=FLAGS)
+flags.DEFINE_enum("method", "eagle3", list(HEAD_METHODS), "drafting method", flag_values=FLAGS)
 text = "tree slots, the root included; eagle has its published tree, whatever --nodes, --depth and --top_k are"
 flags.DEFINE_integer("nodes", 60, text, lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("depth", 7, "levels below the first", lower_bound=0, flag_values=FLAGS)
@@ -105,7 +106,7 @@ def main() -> None:
 
 def _tree(setting: Setting, shapes: Shapes) -> Row:
     """Of the drafter that is compiled; a static tree has no one number of children."""
-    top_k = None if setting.method == "eagle" else setting.top_k
+    top_k = setting.top_k if HEAD_METHODS[setting.method].dynamic else None
     return {"nodes": shapes.models.drafter.nodes, "depth": shapes.models.drafter.max_depth - 1, "top_k": top_k}
 
 

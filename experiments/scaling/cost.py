@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from eagle_jax.models.draft_head import head_kind
 from experiments.scaling.chips import Topology
 from experiments.scaling.collectives import bytes_sent, layer_sums, read_collectives, table
 from experiments.scaling.programs import Shapes
@@ -49,10 +50,10 @@ def least_read(program: str, shapes: Shapes) -> int:
     params, state = shapes.models.target_params, shapes.state
     gathered = device_bytes(params["embed_tokens"]) if "lm_head" in params else 0  # tied: the LM head reads all of it
     target = device_bytes(params) - gathered + device_bytes(state.cache)
-    # A round's drafter reads its layer at every level but the last and once more to observe, where EAGLE-3 fuses too.
+    # A round's drafter reads its layer at every level but the last and once more to observe, where a head that fuses
+    # once, as EAGLE-3, reads its fc too.
     head = shapes.models.drafter_params
-    fuses = shapes.head.config.kind == "eagle3"
-    fused = device_bytes(head.weights["fc"]) if fuses else 0
+    fused = device_bytes(head.weights["fc"]) if head_kind(shapes.head.config.kind).fuses_once else 0
     observed = device_bytes(head.weights) + device_bytes(state.drafter)
     levels = shapes.models.drafter.max_depth
     lm_head = head.lm_head if head.lm_head is not None else params.get("lm_head", params["embed_tokens"])

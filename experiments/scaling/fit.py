@@ -22,14 +22,15 @@ from eagle_jax.evaluation.summary import markdown_table
 from eagle_jax.provenance import git_commit
 from eagle_jax.sharding import DATA, MODEL
 from experiments.cli import launch
+from experiments.cli.methods import HEAD_METHODS
 from experiments.scaling.chips import CHIPS, GIB
 from experiments.scaling.cost import memory_of
-from experiments.scaling.programs import HEAD_METHODS, Setting, clamped, make_shapes
+from experiments.scaling.programs import Setting, clamped, make_shapes
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("targets", [*TARGETS], "shapes of targets", flag_values=FLAGS)
 flags.DEFINE_list("kinds", [*CHIPS], "of TPU", flag_values=FLAGS)
-flags.DEFINE_enum("method", "eagle3", HEAD_METHODS, "drafting method", flag_values=FLAGS)
+flags.DEFINE_enum("method", "eagle3", list(HEAD_METHODS), "drafting method", flag_values=FLAGS)
 flags.DEFINE_integer("batch", 1, "rows that decode together", lower_bound=1, flag_values=FLAGS)
 text = "slots of all caches, for a target with fewer positions as many as those"
 flags.DEFINE_integer("context", 4096, text, lower_bound=128, flag_values=FLAGS)

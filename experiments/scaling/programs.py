@@ -21,8 +21,9 @@ from jax.sharding import AbstractMesh, Mesh
 
 from configs.targets.shapes import DRAFT_VOCAB, head_of
 from eagle_jax import sharding
+from eagle_jax.checkpoint.head_formats import HEAD_FORMATS
 from eagle_jax.decode import DecodeState, Models, one_round, prefill
-from eagle_jax.drafters import Drafter, make_eagle1, make_eagle2, make_eagle3, make_vanilla
+from eagle_jax.drafters import make_vanilla
 from eagle_jax.generator import default_chunk
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
@@ -30,9 +31,7 @@ from eagle_jax.models.transformer import init_params, make_target
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import Split
 from eagle_jax.types import Params, Sampling
-
-HEAD_METHODS = ("eagle", "eagle2", "eagle3")
-"""Drafting methods that are compiled: those with a head, by the names of `experiments.cli.methods`."""
+from experiments.cli.methods import HEAD_METHODS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Setting:
     """What is compiled."""
 
     target: ModelConfig
-    method: str
+    method: str  # one of `HEAD_METHODS`
     nodes: int
     depth: int
     top_k: int
@@ -77,8 +76,9 @@ def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
         devices = mesh.shape[sharding.DATA]
         raise ValueError(f"a batch of {setting.batch} does not divide over the {devices} devices of mesh axis data")
     target = make_target(setting.target)
-    head = make_head(head_of("eagle3" if setting.method == "eagle3" else "eagle", setting.target), target)
-    drafter = _drafter(setting, head)
+    kind, make, dynamic = HEAD_METHODS[setting.method]
+    head = make_head(head_of(kind, setting.target), target)
+    drafter = make(head, setting.nodes, setting.depth, setting.top_k) if dynamic else make(head)
     target_params = like(_weights(functools.partial(init_params, setting.target)), setting.dtype)
     target_params = at(target_params, sharding.target_shardings(mesh, setting.target))
     head_params = _head_params(setting, head)
@@ -110,13 +110,6 @@ def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
     )
 
 
-def _drafter(setting: Setting, head: Head) -> Drafter:
-    if setting.method == "eagle":  # its tree is the published one
-        return make_eagle1(head)
-    make = make_eagle3 if setting.method == "eagle3" else make_eagle2
-    return make(head, setting.nodes, setting.depth, setting.top_k)
-
-
 def _weights(init: Callable[[jax.Array], Params]) -> Params:
     return nn.unbox(jax.eval_shape(init, jax.random.key(0)))
 
@@ -124,7 +117,7 @@ def _weights(init: Callable[[jax.Array], Params]) -> Params:
 def _head_params(setting: Setting, head: Head) -> HeadParams:
     """As published: an EAGLE-3 head has an LM head of its own, and its embedding is the target's."""
     weights: Any = like(_weights(head.init), setting.dtype)
-    if head.config.kind == "eagle":
+    if not HEAD_FORMATS[head.config.kind].own_lm_head:
         return HeadParams(weights=weights)
     rows = min(DRAFT_VOCAB, setting.target.vocab_size)
     lm_head: Any = jax.ShapeDtypeStruct((rows, head.config.layer.width), jnp.dtype(setting.dtype))

@@ -13,8 +13,8 @@ import optax
 from jax.sharding import Mesh
 
 from eagle_jax import sharding
-from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
-from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.models.transformer import lm_head_rows
+from eagle_jax.training.recipes import make_head_recipe
 from eagle_jax.training.records import Recipe, Vocabulary
 from eagle_jax.training.step import (
     Frozen,
@@ -28,23 +28,17 @@ from experiments.scaling.programs import Setting, Shapes, at, like
 
 
 def lower_train_step(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
-    """The step with the recipe of the head's kind."""
+    """The step with the default recipe of the head's kind."""
     optimizer, _ = make_optimizer(OptimizerConfig(steps=1000))
-    recipe = _recipe(shapes)
+    recipe = make_head_recipe(shapes.head, {})
     fields = {**dict.fromkeys(("tokens", "segments", "positions", "slots"), jnp.int32), "supervised": jnp.bool_}
     rows = {name: jax.ShapeDtypeStruct((setting.batch, setting.context), dtype) for name, dtype in fields.items()}
     step: Any = make_train_step(recipe, shapes.models.target, optimizer, dtype=setting.dtype)
     return step.lower(
         _state(shapes, optimizer, recipe, mesh),
-        Frozen(shapes.models.target_params, _vocabulary(shapes)),
+        Frozen(shapes.models.target_params, _vocabulary(shapes, setting)),
         at(rows, sharding.row_shardings(mesh, rows)),
     )
-
-
-def _recipe(shapes: Shapes) -> Recipe:
-    if shapes.head.config.kind == "eagle3":
-        return make_unroll_recipe(shapes.head, UnrollConfig())
-    return make_feature_recipe(shapes.head, FeatureConfig())
 
 
 def _state(shapes: Shapes, optimizer: optax.GradientTransformation, recipe: Recipe, mesh: Mesh) -> TrainState:
@@ -62,9 +56,9 @@ def _state(shapes: Shapes, optimizer: optax.GradientTransformation, recipe: Reci
     return at(state, dataclasses.replace(places, trained=beside, optimizer=moments))
 
 
-def _vocabulary(shapes: Shapes) -> Vocabulary:
+def _vocabulary(shapes: Shapes, setting: Setting) -> Vocabulary:
     """The rows of the LM head that the loss reads: the draft head's own, or all of the target's."""
     params = shapes.models.drafter_params
     if params.lm_head is not None:
         return Vocabulary(lm_head=params.lm_head, target_ids=params.target_ids)
-    return Vocabulary(lm_head=shapes.models.target_params.get("lm_head", shapes.models.target_params["embed_tokens"]))
+    return Vocabulary(lm_head=lm_head_rows(setting.target, shapes.models.target_params))

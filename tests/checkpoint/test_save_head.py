@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from eagle_jax.checkpoint.head_config import Engine
+from eagle_jax.checkpoint.head_formats import Engine
 from eagle_jax.checkpoint.heads import load_head, save_head
 from eagle_jax.models.config import ModelConfig, RopeScaling
 from eagle_jax.testing import tiny_transformer

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eagle_jax.checkpoint.head_config import Engine
+from eagle_jax.checkpoint.head_formats import Engine
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.validate_head import validate
 from eagle_jax.models.config import RopeScaling

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from eagle_jax.checkpoint.head_names import head_tensors
+from eagle_jax.checkpoint.head_formats import head_tensors
 from eagle_jax.checkpoint.names import lookup
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.training.records import Batch, Features, Vocabulary

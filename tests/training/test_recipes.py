@@ -14,6 +14,7 @@ from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.training import alignment as which
 from eagle_jax.training import step
 from eagle_jax.training.losses import smooth_l1
+from eagle_jax.training.recipes import make_head_recipe
 from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.recipes.unroll_recipe import OFFICIAL, UnrollConfig, make_unroll_recipe
 from eagle_jax.training.records import NO_SLOT, Batch, Features, Recipe, Tally, rates_of
@@ -217,3 +218,27 @@ def test_heads_are_measured_without_noise() -> None:
 def test_misuse(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_recipe_without_a_name_is_the_first_of_its_kind(kind: str) -> None:
+    """As in configs from before recipes had names."""
+    head, _, _ = small.head(kind, draft_size=DRAFT_SIZE)  # type: ignore[arg-type]
+    knobs = {"eagle": {"noise": 0.0}, "eagle3": {"num_steps": 3}}[kind]
+    assert make_head_recipe(head, knobs).num_steps == recipe_of(kind).num_steps
+    assert make_head_recipe(head, {"name": "unroll", "num_steps": 2}).num_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("eagle3", {"name": "feature"}, "a head of kind eagle3 is trained by unroll, got recipe 'feature'"),
+        ("eagle", {"name": "distil"}, "a head of kind eagle is trained by feature or unroll, got recipe 'distil'"),
+        ("eagle", {"num_steps": 3}, "the recipe feature has no knob 'num_steps'; known: feature_weight, token_weight"),
+        ("eagle3", {"num_steps": 0}, "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_recipes_that_cannot_be(kind: str, settings: dict[str, Any], message: str) -> None:
+    head, _, _ = small.head(kind, draft_size=DRAFT_SIZE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        make_head_recipe(head, settings)

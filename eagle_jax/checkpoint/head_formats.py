@@ -1,0 +1,125 @@
+"""What the files of each kind of draft head hold: tensors by their names in the flat format, and what engines expect.
+
+    EAGLE-3                                        EAGLE-1/2
+    fc.weight [E, 3 E_target]                      fc.weight [E, 2E], mostly with fc.bias
+    midlayer.self_attn.q_proj.weight [H*D, 2E]     layers.0.self_attn.q_proj.weight [H*D, E]
+    midlayer.{hidden_norm,input_layernorm}.weight  layers.0.post_attention_layernorm.weight
+    norm.weight                                    (no input norm, no final norm)
+
+Files spell these names in several ways; `flat_name` brings them to the ones above. `HEAD_FORMATS` is the one table of
+what differs between kinds on disk; readers, writers and the validator ask it. Nothing here touches a file.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from eagle_jax.checkpoint.names import TensorSpec, layer_tensors, linear, vector
+from eagle_jax.models.draft_head import HeadConfig
+
+Engine = Literal["sglang", "vllm"]
+ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM"}
+"""Serving engines that load the flat format."""
+
+LM_HEAD = "lm_head.weight"
+"""[U, E]: rows of the draft vocabulary; EAGLE-1/2 heads use the target's LM head and store none."""
+EMBEDDING = "embed_tokens.weight"
+"""[V, E]: in most files a copy of the target's."""
+D2T = "d2t"
+"""i64[U]: draft token i is the target's token i + d2t[i]."""
+T2D = "t2d"
+"""bool[V]: whether a target token can be drafted; it says nothing that `d2t` does not say."""
+
+_TAP_NORMS = {f"aux_norm_{tap}.weight": f"fc_norm.{index}.weight" for index, tap in enumerate(("low", "mid", "high"))}
+
+
+class HeadFormat(NamedTuple):
+    """How heads of one kind are stored."""
+
+    mark: str  # end of the name of a tensor that tells this kind from the kinds above it in the table
+    layer: str  # what the names of its layer's tensors begin with
+    tensors: Callable[[HeadConfig], dict[str, TensorSpec]]  # of `HeadParams.weights`, by name in the flat format
+    architectures: Mapping[Engine, tuple[str, ...]]
+    """What `architectures` may say for an engine to know the head; the first is written."""
+    own_lm_head: bool  # may store an LM head with a draft vocabulary, `draft_vocab_size` in its config
+    fc_bias: tuple[Engine, ...] = ()  # engines whose head has a bias of fc, which they leave random where it is missing
+
+
+def _eagle_tensors(config: HeadConfig) -> dict[str, TensorSpec]:
+    layer, width = config.layer, config.layer.width
+    specs = linear("fc", ("fc",), (width + config.feature_width,), (width,), config.fc_bias)
+    return specs | layer_tensors(layer, "layers.0", ("layers_0",), input_norm=False)
+
+
+def _eagle3_tensors(config: HeadConfig) -> dict[str, TensorSpec]:
+    layer, width = config.layer, config.layer.width
+    specs = linear("fc", ("fc",), (config.feature_width,), (width,), config.fc_bias)
+    specs |= layer_tensors(layer, "midlayer", ("midlayer",), input_width=2 * width)
+    specs["midlayer.hidden_norm.weight"] = vector(("midlayer", "hidden_norm", "weight"), width)
+    specs["norm.weight"] = vector(("norm", "weight"), width)
+    for tap in range(config.num_taps if config.fc_norm else 0):
+        specs[f"fc_norm.{tap}.weight"] = vector((f"fc_norm_{tap}", "weight"), config.feature_width // config.num_taps)
+    return specs
+
+
+HEAD_FORMATS: dict[str, HeadFormat] = {
+    "eagle": HeadFormat(
+        mark="",
+        layer="layers.0.",
+        tensors=_eagle_tensors,
+        # vLLM puts its prefix before a plain name.
+        architectures={"sglang": ("LlamaForCausalLMEagle",), "vllm": ("EagleLlamaForCausalLM", "LlamaForCausalLM")},
+        own_lm_head=False,
+        fc_bias=("sglang",),
+    ),
+    "eagle3": HeadFormat(
+        mark="hidden_norm.weight",  # only the layer of an EAGLE-3 head norms its state beside the embedding
+        layer="midlayer.",
+        tensors=_eagle3_tensors,
+        architectures={
+            "sglang": ("LlamaForCausalLMEagle3",),
+            "vllm": ("LlamaForCausalLMEagle3", "LlamaForCausalLM", "Eagle3LlamaForCausalLM"),
+        },
+        own_lm_head=True,
+    ),
+}
+"""By the kinds of `models.draft_head.HEAD_KINDS`; a kind stands below those whose mark its files have too."""
+
+
+def kind_of(names: Iterable[str]) -> str:
+    """The kind of head that has tensors of these names."""
+    names = ["", *names]  # the first kind needs no mark
+    return [kind for kind, form in HEAD_FORMATS.items() if any(name.endswith(form.mark) for name in names)][-1]
+
+
+def kind_named(architecture: str) -> str | None:
+    """The kind that a name in `architectures` contains, the longest where one kind's name contains another's."""
+    return max((kind for kind in HEAD_FORMATS if kind in architecture.lower()), key=len, default=None)
+
+
+def flat_name(name: str, kind: str) -> str:
+    """`model.layers.0.mlp.up_proj.weight` of an EAGLE-3 head -> `midlayer.mlp.up_proj.weight`."""
+    name = name.removeprefix("model.")
+    for other in HEAD_FORMATS.values():
+        if name.startswith(other.layer):
+            return HEAD_FORMATS[kind].layer + name.removeprefix(other.layer)
+    return _TAP_NORMS.get(name, name)
+
+
+def flat_names(names: Iterable[str], kind: str) -> dict[str, str]:
+    """Names of the flat format, each with the one that the file uses.
+
+    Raises:
+      ValueError: two tensors that mean the same.
+    """
+    stored: dict[str, str] = {}
+    for name in names:
+        flat = flat_name(name, kind)
+        if flat in stored:
+            raise ValueError(f"tensors {stored[flat]} and {name} are both {flat}")
+        stored[flat] = name
+    return stored
+
+
+def head_tensors(config: HeadConfig) -> dict[str, TensorSpec]:
+    """Every tensor of `HeadParams.weights`, by its name in the flat format."""
+    return HEAD_FORMATS[config.kind].tensors(config)
