@@ -18,10 +18,10 @@ def with_noise(params: Params, share: float = 0.1) -> Params:
 
 @functools.cache
 def make_oracle(vocab_size: int, max_depth: int, width: int = 1, unused: int = 0) -> Drafter:
-    r"""A drafter that is told the text and how far to be right: its params are (text i32[B, S], reach i32[B]).
+    r"""A drafter that knows the text and how far to be right: its params are (text i32[B, S], reach i32[B]).
 
     Each level has `width` siblings, the last of them with the true token (or, from depth `reach` + 1 on, with a wrong
-    one like its siblings) and the next level below it; `unused` slots stand behind. So a round accepts exactly
+    one like its siblings) and the next level below it; `unused` slots come last. So a round accepts exactly
     `reach` tokens, along a path that is not contiguous where `width` is above 1.
 
         width 2, max_depth 2       0

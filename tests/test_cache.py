@@ -16,7 +16,7 @@ from eagle_jax.tree import ancestors, depths
 from eagle_jax.types import NO_NODE, NO_PARENT, KVCache, Params, Target, TargetOutput
 from tests.reference import cache as slow
 from tests.reference import trees
-from tests.reference.decode import logits_behind
+from tests.reference.decode import logits_after
 
 ROWS, CAPACITY, NEW, WIDTH, LAYERS = 16, 12, 7, 5, 2
 COMMIT = jax.jit(commit)
@@ -25,14 +25,14 @@ COMMIT = jax.jit(commit)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_commit_against_copying(seed: int) -> None:
-    """Random paths in any order, counts from 0 to the whole path, caches from empty to full."""
+    """Random paths in any order, counts from 0 to the full path, caches from empty to full."""
     rng = np.random.default_rng(seed)
     held = rng.normal(size=(2, LAYERS, ROWS, CAPACITY, 2, 3)).astype(np.float32)
     new = rng.normal(size=(2, LAYERS, ROWS, NEW, 2, 3)).astype(np.float32)
     lengths = rng.integers(0, CAPACITY + 1, ROWS)
     count = np.minimum(rng.integers(0, WIDTH + 1, ROWS), CAPACITY - lengths)
     path = np.array([rng.permutation(NEW)[:WIDTH] for _ in range(ROWS)])
-    # The verifier pads with NO_NODE behind what it accepted, and may accept more than is kept.
+    # The verifier pads with NO_NODE after what it accepted, and may accept more than is committed.
     path = np.where(np.arange(WIDTH) < np.maximum(count, rng.integers(0, WIDTH + 1, ROWS))[:, None], path, NO_NODE)
     cache = KVCache(tuple(map(jnp.asarray, held[0])), tuple(map(jnp.asarray, held[1])), jnp.asarray(lengths))
     after = COMMIT(cache, tuple(new[0]), tuple(new[1]), jnp.asarray(path), jnp.asarray(count))
@@ -92,7 +92,7 @@ def read_prompts(target: Target, params: Params, prompts: list[list[int]]) -> KV
 def pass_over_trees(
     target: Target, params: Params, tokens: jax.Array, parents: jax.Array, cache: KVCache, *, max_depth: int
 ) -> tuple[TargetOutput, jax.Array]:
-    """The target's pass and its logits behind each node."""
+    """The target's pass and its logits after each node."""
     positions = cache.length[:, None] + depths(parents, max_depth)
     output = target.forward(params, tokens, positions, cache, ancestors(parents, max_depth))
     return output, target.unembed(params, output.hidden)
@@ -120,11 +120,11 @@ def test_next_logits_after_a_path_equal_a_fresh_prefill(windows: tuple[int | Non
         logits = np.asarray(pass_over_trees(target, params, following, alone, cache, max_depth=0)[1])[:, 0]
         for row, (prompt, tree, path) in enumerate(zip(prompts, batch, paths, strict=True)):
             text = [*prompt, *[tree.tokens[node] for node in path], int(following[row, 0])]
-            np.testing.assert_allclose(logits[row], logits_behind(target, params, text), atol=1e-4)
+            np.testing.assert_allclose(logits[row], logits_after(target, params, text), atol=1e-4)
 
 
 def test_tree_logits_equal_those_of_each_path_alone() -> None:
-    """What the target says behind a node depends on the node's own line and on nothing else in the tree."""
+    """The target's output at a node depends on the node's own path and on nothing else in the tree."""
     _, target, params = tiny_transformer()
     rng = np.random.default_rng(5)
     tree = trees.random_tree(rng, 20, 5, 64, unused=0.1)
@@ -134,7 +134,7 @@ def test_tree_logits_equal_those_of_each_path_alone() -> None:
     logits = np.asarray(pass_over_trees(target, params, tokens, parents, cache, max_depth=5)[1])[0]
     for node in range(20):
         text = prompt + [tree.tokens[j] for j in trees.line(tree.parents, node)]
-        np.testing.assert_allclose(logits[node], logits_behind(target, params, text), atol=1e-4)
+        np.testing.assert_allclose(logits[node], logits_after(target, params, text), atol=1e-4)
 
 
 def test_bigram_cache_can_be_read_back() -> None:

@@ -157,10 +157,10 @@ def test_nothing_proposed_is_plain_decoding(name: str) -> None:
     opened = generator(name)
     shut = dataclasses.replace(opened, drafter_params=(jnp.asarray(False), opened.drafter_params[1]))
     for temperature in (0.0, 1.0):
-        found = shut.generate(PROMPTS, temperature=temperature, max_new_tokens=NEW)
-        assert found.tokens == wanted(temperature, 0)
-        assert found.rounds == [NEW - 1] * len(PROMPTS)
-        assert found.tau == 1.0
+        actual = shut.generate(PROMPTS, temperature=temperature, max_new_tokens=NEW)
+        assert actual.tokens == wanted(temperature, 0)
+        assert actual.rounds == [NEW - 1] * len(PROMPTS)
+        assert actual.tau == 1.0
 
 
 def states_after_writing_and_reading(name: str, temperature: float) -> tuple[DecodeState, DecodeState]:
@@ -199,7 +199,7 @@ def test_guess_depends_on_the_text_alone(name: str, temperature: float) -> None:
 
 
 class TestDraftEqualsTarget:
-    """A draft that is the target itself is accepted whole in every round, at every temperature, in every batch."""
+    """A draft that is the target itself is accepted in full in every round, at every temperature, in every batch."""
 
     @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
     @pytest.mark.parametrize("batch", [1, 8])
@@ -207,14 +207,14 @@ class TestDraftEqualsTarget:
         rng = np.random.default_rng(batch)
         prompts = [rng.integers(40, size=n).tolist() for n in rng.integers(1, 30, batch)]
         full = Generator(TARGET, PARAMS, make_chain(TARGET, 3), PARAMS, capacity=CAPACITY, prefill_chunk=16)
-        found = full.generate(prompts, temperature=temperature, max_new_tokens=1 + 8 * 4)
-        assert found.rounds == [8] * batch
-        assert found.accepted.tolist() == [[0, 0, 0, 8]] * batch
-        assert found.tau == 4.0
+        actual = full.generate(prompts, temperature=temperature, max_new_tokens=1 + 8 * 4)
+        assert actual.rounds == [8] * batch
+        assert actual.accepted.tolist() == [[0, 0, 0, 8]] * batch
+        assert actual.tau == 4.0
 
     @staticmethod
     def bigram_head(draft_vocab: bool) -> tuple[Target, Params, Head, HeadParams]:
-        """A head that passes the embedding through: behind it the bigram target's head says what the target says."""
+        """A head that passes the embedding through: then the bigram target's head outputs the target's logits."""
         target, params = bigram_target(16)
         layer = dataclasses.replace(CONFIG, vocab_size=16, width=16)
         head = make_head(HeadConfig(kind="eagle", layer=layer, feature_width=16), target)
@@ -242,9 +242,9 @@ class TestDraftEqualsTarget:
         full = Generator(target, params, drafter, head_params, capacity=64, prefill_chunk=8)
         for temperature in (0.0, 0.3, 1.0):
             knobs = {"temperature": temperature, "max_new_tokens": 1 + 4 * (drafter.max_depth + 1)}
-            found = full.generate([[1], [2, 3], [4] * 9], **knobs)
-            assert found.rounds == [4] * 3
-            assert found.tau == drafter.max_depth + 1
+            actual = full.generate([[1], [2, 3], [4] * 9], **knobs)
+            assert actual.rounds == [4] * 3
+            assert actual.tau == drafter.max_depth + 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -252,12 +252,12 @@ def test_width_one_trees_are_chains(temperature: float) -> None:
     """EAGLE-2 with one child a node drafts what a static chain of the same head drafts."""
     head, params = random_head("eagle")
     dynamic, static = make_eagle2(head, 4, 2, 1), make_eagle1(head, ((0,), (0, 0), (0, 0, 0)))
-    found = [
+    actual = [
         Generator(TARGET, PARAMS, drafter, params, capacity=CAPACITY, prefill_chunk=16).generate(
             PROMPTS, temperature=temperature, max_new_tokens=NEW
         )
         for drafter in (dynamic, static)
     ]
-    assert found[0].tokens == found[1].tokens == wanted(temperature, 0)
-    np.testing.assert_array_equal(found[0].accepted, found[1].accepted)
-    assert found[0].accepted[:, 1:].sum() > 0
+    assert actual[0].tokens == actual[1].tokens == wanted(temperature, 0)
+    np.testing.assert_array_equal(actual[0].accepted, actual[1].accepted)
+    assert actual[0].accepted[:, 1:].sum() > 0

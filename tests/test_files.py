@@ -1,4 +1,4 @@
-"""Files of runs: local ones, one writer, whole or not at all."""
+"""Files of runs: local ones, one writer, complete or not at all."""
 
 import errno
 import os

@@ -63,7 +63,7 @@ def test_products_in_full_precision(name: str) -> None:
     text, length = jnp.zeros((1, 64), jnp.int32), jnp.ones(1, jnp.int32)
     models, read = Models(TARGET, drafter, PARAMS, params), functools.partial(prefill, chunk=8)
     state = jax.eval_shape(read, models, text, length, sampling)
-    found = 0
+    actual = 0
     for program in (
         jax.make_jaxpr(read)(models, text, length, sampling),
         jax.make_jaxpr(decode)(models, state, sampling, 1),
@@ -71,8 +71,8 @@ def test_products_in_full_precision(name: str) -> None:
         for equation in equations(program.jaxpr):
             if equation.primitive.name == "dot_general":
                 assert equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, equation
-                found += 1
-    assert found > 40
+                actual += 1
+    assert actual > 40
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -57,8 +57,8 @@ def answers(folder: Path, spread: bool) -> dict[str, Any]:
     return {"together": shown(together), "refilled": shown(refilled), "again": shown(again)}
 
 
-def shown(found: Generation) -> dict[str, Any]:
-    return {"tokens": found.tokens, "rounds": found.rounds, "accepted": found.accepted.tolist()}
+def shown(actual: Generation) -> dict[str, Any]:
+    return {"tokens": actual.tokens, "rounds": actual.rounds, "accepted": actual.accepted.tolist()}
 
 
 def join(process: int, port: int, folder: str) -> None:

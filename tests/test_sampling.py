@@ -1,4 +1,4 @@
-"""Top-k and top-p against sorting, the keyed noise against its promises and its law, and the checks on arguments."""
+"""Top-k and top-p against sorting, the keyed noise against its contract and distribution, checks on arguments."""
 
 from typing import Any
 
@@ -34,11 +34,11 @@ def random_logits(rng: np.random.Generator, kind: str) -> np.ndarray:
 
 
 def between_steps(rng: np.random.Generator, logits: np.ndarray, temperature: float) -> float:
-    """A top_p well inside one step of the cumulative law, so that no rounding decides which token is the last."""
-    law = np.sort(slow.softmax(logits, temperature))[::-1]
-    wide = np.flatnonzero(law > 1e-3)
+    """A top_p well inside a step of the cumulative distribution, so that rounding does not decide the last token."""
+    probs = np.sort(slow.softmax(logits, temperature))[::-1]
+    wide = np.flatnonzero(probs > 1e-3)
     step = int(rng.choice(wide))
-    return float(law[:step].sum() + law[step] * rng.uniform(0.2, 0.8))
+    return float(probs[:step].sum() + probs[step] * rng.uniform(0.2, 0.8))
 
 
 @pytest.mark.parametrize("kind", ["smooth", "ties", "masked"])
@@ -57,23 +57,23 @@ def test_warp_against_sorting(kind: str, top_k_first: bool, seed: int, temperatu
         if temperature[row] > 0 and rng.random() < 0.7:
             top_p[row] = between_steps(rng, seen, temperature[row])
     sampling = fast.make_sampling(ROWS, temperature=temperature, top_k=top_k, top_p=top_p)
-    found = np.asarray(WARP(logits, sampling, top_k_first=top_k_first))
+    actual = np.asarray(WARP(logits, sampling, top_k_first=top_k_first))
     wanted = [slow.warp(logits[r], temperature[r], int(top_k[r]), top_p[r], top_k_first) for r in range(ROWS)]
-    np.testing.assert_array_equal(found, np.asarray(wanted, np.float32))
+    np.testing.assert_array_equal(actual, np.asarray(wanted, np.float32))
 
 
 def test_top_p_at_its_ends() -> None:
     """1 keeps everything, tokens without any mass included; the smallest keeps the most probable token and its ties."""
     logits = np.array([[0.0, 3.0, 3.0, -200.0]] * 2, np.float32)
     tiny = float(np.finfo(np.float32).tiny)
-    found = np.asarray(WARP(logits, fast.make_sampling(2, temperature=1.0, top_p=[1.0, tiny])))
-    assert np.isfinite(found).tolist() == [[True] * 4, [False, True, True, False]]
+    actual = np.asarray(WARP(logits, fast.make_sampling(2, temperature=1.0, top_p=[1.0, tiny])))
+    assert np.isfinite(actual).tolist() == [[True] * 4, [False, True, True, False]]
 
 
 def test_top_p_keeps_ties_with_the_last_one() -> None:
     """Of four equal tokens none comes before the others, so half the mass keeps all four."""
-    found = np.asarray(WARP(np.zeros((1, 4), np.float32), fast.make_sampling(1, temperature=1.0, top_p=0.5)))
-    assert np.isfinite(found).all()
+    actual = np.asarray(WARP(np.zeros((1, 4), np.float32), fast.make_sampling(1, temperature=1.0, top_p=0.5)))
+    assert np.isfinite(actual).all()
 
 
 def test_masks_take_any_number_of_nodes() -> None:
@@ -81,10 +81,10 @@ def test_masks_take_any_number_of_nodes() -> None:
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(3, 5, VOCAB)).astype(np.float32)
     sampling = fast.make_sampling(3, temperature=[1.0, 0.5, 0.0], top_k=[4, 0, 2], top_p=[1.0, 0.6, 0.1])
-    found = np.asarray(WARP(logits, sampling))
+    actual = np.asarray(WARP(logits, sampling))
     for node in range(5):
-        np.testing.assert_array_equal(found[:, node], WARP(logits[:, node], sampling))
-    np.testing.assert_array_equal(found[2], logits[2])
+        np.testing.assert_array_equal(actual[:, node], WARP(logits[:, node], sampling))
+    np.testing.assert_array_equal(actual[2], logits[2])
 
 
 @settings(max_examples=15, deadline=None)
@@ -96,8 +96,8 @@ def test_choose_is_the_formula(seed: int) -> None:
     temperature = np.float32(rng.choice([0, 0.3, 1, 5], ROWS))
     top_k = rng.choice([0, 3], ROWS)
     sampling = fast.make_sampling(ROWS, temperature=temperature, top_k=top_k)
-    found = np.asarray(CHOOSE(logits, noise, sampling)).tolist()
-    assert found == [slow.choose(logits[r], noise[r], temperature[r], int(top_k[r]), 1.0) for r in range(ROWS)]
+    actual = np.asarray(CHOOSE(logits, noise, sampling)).tolist()
+    assert actual == [slow.choose(logits[r], noise[r], temperature[r], int(top_k[r]), 1.0) for r in range(ROWS)]
 
 
 def test_ties_go_to_the_lower_id() -> None:

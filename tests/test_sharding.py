@@ -24,13 +24,13 @@ from tests.compilations import count_compilations
 from tests.test_conformance import CAPACITY, CONFIG, DRAFTERS, PARAMS, TARGET, Method, random_head
 
 PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [7] * 33, [9, 9], [8, 1, 8, 1, 8], [39], [4, 6, 4]]
-LAW: dict[str, Any] = {"temperature": [0.0, 1.0] * 4, "max_new_tokens": [16] * 6 + [9, 1]}
+SAMPLING: dict[str, Any] = {"temperature": [0.0, 1.0] * 4, "max_new_tokens": [16] * 6 + [9, 1]}
 MESHES = ["8x1", "4x2", "2x4", "1x8"]
 
 
 @functools.cache
 def mesh_of(text: str) -> Mesh:
-    """8x1: eight rows at a time, weights whole; 1x8 the other way round."""
+    """8x1: eight rows at a time, weights replicated; 1x8 the other way round."""
     data, model = map(int, text.split("x"))
     return sharding.make_mesh(data, model)
 
@@ -42,7 +42,7 @@ def method_of(name: str) -> Method:
 
 @functools.cache
 def writer(name: str, text: str | None, split: bool = False, rule: Rule = "match") -> Generator:
-    """A generator on a mesh, its target split, its drafter's weights whole or (a draft model, EAGLE-3) split too."""
+    """A generator on a mesh, its target split, its drafter replicated or (a draft model, EAGLE-3) split too."""
     drafter, drafts, _ = method_of(name)
     options: dict[str, Any] = {"capacity": CAPACITY, "prefill_chunk": 16, "rule": rule, "share_noise": rule == "match"}
     if text is None:
@@ -59,26 +59,26 @@ def writer(name: str, text: str | None, split: bool = False, rule: Rule = "match
 
 @functools.cache
 def on_one_device(name: str, rule: Rule = "match") -> Generation:
-    return writer(name, None, rule=rule).generate(PROMPTS, **LAW)
+    return writer(name, None, rule=rule).generate(PROMPTS, **SAMPLING)
 
 
 def assert_as_on_one_device(name: str, text: str, rule: Rule = "match") -> None:
     """The same tokens in the same rounds."""
-    found, wanted = writer(name, text, rule=rule).generate(PROMPTS, **LAW), on_one_device(name, rule)
-    assert found.tokens == wanted.tokens
-    assert found.rounds == wanted.rounds
-    np.testing.assert_array_equal(found.accepted, wanted.accepted)
+    actual, wanted = writer(name, text, rule=rule).generate(PROMPTS, **SAMPLING), on_one_device(name, rule)
+    assert actual.tokens == wanted.tokens
+    assert actual.rounds == wanted.rounds
+    np.testing.assert_array_equal(actual.accepted, wanted.accepted)
 
 
 class TestSameTokens:
     @pytest.mark.parametrize("name", DRAFTERS)
     def test_every_drafter(self, name: str) -> None:
         """Greedy and sampled rows in one batch, which end at different times."""
-        found = writer(name, "4x2").generate(PROMPTS, **LAW)
-        assert found.tokens == on_one_device("vanilla").tokens
+        actual = writer(name, "4x2").generate(PROMPTS, **SAMPLING)
+        assert actual.tokens == on_one_device("vanilla").tokens
         if name != "vanilla":
             # The other two answers are shorter, so that their rounds differ in any case.
-            assert len({tuple(row) for row in found.accepted[:6].tolist()}) > 2, "rows accept alike"
+            assert len({tuple(row) for row in actual.accepted[:6].tolist()}) > 2, "rows accept alike"
 
     @pytest.mark.parametrize("text", MESHES)
     def test_every_mesh(self, text: str) -> None:
@@ -91,27 +91,28 @@ class TestSameTokens:
 
     @pytest.mark.parametrize("name", ["chain", "eagle3"])
     def test_drafter_that_is_split(self, name: str) -> None:
-        found, whole = (writer(name, "4x2", split).generate(PROMPTS, **LAW) for split in (True, False))
-        assert found.tokens == whole.tokens
-        np.testing.assert_array_equal(found.accepted, whole.accepted)
+        actual, replicated = (writer(name, "4x2", split).generate(PROMPTS, **SAMPLING) for split in (True, False))
+        assert actual.tokens == replicated.tokens
+        np.testing.assert_array_equal(actual.accepted, replicated.accepted)
 
     def test_axes_that_do_not_divide(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Three heads and 41 tokens over two devices: whole, said once for each, and right."""
+        """Three heads and 41 tokens over two devices: replicated, logged once for each, and right."""
         config, target, params = tiny_transformer(vocab_size=41, num_layers=1, num_heads=9, num_kv_heads=3, head_dim=4)
         mesh = mesh_of("4x2")
         sharding._warn_replicated.cache_clear()
         with caplog.at_level(logging.WARNING):
             placed = sharding.place(params, sharding.target_shardings(mesh, config))
             sharding.target_shardings(mesh, config)
-        said = [record.getMessage() for record in caplog.records]
-        assert len(said) == 3
-        assert any(re.match("kv_heads of 3 do not divide over the 2 devices of mesh axis model", one) for one in said)
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == 3
+        expected = "kv_heads of 3 do not divide over the 2 devices of mesh axis model"
+        assert any(text.startswith(expected) for text in messages)
         assert placed["embed_tokens"].sharding.is_fully_replicated
         assert not placed["layers_0"]["mlp"]["up_proj"]["kernel"].sharding.is_fully_replicated
         options = {"capacity": CAPACITY, "prefill_chunk": 16}
-        one = Generator(target, params, make_vanilla(), **options).generate(PROMPTS, **LAW)
+        one = Generator(target, params, make_vanilla(), **options).generate(PROMPTS, **SAMPLING)
         assert (
-            Generator(target, placed, make_vanilla(), mesh=mesh, **options).generate(PROMPTS, **LAW).tokens
+            Generator(target, placed, make_vanilla(), mesh=mesh, **options).generate(PROMPTS, **SAMPLING).tokens
             == one.tokens
         )
 
@@ -144,17 +145,17 @@ class TestPlaces:
     @pytest.mark.parametrize("split", [False, True])
     @pytest.mark.parametrize("name", ["chain", "eagle3"])
     def test_state_before_there_is_one(self, name: str, split: bool) -> None:
-        """Behind the prompts and behind rounds, of a draft model and of a head, whole and split."""
+        """After the prompts and after rounds, of a draft model and of a head, replicated and split."""
         generator, state = writer(name, "4x2", split), start(name, "4x2", split)
         assert generator.split == (True, split)
         wanted = places(state, generator.split)
         assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, state, wanted))
-        state = generator.advance(state, make_sampling(len(PROMPTS), **LAW), 2)
+        state = generator.advance(state, make_sampling(len(PROMPTS), **SAMPLING), 2)
         assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, state, wanted))
 
     @pytest.mark.parametrize("split", [sharding.Split(target=True, drafter=False), None])
     def test_heads_left_to_the_compiler(self, split: sharding.Split | None) -> None:
-        """None of a state that goes from program to program: the compiler for TPUs splits what others leave whole."""
+        """None of a state that goes from program to program: the compiler for TPUs splits what others replicate."""
         generator, mesh = writer("eagle3", "4x2"), mesh_of("4x2")
         text, sampling = sharding.place_rows(mesh, (np.zeros((8, CAPACITY), np.int32), make_sampling(8)))
         with sharding.active(mesh):
@@ -176,15 +177,15 @@ class TestPlaces:
 
 
 def places(state: DecodeState, split: sharding.Split) -> DecodeState:
-    """Where it should lie on 4x2."""
+    """Its sharding on 4x2."""
     drafter = sharding.row_shardings(mesh_of("4x2"), state.drafter, split=split.drafter)
     return dataclasses.replace(sharding.row_shardings(mesh_of("4x2"), state, split=split.target), drafter=drafter)
 
 
 def start(name: str, text: str, split: bool) -> DecodeState:
-    """The state behind the prompts."""
+    """The state after the prompts."""
     generator = writer(name, text, split)
-    return generator.start(PROMPTS, make_sampling(len(PROMPTS), **LAW))
+    return generator.start(PROMPTS, make_sampling(len(PROMPTS), **SAMPLING))
 
 
 COLLECTIVE = re.compile(
@@ -196,7 +197,7 @@ def collectives(name: str, text: str) -> Iterator[tuple[str, int, str]]:
     """Kind, number of values on each device, and place, of all that devices send in the decode program."""
     generator = writer(name, text)
     mesh, state = mesh_of(text), start(name, text, False)
-    sampling = sharding.place_rows(mesh, make_sampling(len(PROMPTS), **LAW))
+    sampling = sharding.place_rows(mesh, make_sampling(len(PROMPTS), **SAMPLING))
     with sharding.active(mesh):
         lowered = decode.lower(generator.models, state, sampling, 9)
     for shapes, kind, place in COLLECTIVE.findall(lowered.compile().as_text()):
@@ -215,7 +216,7 @@ class TestWhatIsSent:
     def test_a_layer_sends_two_sums(self) -> None:
         """Never weights, heads or caches; the other sum of this width is the embedding's.
 
-        Eight heads are split over as many devices, four key/value heads stay whole.
+        Eight heads are split over as many devices, four key/value heads are replicated.
         """
         sent = list(collectives("vanilla", "1x8"))
         sums = [place for kind, size, place in sent if kind == "all-reduce" and size == len(PROMPTS) * CONFIG.width]
@@ -228,9 +229,9 @@ class TestWhatIsSent:
 def test_second_call_compiles_nothing() -> None:
     """Nor does streaming: a state comes out of every program as it goes in."""
     generator = writer("eagle3", "4x2")
-    generator.generate(PROMPTS, **LAW)
+    generator.generate(PROMPTS, **SAMPLING)
     with count_compilations() as compiled:
-        *_, last = generator.stream(PROMPTS, rounds_per_call=3, **LAW)
+        *_, last = generator.stream(PROMPTS, rounds_per_call=3, **SAMPLING)
     assert compiled == []
     assert last.tokens == on_one_device("eagle3").tokens
 

@@ -39,8 +39,8 @@ def test_random_trees(num_nodes: int, max_depth: int, seed: int, unused: float, 
     batch = [trees.random_tree(rng, num_nodes, max_depth, 50, unused=unused, deep=deep) for _ in range(32)]
     # Any used node may end a path; an unused slot never does.
     ends = [int(rng.choice([j for j, up in enumerate(t.parents) if j == 0 or up != NO_PARENT])) for t in batch]
-    found = DERIVE[max_depth](jnp.asarray([t.parents for t in batch]), jnp.asarray(ends))
-    depth, seen, path = map(np.asarray, found)
+    actual = DERIVE[max_depth](jnp.asarray([t.parents for t in batch]), jnp.asarray(ends))
+    depth, seen, path = map(np.asarray, actual)
     for row, (tree, end) in enumerate(zip(batch, ends, strict=True)):
         assert depth[row].tolist() == [trees.depth(tree.parents, j) for j in range(num_nodes)]
         np.testing.assert_array_equal(seen[row], trees.ancestors(tree.parents))
@@ -50,8 +50,8 @@ def test_random_trees(num_nodes: int, max_depth: int, seed: int, unused: float, 
 @pytest.mark.parametrize("max_depth", [1, 2, 3, 4, 5, 8, 9, 17])
 def test_deepest_chain(max_depth: int) -> None:
     """The bound on the depth may be reached: powers of two and their neighbours."""
-    found = jax.jit(depths, static_argnums=1)(jnp.arange(-1, max_depth)[None], max_depth)
-    assert found[0].tolist() == list(range(max_depth + 1))
+    actual = jax.jit(depths, static_argnums=1)(jnp.arange(-1, max_depth)[None], max_depth)
+    assert actual[0].tolist() == list(range(max_depth + 1))
 
 
 def test_root_of() -> None:

@@ -71,8 +71,8 @@ CLOSE = 1e-4
 """Decisions closer than this may turn with the rounding of float32; such rows are left out, and counted."""
 
 
-def _laws(logits: np.ndarray, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
-    return np.array([slow_sampling.law(node, temperature, k, p) for node in logits])
+def _distributions(logits: np.ndarray, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
+    return np.array([slow_sampling.distribution(node, temperature, k, p) for node in logits])
 
 
 @pytest.mark.parametrize("drawn", [True, False], ids=["p/q", "q=1"])
@@ -91,11 +91,11 @@ def test_residual_on_random_trees(drawn: bool, seed: int, likeness: float, deep:
     verdict = jax.device_get(RESIDUAL(draft_tree(batch, 4, draft), logits, sampling, uniforms, noise))
     compared = 0
     for row, tree in enumerate(batch):
-        target = _laws(logits[row], *knobs[row])
-        q = None if draft is None else _laws(draft[row], temperature[row])
+        target = _distributions(logits[row], *knobs[row])
+        q = None if draft is None else _distributions(draft[row], temperature[row])
         walk = slow.residual(tree, target, q, uniforms[row].astype(np.float64))
         with np.errstate(divide="ignore"):
-            scores = np.log(walk.next_law) + noise[row, walk.path[-1]]
+            scores = np.log(walk.next_distribution) + noise[row, walk.path[-1]]
         runner_up, best = np.sort(scores)[-2:]
         if min(walk.margin, best - runner_up) > CLOSE:
             assert verdict.path[row].tolist() == trees.padded(walk.path, 5)
@@ -114,9 +114,9 @@ def test_residual_at_temperature_zero_is_match() -> None:
     uniforms = rng.random((64, 14)).astype(np.float32)
     noise = rng.gumbel(size=logits.shape).astype(np.float32)
     tree = draft_tree(batch, 4)
-    found = RESIDUAL(tree, logits, make_sampling(64, top_k=2, top_p=0.5), uniforms, noise)
+    actual = RESIDUAL(tree, logits, make_sampling(64, top_k=2, top_p=0.5), uniforms, noise)
     wanted = MATCH(tree, jnp.asarray(choice))
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    jax.tree.map(np.testing.assert_array_equal, actual, wanted)
     assert int(wanted.num_accepted.max()) >= 2
 
 

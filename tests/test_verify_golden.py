@@ -1,4 +1,4 @@
-"""Acceptance cases of the official code: the same path and the same law of the next token, for recorded uniforms.
+"""Acceptance cases of the official code: same path, same distribution of the next token, for recorded uniforms.
 
 Its rule is the walk of `verify.residual` with q = 1; greedy, that of `verify.match`.
 """

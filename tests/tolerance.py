@@ -1,4 +1,4 @@
-"""How far apart two computations of the same numbers may lie, on any processor.
+"""How far apart two computations of the same numbers may be, on any processor.
 
 Processors add in another order, fuse a product with a sum and have an exp of their own. What all of them keep is that
 an operation is off by at most eps / 2 of what it returns. Roundings are as good as independent, so `terms` of them in a
@@ -8,7 +8,7 @@ is lambda * sqrt(terms) * eps / 2). Both computations may be off by that much, o
 
     4 * eps * sqrt(terms) * size
 
-The size is that of a whole array, not of each element: an element that came out small by cancellation has the error of
+The size is that of the whole array, not of each element: an element made small by cancellation has the error of
 the numbers that cancelled.
 """
 
@@ -28,19 +28,19 @@ def rounding(*arrays: Any, terms: int, dtype: Any = np.float32) -> float:
 
     Args:
       *arrays: what is compared; where terms cancel that are larger than that, an array of their size too.
-      terms: operations in a row: the lengths of the sums that a number goes through, one behind the other.
+      terms: operations in a row: the lengths of the sums that a number goes through, one after the other.
       dtype: what is computed in.
     """
     size = max(float(np.abs(np.asarray(array, np.float64)).max(initial=0)) for array in arrays)
     return 4 * float(jnp.finfo(dtype).eps) * math.sqrt(terms) * size
 
 
-def assert_close(found: Any, wanted: Any, terms: int, *on_the_way: Any) -> None:
+def assert_close(actual: Any, wanted: Any, terms: int, *on_the_way: Any) -> None:
     """Every leaf of one tree, computed in float32, is that of the other but for rounding; see `rounding`.
 
     Whole numbers and truth values are equal.
     """
-    for (path, one), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+    for (path, one), other in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(wanted), strict=True):
         if not jnp.issubdtype(np.asarray(one).dtype, jnp.floating):
             np.testing.assert_array_equal(one, other, err_msg=jax.tree_util.keystr(path))
         else:

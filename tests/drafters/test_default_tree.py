@@ -55,7 +55,7 @@ def costs(passes: dict[int, float], step: float = 1.0) -> RoundCosts:
 
 
 def test_a_round_costs_its_parts() -> None:
-    """Sizes between those measured lie on lines."""
+    """Sizes between those measured are interpolated."""
     measured = RoundCosts(passes={1: 10.0, 8: 17.0, 16: 33.0}, rest=0.5, draft=2.0, step=4.0)
     assert measured.plain == 10.5
     assert measured.round(SMALL) == pytest.approx(13.0 + 2.0 + 4.0)
@@ -71,7 +71,7 @@ def test_flat_passes_make_trees_large_and_steep_ones_small_or_none() -> None:
 
 
 def test_temperature_counts() -> None:
-    """What a large tree wins at T = 0 only, it may lose at T = 1; between them tau lies on a line."""
+    """What a large tree wins at T = 0 only, it may lose at T = 1; between them tau is interpolated."""
     steep = costs({4: 10.0, 16: 15.0}, step=0.1)
     assert best_tree(TABLE, steep, (0.0,)).size == LARGE
     assert best_tree(TABLE, steep, (1.0,)).size == SMALL

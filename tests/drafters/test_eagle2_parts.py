@@ -32,7 +32,7 @@ LAYER = ModelConfig(
 
 
 def step(params: HeadParams, states: jax.Array, embedded: jax.Array, *_: Any) -> tuple[jax.Array, ...]:
-    """The state is the embedding: logits behind the token, whatever stands before it."""
+    """The state is the embedding: logits after the token, whatever stands before it."""
     rows = jnp.zeros((*embedded.shape[:2], 1, 2))
     return embedded, rows, rows
 
@@ -68,9 +68,9 @@ def test_against_a_slow_twin(use_value: bool, reranks: bool) -> None:
 
 def test_the_parts_matter() -> None:
     """The twin itself tells the four apart."""
-    laws = np.asarray(jax.nn.log_softmax(2 * np.random.default_rng(0).standard_normal((VOCAB, VOCAB))))
+    log_probs = np.asarray(jax.nn.log_softmax(2 * np.random.default_rng(0).standard_normal((VOCAB, VOCAB))))
     trees = [
-        dynamic_tree.choose(dynamic_tree.grow(laws, 7, DEPTH, TOP_K, use_value), NODES, reranks)
+        dynamic_tree.choose(dynamic_tree.grow(log_probs, 7, DEPTH, TOP_K, use_value), NODES, reranks)
         for use_value in (True, False)
         for reranks in (True, False)
     ]

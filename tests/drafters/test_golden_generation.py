@@ -100,18 +100,18 @@ def test_rounds(file: str) -> None:
 
 
 def check_draft_logits(tree: DraftTree, tokens: np.ndarray, logits: np.ndarray) -> None:
-    """Best ten [11, 10] behind the root and the inner nodes."""
+    """Best ten [11, 10] after the root and the inner nodes."""
     inner = sorted(set(tree.parents[0].tolist()) - {-1})
-    found = np.asarray(tree.draft_logits[0])[inner]
-    np.testing.assert_allclose(np.take_along_axis(found, tokens, axis=1), logits, atol=1e-4, rtol=0)
+    actual = np.asarray(tree.draft_logits[0])[inner]
+    np.testing.assert_allclose(np.take_along_axis(actual, tokens, axis=1), logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if "_eos_" in file])
 def test_end_of_text(file: str) -> None:
     """The same rounds and text up to the end.
 
-    The official loop keeps what its last round wrote behind the end, and looks for the end only among tokens that the
-    target has read: where a bonus token ends the text, it goes on for one round.
+    The official loop returns what its last round wrote after the end, and searches for the end only among tokens that
+    the target has read: where a bonus token ends the text, it goes on for one round.
     """
     stop = int(golden.results(file)["eos_token_id"])
     writing = Writing(file, stop_ids=[stop])

@@ -1,4 +1,4 @@
-"""Dynamic trees of the official code: the same candidates, trees and scores, in a first round and on a kept cache."""
+"""Dynamic trees of the official code: the same candidates, trees and scores, in a first round and a later one."""
 
 import functools
 
@@ -33,13 +33,13 @@ def draft(
     state = heads.observe(head, params, target_params, state, observation)
     deepest = SIZES[top_k][0][1]
     noise = jnp.zeros((1, deepest + 1, target_params["lm_head"].shape[0]))
-    whole = expand(head, params, target_params, state, noise, depth=deepest, top_k=top_k)
+    full = expand(head, params, target_params, state, noise, depth=deepest, top_k=top_k)
     root = observation.text[:, observation.length[0] + observation.count[0]]
-    found = []
+    actual = []
     for nodes, depth in SIZES[top_k]:
-        candidates = Candidates(*(part[:, : top_k + depth * top_k**2] for part in whole))
-        found.append((candidates, rerank(candidates, root, nodes, depth + 1)))
-    return state, found
+        candidates = Candidates(*(part[:, : top_k + depth * top_k**2] for part in full))
+        actual.append((candidates, rerank(candidates, root, nodes, depth + 1)))
+    return state, actual
 
 
 def observed(features: np.ndarray, ids: np.ndarray) -> Observation:
@@ -64,7 +64,7 @@ def flat_parents(kept: np.ndarray, top_k: int) -> list[int]:
 
 
 def check(candidates: Candidates, tree: DraftTree, results: dict[str, np.ndarray], prefix: str) -> None:
-    """All whole numbers are equal, scores close."""
+    """All integers are equal, scores close."""
     wanted = {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
     assert candidates.tokens[0].tolist() == wanted["flat_tokens"].tolist()
     assert candidates.parents[0].tolist() == flat_parents(wanted["kept"], wanted["kept"].shape[1])
@@ -87,8 +87,8 @@ def test_trees(name: str, top_k: int) -> None:
         state = heads.init_state(head, 1, CAPACITY, "float32")
         for prefix in ("", "r2_"):
             seen = observed(results[prefix + "hidden_states"], results[prefix + "input_ids"])
-            state, found = draft(head, top_k, params, target_params, state, seen)
-            check(*found[[one is results for one in files].index(True)], results, prefix)
+            state, actual = draft(head, top_k, params, target_params, state, seen)
+            check(*actual[[one is results for one in files].index(True)], results, prefix)
 
 
 def test_every_file_is_read() -> None:
@@ -98,6 +98,6 @@ def test_every_file_is_read() -> None:
         for top_k in SIZES
         for nodes, depth in SIZES[top_k]
     }
-    found = {str(path.relative_to(golden.GOLDEN)) for path in golden.GOLDEN.glob("seed*/eagle*/tree_*.npz")}
-    assert found == wanted
-    assert len(found) == 56
+    actual = {str(path.relative_to(golden.GOLDEN)) for path in golden.GOLDEN.glob("seed*/eagle*/tree_*.npz")}
+    assert actual == wanted
+    assert len(actual) == 56

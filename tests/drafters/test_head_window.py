@@ -27,7 +27,7 @@ def drafter(kind: str, window: int | None) -> tuple[Drafter, HeadParams]:
 
 
 def proposal(kind: str, window: int | None, forgotten: int) -> DraftTree:
-    """A tree behind 40 tokens, the first `forgotten` rows of the head's cache overwritten."""
+    """A tree after 40 tokens, the first `forgotten` rows of the head's cache overwritten."""
     method, params = drafter(kind, window)
     rng = np.random.default_rng(1)
     state = method.init(1, CAPACITY, "float32")
@@ -49,10 +49,10 @@ def proposal(kind: str, window: int | None, forgotten: int) -> DraftTree:
 def test_only_the_window_counts(kind: str) -> None:
     """The first node that is fed stands at slot 40 and sees the slots from 31 on; the next levels see less."""
     window = 10
-    whole = proposal(kind, window, 0)
+    full = proposal(kind, window, 0)
     for forgotten, same in ((LENGTH - window + 1, True), (LENGTH - window + 2, False)):
         changed = proposal(kind, window, forgotten)
-        assert np.array_equal(whole.log_values, changed.log_values) == same
+        assert np.array_equal(full.log_values, changed.log_values) == same
     assert not np.array_equal(proposal(kind, None, 0).log_values, proposal(kind, None, 1).log_values)
 
 

@@ -38,7 +38,7 @@ def functions(drafter: Drafter) -> tuple[Any, Any]:
 
 
 def read_prompt(drafter: Drafter, text: np.ndarray, prompt: np.ndarray, chunk: int = CHUNK) -> LookaheadState:
-    """State behind the prompts of `text` [B, S], whose lengths are `prompt` [B]; the token behind them is there too."""
+    """State after the prompts of `text` [B, S], whose lengths are `prompt` [B]; the token after them is there too."""
     _, observe = functions(drafter)
     state, length = drafter.init(BATCH, CAPACITY, "float32"), np.zeros(BATCH, int)
     while (length < prompt).any():
@@ -108,7 +108,7 @@ def check_tree(tree: DraftTree, row: int, twin: Lookahead, root: int, sizes: tup
     tokens, parents, candidate = (np.asarray(x[row]) for x in (tree.tokens, tree.parents, tree.candidate))
     slow.check_tree(tokens, parents, candidate)
     assert tokens[0] == root
-    seen = twin.behind(root)
+    seen = twin.seen_by(root)
     assert slow.paths(tokens, parents, range(1, window)) == seen[0]
     for depth in range(1, level - 1):
         nodes = range(depth * window, (depth + 1) * window)
@@ -130,15 +130,15 @@ def test_depths(sizes: tuple[int, int, int]) -> None:
     state = state.replace(pool=state.pool.replace(keys=jnp.zeros((1, 8), jnp.int32), phrases=phrases))
     tree, _ = functions(drafter)[0](state, jnp.zeros((1, CAPACITY), jnp.int32), jnp.zeros(1, jnp.int32))
     assert tree.tokens.shape == (1, drafter.nodes) == (1, (level - 1) * (window + guesses))
-    found = depths(tree.parents, tree.max_depth)[0].tolist()
-    assert found == [len(line(tree.parents[0].tolist(), node)) - 1 for node in range(drafter.nodes)]
+    actual = depths(tree.parents, tree.max_depth)[0].tolist()
+    assert actual == [len(line(tree.parents[0].tolist(), node)) - 1 for node in range(drafter.nodes)]
     inner = (level - 1) * window
-    assert found[:inner] == [row + column for row in range(level - 1) for column in range(window)]
-    assert tree.max_depth == drafter.max_depth == max(found)
+    assert actual[:inner] == [row + column for row in range(level - 1) for column in range(window)]
+    assert tree.max_depth == drafter.max_depth == max(actual)
 
 
 def test_first_window_is_drawn_from_the_prompt_alone() -> None:
-    """Not from what stands behind it, nor does it depend on the chunks that it was read in."""
+    """Not from what stands after it, nor does it depend on the chunks that it was read in."""
     drafter = make_lookahead(5, 7, 7)
     text = np.tile(np.arange(CAPACITY), (BATCH, 1))
     prompt = np.array([1, 9, 40])
@@ -159,14 +159,14 @@ def circle(vocab_size: int = 24) -> tuple[Target, Params]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("pool_from_prompt", "least"), [(True, 2.5), (False, 2.0)])
 def test_repetitive_text(pool_from_prompt: bool, least: float, temperature: float) -> None:
-    """N-grams of the text are accepted, and those that the window found before the text had them."""
+    """N-grams of the text are accepted, and those that the window produced before the text had them."""
     target, params = circle()
     drafter = make_lookahead(5, 4, 4, pool_from_prompt=pool_from_prompt)
     generator = Generator(target, params, drafter, capacity=128, prefill_chunk=16)
     prompt = [3, 9, 15, 21]
-    found = generator.generate([prompt], temperature=temperature, max_new_tokens=61)
-    assert found.tokens[0] == [(22 + step) % 24 for step in range(61)]
-    assert found.tau > least
+    actual = generator.generate([prompt], temperature=temperature, max_new_tokens=61)
+    assert actual.tokens[0] == [(22 + step) % 24 for step in range(61)]
+    assert actual.tau > least
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,10 @@ def look_up(number: int) -> Any:
 def check(pool: NgramPool, twins: list[slow.Pool], number: int, vocab_size: int) -> None:
     """Every key has the same phrases in the same order."""
     for key in range(vocab_size):
-        phrases, found = map(np.asarray, look_up(number)(pool, jnp.full(BATCH, key)))
+        phrases, actual = map(np.asarray, look_up(number)(pool, jnp.full(BATCH, key)))
         for row, twin in enumerate(twins):
             wanted = twin.newest(key, number)
-            assert found[row].tolist() == [place < len(wanted) for place in range(number)]
+            assert actual[row].tolist() == [place < len(wanted) for place in range(number)]
             assert [tuple(phrase) for phrase in phrases[row, : len(wanted)].tolist()] == wanted
             assert not phrases[row, len(wanted) :].any()
 
@@ -64,8 +64,8 @@ def test_pool(capacity: int, number: int, seed: int, chance: float) -> None:
 
 
 def test_none_looked_up() -> None:
-    phrases, found = newest(empty_pool(BATCH, 4, 2), jnp.zeros(BATCH, jnp.int32), 0)
-    assert (phrases.shape, found.shape) == ((BATCH, 0, 2), (BATCH, 0))
+    phrases, actual = newest(empty_pool(BATCH, 4, 2), jnp.zeros(BATCH, jnp.int32), 0)
+    assert (phrases.shape, actual.shape) == ((BATCH, 0, 2), (BATCH, 0))
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -91,22 +91,22 @@ def test_ngrams_of_the_text(size: int, seed: int) -> None:
 @settings(max_examples=15, deadline=None)
 @given(seed=SEEDS)
 def test_branches(number: int, length: int, seed: int) -> None:
-    """The nodes are the beginnings of the phrases, each once, behind a chain of two."""
+    """The nodes are the beginnings of the phrases, each once, after a chain of two."""
     rng = np.random.default_rng(seed)
     chain = rng.integers(2, size=(BATCH, 3))
     phrases = [rng.permutation([*np.ndindex(*[2] * length)])[:number] for _ in range(BATCH)]
     phrases = np.array([np.resize(row, (number, length)) for row in phrases], np.int32).reshape(BATCH, number, length)
-    found = np.arange(number) < rng.integers(0, min(number, 2**length) + 1, (BATCH, 1))
+    actual = np.arange(number) < rng.integers(0, min(number, 2**length) + 1, (BATCH, 1))
     values = jnp.asarray([[-1.0, -2.0]] * BATCH)
     start = chain_tree(jnp.asarray(chain[:, 0]), jnp.asarray(chain[:, 1:]), jnp.full(BATCH, 2), values)
-    tree = with_branches(start, jnp.asarray(phrases), jnp.asarray(found), base=2, depth=2)
+    tree = with_branches(start, jnp.asarray(phrases), jnp.asarray(actual), base=2, depth=2)
     assert tree.tokens.shape == (BATCH, 3 + number * length)
     assert tree.max_depth == 2 + length
     for row in range(BATCH):
         tokens, parents, candidate = (np.asarray(x[row]) for x in (tree.tokens, tree.parents, tree.candidate))
         slow.check_tree(tokens, parents, candidate)
         hung = [j for j in np.flatnonzero(candidate) if j >= 3]
-        wanted = [tuple(phrase) for phrase in phrases[row][found[row]].tolist()]
+        wanted = [tuple(phrase) for phrase in phrases[row][actual[row]].tolist()]
         paths = slow.paths(tokens, parents, hung)
         assert len(set(paths)) == len(paths)
         assert set(paths) == slow.beginnings(wanted, tuple(chain[row, 1:].tolist()))
@@ -135,8 +135,8 @@ def test_no_round_copies_a_pool_or_a_cache(name: str) -> None:
     program = decode.lower(models, state, sampling, 9).compile(AS_SHIPPED)
     size = 2 * slots * 3  # of the phrases; keys or values of a layer take more
     assert 2 * capacity * 2 * 8 > size
-    found = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())
-    written = {op for dims, op in found if math.prod(map(int, dims.split(","))) >= size}
+    actual = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())
+    written = {op for dims, op in actual if math.prod(map(int, dims.split(","))) >= size}
     assert "scatter" in written
     assert written <= READ_OR_IN_PLACE
     assert program.memory_analysis().temp_size_in_bytes < 4 * size

@@ -1,4 +1,4 @@
-"""Ouroboros: the draft model's own chain in fewer passes, phrases behind it, phrases from the check."""
+"""Ouroboros: the draft model's own chain in fewer passes, phrases after it, phrases from verification."""
 
 import dataclasses
 import functools
@@ -49,11 +49,11 @@ def started(drafter: Drafter, temperature: float) -> DecodeState:
 
 
 class TestChain:
-    """The chain is the draft model's own, however it was found."""
+    """The chain is the draft model's own, whatever the phrases."""
 
     @staticmethod
     def drafted(num_drafted: int, phrases: int, pool: NgramPool, prompts: np.ndarray, noise: jax.Array) -> Chain:
-        """Behind prompts i32[B, S] of the bigram model, the last token of each the root."""
+        """After prompts i32[B, S] of the bigram model, the last token of each the root."""
         target, params = bigram_target(VOCAB)
         length = jnp.full(BATCH, prompts.shape[1] - 1)
         state = OuroborosState(cache=target.init_cache(BATCH, CAPACITY), pool=pool)
@@ -84,14 +84,14 @@ class TestChain:
             wanted.append(twin.draft(functools.partial(model, row), pools[row], num_drafted, phrases))
             ngrams = jnp.zeros((BATCH, 64, 4), jnp.int32).at[row, : len(pools[row].ngrams)].set(pools[row].ngrams)
             pool = insert(pool, ngrams, jnp.zeros((BATCH, 64), bool).at[row, : len(pools[row].ngrams)].set(True))
-        found = self.drafted(num_drafted, phrases, pool, prompts, jnp.asarray(noise))
-        assert found.tokens.tolist() == [tokens for tokens, _ in wanted]
-        assert found.known.tolist() == [num_drafted] * BATCH
-        assert found.passes == max(passes for _, passes in wanted)
+        actual = self.drafted(num_drafted, phrases, pool, prompts, jnp.asarray(noise))
+        assert actual.tokens.tolist() == [tokens for tokens, _ in wanted]
+        assert actual.known.tolist() == [num_drafted] * BATCH
+        assert actual.passes == max(passes for _, passes in wanted)
         if phrases == 0:
-            assert found.passes == num_drafted
+            assert actual.passes == num_drafted
         elif num_drafted == 7:
-            assert found.passes < num_drafted
+            assert actual.passes < num_drafted
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     def test_what_was_accepted_behind_the_chain_is_read(self, temperature: float) -> None:
@@ -109,12 +109,12 @@ class TestChain:
             read = prefill(dataclasses.replace(models, drafter=chain), written.text, length, sampling, chunk=16)
             noise = jnp.asarray(np.random.default_rng(0).gumbel(size=(len(PROMPTS), 9, 40)), jnp.float32)
             arguments = with_noise(PARAMS), PARAMS
-            found, _ = jax.jit(drafter.propose)(*arguments, written.drafter, written.text, length, temperature * noise)
+            actual, _ = jax.jit(drafter.propose)(*arguments, written.drafter, written.text, length, temperature * noise)
             wanted, _ = jax.jit(chain.propose, compiler_options=QUICK)(
                 *arguments, read.drafter, written.text, length, temperature * noise
             )
-            np.testing.assert_array_equal(found.tokens[:, :6], wanted.tokens)
-            np.testing.assert_allclose(found.log_values[:, :6], wanted.log_values, atol=1e-4)
+            np.testing.assert_array_equal(actual.tokens[:, :6], wanted.tokens)
+            np.testing.assert_allclose(actual.log_values[:, :6], wanted.log_values, atol=1e-4)
         assert beyond > 0
 
 
@@ -148,24 +148,24 @@ def test_phrases_of_the_check(num_drafted: int, phrases: int, length: int, seed:
         tokens, parents, candidate = (np.asarray(x[row]) for x in (tree.tokens, tree.parents, tree.candidate))
         slow.check_tree(tokens, parents, candidate)
         nodes = np.flatnonzero(candidate)
-        behind = dict(zip(slow.paths(tokens, parents, nodes), choice[row, nodes].tolist(), strict=True))
+        after_path = dict(zip(slow.paths(tokens, parents, nodes), choice[row, nodes].tolist(), strict=True))
         chain = tuple(tokens[1 : num_drafted + 1].tolist())
         pool = slow.Pool(100)
         pool.insert(np.asarray(ngrams[row]))
         hung = pool.newest(chain[-1], phrases)
-        assert set(behind) == {(), *slow.beginnings([chain]), *slow.beginnings(hung, chain)}
+        assert set(after_path) == {(), *slow.beginnings([chain]), *slow.beginnings(hung, chain)}
         if count[row]:
-            pool.insert(twin.recycled(behind.__getitem__, chain, hung, accepted[row], length))
+            pool.insert(twin.recycled(after_path.__getitem__, chain, hung, accepted[row], length))
             start = int(before[row]) + 1
             pool.insert(slow.text_ngrams(np.asarray(text[row]), start, start + count[row], length + 1))
         assert after.pool.count[row] == len(pool.ngrams)
         for key in range(VOCAB):
-            found, there = look_up(after.pool, jnp.full(BATCH, key))
-            assert [tuple(one) for one in found[row][there[row]].tolist()] == pool.newest(key, 5)
+            actual, there = look_up(after.pool, jnp.full(BATCH, key))
+            assert [tuple(one) for one in actual[row][there[row]].tolist()] == pool.newest(key, 5)
 
 
 def test_recycled_n_grams_are_the_text_that_a_right_draft_would_have_met() -> None:
-    """A chain 1 2 3 behind 0, rejected at 1 for 7: then come 7 and what stands behind 2 and 3."""
+    """A chain 1 2 3 after 0, rejected at 1 for 7: then come 7 and what follows 2 and 3."""
     tree = DraftTree(
         tokens=jnp.asarray([[0, 1, 2, 3, 4, 5]]),
         parents=jnp.asarray([[-1, 0, 1, 2, 3, 4]]),
@@ -180,13 +180,13 @@ def test_recycled_n_grams_are_the_text_that_a_right_draft_would_have_met() -> No
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("batch", [1, 8])
 def test_draft_that_is_the_target(batch: int, temperature: float) -> None:
-    """The whole chain is accepted in every round that is not cut off by the end."""
+    """The full chain is accepted in every round that is not cut off by the end."""
     rng = np.random.default_rng(batch)
     prompts = [rng.integers(40, size=n).tolist() for n in rng.integers(1, 30, batch)]
     full = Generator(TARGET, PARAMS, ouroboros(), PARAMS, capacity=CAPACITY, prefill_chunk=16)
-    found = full.generate(prompts, temperature=temperature, max_new_tokens=43)
-    assert found.accepted[:, :5].sum() == 0
-    assert all(rounds <= 42 // 6 for rounds in found.rounds)
+    actual = full.generate(prompts, temperature=temperature, max_new_tokens=43)
+    assert actual.accepted[:, :5].sum() == 0
+    assert all(rounds <= 42 // 6 for rounds in actual.rounds)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -199,9 +199,9 @@ def test_more_is_accepted_than_of_the_chain_where_the_text_repeats(temperature: 
 
     def tau(drafter: Drafter) -> float:
         generator = Generator(target, params, drafter, draft, capacity=128, prefill_chunk=16)
-        found: Any = generator.generate([[3]], temperature=temperature, max_new_tokens=73)
-        assert found.tokens[0] == [(4 + step) % 12 for step in range(73)]
-        return found.tau
+        actual: Any = generator.generate([[3]], temperature=temperature, max_new_tokens=73)
+        assert actual.tokens[0] == [(4 + step) % 12 for step in range(73)]
+        return actual.tau
 
     chain, phrases = tau(make_chain(target, 4)), tau(make_ouroboros(target, 4))
     assert phrases > chain + 1

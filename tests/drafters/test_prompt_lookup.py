@@ -25,7 +25,7 @@ def search(text: list[int]) -> list[int]:
 
 
 def proposed(rows: list[list[int]]) -> list[list[int]]:
-    """The drafted tokens of each row; what stands behind a text is no part of it."""
+    """The drafted tokens of each row; what stands after a text is no part of it."""
     text = np.full((len(rows), CAPACITY), 1, np.int32)
     for row, tokens in enumerate(rows):
         text[row, : len(tokens)] = tokens

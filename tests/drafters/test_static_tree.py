@@ -52,7 +52,7 @@ def test_ranks(name: str) -> None:
 
 @pytest.mark.parametrize("name", TREES)
 def test_drafting_levels(name: str) -> None:
-    """Each level feeds the official nodes behind the official parents, with the same sight of those fed before."""
+    """Each level feeds the official nodes after the official parents, with the same sight of those fed before."""
     wanted = golden.results(f"static_tree/{name}.npz")
     shape = take_apart(declared(name)["paths"])
     seen, above, fed = seen_by(shape), shape.levels[0], []
@@ -76,9 +76,9 @@ def test_paths(name: str) -> None:
     shape = take_apart(declared(name)["paths"])
     seen = jnp.asarray(seen_by(shape))[None]
     leaves = sorted(set(range(len(shape.parents))) - set(shape.parents.tolist()))
-    found = {tuple(path_to(jnp.asarray([leaf]), seen, len(shape.levels))[0].tolist()) for leaf in leaves}
+    actual = {tuple(path_to(jnp.asarray([leaf]), seen, len(shape.levels))[0].tolist()) for leaf in leaves}
     assert NO_NODE == -1  # as the fixture pads
-    assert found == {tuple(row) for row in wanted.tolist()}
+    assert actual == {tuple(row) for row in wanted.tolist()}
 
 
 def test_published_tree() -> None:

@@ -58,9 +58,9 @@ def test_margin_against_the_law_of_a_bigram_table(temperature: float) -> None:
     sampling = make_sampling(1, temperature=temperature, seed=3, sequence=[5])
     noise = np.asarray(gumbel(sampling, jnp.array([[len(text)]]), 23))[0, 0]
     scores = np.sort(np.asarray(params["table"])[text[-1]] + temperature * noise)
-    found = metrics.margin(target, params, text, temperature=temperature, seed=3, sequence=5)
+    actual = metrics.margin(target, params, text, temperature=temperature, seed=3, sequence=5)
     # The margin is small where the scores are not, and some processors round a product and a sum at once.
-    assert found == pytest.approx(scores[-1] - scores[-2], rel=0, abs=rounding(scores, terms=2))
+    assert actual == pytest.approx(scores[-1] - scores[-2], rel=0, abs=rounding(scores, terms=2))
 
 
 def test_margin_is_infinite_where_one_token_is_left() -> None:
@@ -87,7 +87,7 @@ def test_margin_sees_what_decoding_sees() -> None:
         return generator.generate([prompt], temperature=0.7, seed=2, max_new_tokens=1).tokens[0][0]
 
     def lifted(token: int, amount: float) -> dict[str, jax.Array]:
-        """Weights under which `token` scores `amount` higher behind this prompt."""
+        """Weights under which `token` scores `amount` higher after this prompt."""
         return {**params, "lm_head": params["lm_head"].at[token].add(amount * hidden / (hidden @ hidden))}
 
     best = first(params)

@@ -54,8 +54,8 @@ def test_rows_that_compare() -> None:
     longer = [{**row, "max_new_tokens": 64} for row in one]
     assert tables.comparable([one, longer, two]) == [[*one, *two], longer]
     for change in ({"prompts": 24}, {"turns": 20}, {"turns_left_out": 1}):  # a method is not torn apart
-        asked = {"label": "field", **change}
-        other = [{**FIRST, **asked}, {**SECOND, "label": "field"}]
+        changed = {"label": "field", **change}
+        other = [{**FIRST, **changed}, {**SECOND, "label": "field"}]
         assert tables.comparable([one, other]) == [one, other]
         assert tables.comparable([one, other, two]) == [[*one, *two], other]
 

@@ -102,13 +102,13 @@ def folder_of_tasks(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("count", [1, 3, 10])
 def test_prompts_of_a_task_are_its_first_ones(tmp_path: Path, count: int) -> None:
-    found = read_task(folder_of_tasks(tmp_path), "many", count)
-    assert {place: question.question_id for place, question in found.items()} == {n: 100 + n for n in range(count)}
+    actual = read_task(folder_of_tasks(tmp_path), "many", count)
+    assert {place: question.question_id for place, question in actual.items()} == {n: 100 + n for n in range(count)}
 
 
 def test_several_tasks(tmp_path: Path) -> None:
-    found = read_tasks(folder_of_tasks(tmp_path), ["few", "many"], 2)
-    assert {name: list(questions) for name, questions in found.items()} == {"few": [0, 1], "many": [0, 1]}
+    actual = read_tasks(folder_of_tasks(tmp_path), ["few", "many"], 2)
+    assert {name: list(questions) for name, questions in actual.items()} == {"few": [0, 1], "many": [0, 1]}
 
 
 @pytest.mark.parametrize(

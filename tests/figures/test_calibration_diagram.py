@@ -38,13 +38,13 @@ def test_a_cut_answer_does_not_count_as_refusal() -> None:
 def test_bins() -> None:
     sure = np.concatenate([np.full(40, 0.23), np.full(60, 0.29), np.full(19, 0.5), np.full(20, 1.0)])
     right = np.concatenate([np.arange(40) < 10, np.arange(60) < 20, np.ones(19, bool), np.ones(20, bool)])
-    found = in_bins(Calibration(sure, right))
-    assert found.count.tolist() == [0, 0, 100, 0, 0, 19, 0, 0, 0, 20]
-    np.testing.assert_allclose(found.confidence, [0.266, 1.0])  # 19 are too few to be drawn
-    np.testing.assert_allclose(found.accepted, [0.3, 1.0])
+    actual = in_bins(Calibration(sure, right))
+    assert actual.count.tolist() == [0, 0, 100, 0, 0, 19, 0, 0, 0, 20]
+    np.testing.assert_allclose(actual.confidence, [0.266, 1.0])  # 19 are too few to be drawn
+    np.testing.assert_allclose(actual.accepted, [0.3, 1.0])
     # Wilson's intervals of 30 of 100 and 20 of 20 as statistical tables have them.
-    np.testing.assert_allclose(found.low, [0.2189, 0.8389], atol=1e-4)
-    np.testing.assert_allclose(found.high, [0.3958, 1.0], atol=1e-4)
+    np.testing.assert_allclose(actual.low, [0.2189, 0.8389], atol=1e-4)
+    np.testing.assert_allclose(actual.high, [0.3958, 1.0], atol=1e-4)
     wanted = (100 * abs(0.266 - 0.3) + 19 * 0.5) / 139
     assert expected_calibration_error(Calibration(sure, right)) == pytest.approx(wanted)
 
@@ -53,8 +53,8 @@ def test_a_drafter_that_knows_itself_lies_on_the_diagonal() -> None:
     rng = np.random.default_rng(0)
     sure = rng.uniform(size=50_000)
     judged = Calibration(sure, rng.uniform(size=50_000) < sure)
-    found = in_bins(judged)
-    np.testing.assert_allclose(found.accepted, found.confidence, atol=0.03)
+    actual = in_bins(judged)
+    np.testing.assert_allclose(actual.accepted, actual.confidence, atol=0.03)
     assert expected_calibration_error(judged) < 0.02
 
 

@@ -18,16 +18,16 @@ ROWS = make_rows()
 
 def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[list[float], list[float]]]:
     """The curves of a panel by the name in the legend."""
-    found = figure.axes[panel].get_lines()
+    actual = figure.axes[panel].get_lines()
     return {
         line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
-        for line in found
+        for line in actual
         if not str(line.get_label()).startswith("_")
     }
 
 
 def bars(figure: Figure, panel: int = 0) -> list[BarContainer]:
-    return [found for found in figure.axes[panel].containers if isinstance(found, BarContainer)]
+    return [actual for actual in figure.axes[panel].containers if isinstance(actual, BarContainer)]
 
 
 @pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
@@ -46,13 +46,13 @@ def test_all_charts_can_be_drawn(chart: Callable[..., Figure], theme: Theme) -> 
 
 def test_speedup_by_method() -> None:
     figure = charts.speedup_by_method(ROWS)
-    found = sorted(patch.get_width() for container in bars(figure) for patch in container)
+    actual = sorted(patch.get_width() for container in bars(figure) for patch in container)
     wanted = sorted(
         np.mean([make_row(label, task, temperature)["speedup"] for task in TASKS])
         for label in METHODS
         for temperature in (0.0, 1.0)
     )
-    np.testing.assert_allclose(found, wanted)
+    np.testing.assert_allclose(actual, wanted)
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list(METHODS)
 
 
@@ -92,7 +92,7 @@ def test_speedup_by_task() -> None:
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["T = 0", "T = 1"]
     assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == list(TASKS)
     for panel, temperature in enumerate((0.0, 1.0)):
-        found = {
+        actual = {
             (bar.get_label(), round(patch.get_x())): patch.get_height() for bar in bars(figure, panel) for patch in bar
         }
         wanted = {
@@ -100,7 +100,7 @@ def test_speedup_by_task() -> None:
             for label in METHODS
             for place, task in enumerate(TASKS)
         }
-        assert found == pytest.approx(wanted)
+        assert actual == pytest.approx(wanted)
 
 
 def test_tau_against_depth() -> None:
@@ -120,9 +120,9 @@ def test_what_differs_in_noise_is_no_line() -> None:
     """Trees of one size and depth with and without the target's noise."""
     shared = make_row("eagle3, 16 nodes", "gsm8k", 1.0)
     own = {**shared, "label": "plain top-k", "share_noise": False, "tau": 1.5}
-    found = lines(charts.tau_against_depth([shared, own]))
+    actual = lines(charts.tau_against_depth([shared, own]))
     name = "eagle3, 16 nodes, top-k 4"
-    assert found == {name: ([5], [pytest.approx(shared["tau"])]), f"{name}, own noise": ([5], [1.5])}
+    assert actual == {name: ([5], [pytest.approx(shared["tau"])]), f"{name}, own noise": ([5], [1.5])}
 
 
 def test_round_split_adds_up() -> None:
@@ -145,12 +145,12 @@ def test_round_split_adds_up() -> None:
 
 def test_time_split_adds_up() -> None:
     row = make_row("eagle3, 60 nodes", "gsm8k", 0.0)
-    prompt, one_pass, more = bars(charts.time_split([row]))
+    prompt, one_pass, more = bars(charts.time_split_chart([row]))
     assert [patch.get_width() for patch in prompt] == pytest.approx([1400 / row["tokens"], 1500 / row["tokens"]])
     assert one_pass[0].get_width() == pytest.approx(30 * (row["tokens"] - 10) / row["tokens"])
     assert one_pass[1].get_width() == pytest.approx(30 * ROUNDS / row["tokens"])
-    whole = one_pass[1].get_width() + more[1].get_width()
-    assert whole == pytest.approx(1000 * row["decode_seconds"] / row["tokens"])
+    total = one_pass[1].get_width() + more[1].get_width()
+    assert total == pytest.approx(1000 * row["decode_seconds"] / row["tokens"])
     assert more[0].get_width() == 0
 
 

@@ -11,7 +11,7 @@ from eagle_jax.figures.round_steps import draw_candidates, draw_mask, draw_rows
 from eagle_jax.figures.theme import LIGHT, THEMES, Theme
 from tests.evaluation.played_rounds import FIRST, WORDS
 
-# k = 2, one pass behind the first reading: 2 + 4 candidates.
+# k = 2, one pass after the first reading: 2 + 4 candidates.
 CANDIDATES = Candidates(
     tokens=np.array([1, 2, 3, 4, 5, 6]),
     log_values=np.log(np.array([0.6, 0.3, 0.3, 0.12, 0.15, 0.03])),
@@ -23,8 +23,8 @@ every_theme = pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
 
 
 def cells(figure: Figure) -> dict[int, mpl.patches.Rectangle]:
-    found = figure.findobj(lambda artist: (artist.get_gid() or "").startswith("cell-"))
-    return {int(cell.get_gid().removeprefix("cell-")): cell for cell in found}
+    actual = figure.findobj(lambda artist: (artist.get_gid() or "").startswith("cell-"))
+    return {int(cell.get_gid().removeprefix("cell-")): cell for cell in actual}
 
 
 def name(token: int) -> str:

@@ -24,15 +24,15 @@ def figure(theme: Theme) -> Figure:
 
 def labels(figure: Figure) -> dict[str, mpl.text.Text]:
     """The tokens in boxes by round and node."""
-    found = figure.findobj(lambda artist: (artist.get_gid() or "").startswith("label-node-"))
-    return {text.get_gid().removeprefix("label-node-"): text for text in found}
+    actual = figure.findobj(lambda artist: (artist.get_gid() or "").startswith("label-node-"))
+    return {text.get_gid().removeprefix("label-node-"): text for text in actual}
 
 
 def test_accepted_tokens_and_what_stood_beside_them(figure: Figure) -> None:
     assert {name: text.get_text() for name, text in labels(figure).items()} == {
         "0-0": "Once",
         "0-1": "␣upon",
-        "0-2": "↵",  # its child was asked about by nobody
+        "0-2": "↵",  # its child was never verified
         "0-3": "␣a",
         "0-5": "$x$",
         "0-own": "␣time",

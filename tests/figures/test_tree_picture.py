@@ -32,8 +32,8 @@ def decode(ids: Sequence[int]) -> str:
 
 def parts(figure: Figure, kind: str) -> dict[str, object]:
     """The artists whose names begin so, by the rest of their names."""
-    found = figure.findobj(lambda artist: (artist.get_gid() or "").startswith(f"{kind}-"))
-    return {artist.get_gid().removeprefix(f"{kind}-"): artist for artist in found}
+    actual = figure.findobj(lambda artist: (artist.get_gid() or "").startswith(f"{kind}-"))
+    return {artist.get_gid().removeprefix(f"{kind}-"): artist for artist in actual}
 
 
 @pytest.fixture(params=[LIGHT, DARK], ids=["light", "dark"])
@@ -92,8 +92,8 @@ def test_what_is_faded_is_named(figure: Figure) -> None:
         return [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
 
     assert legend(figure) == ["accepted", "the target's own", "refused", "cannot be accepted"]
-    whole = dataclasses.replace(TREE, candidate=np.arange(8) < 6, parents=np.where(np.arange(8) < 6, TREE.parents, -1))
-    assert legend(draw_tree(whole, VERDICT, decode)) == ["accepted", "the target's own", "refused"]
+    full = dataclasses.replace(TREE, candidate=np.arange(8) < 6, parents=np.where(np.arange(8) < 6, TREE.parents, -1))
+    assert legend(draw_tree(full, VERDICT, decode)) == ["accepted", "the target's own", "refused"]
 
 
 def test_log_probabilities_on_demand(figure: Figure) -> None:

@@ -25,11 +25,11 @@ def random(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32).astype(dtype)
 
 
-def assert_product(found: Any, x: np.ndarray, w: np.ndarray) -> None:
+def assert_product(actual: Any, x: np.ndarray, w: np.ndarray) -> None:
     """To the rounding of a float32 sum of K products, whatever its order: K eps times the sum of their sizes."""
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     bound = len(w) * np.finfo(np.float32).eps * (np.abs(x) @ np.abs(w))
-    assert (np.abs(np.asarray(found, np.float64) - x @ w) <= bound).all()
+    assert (np.abs(np.asarray(actual, np.float64) - x @ w) <= bound).all()
 
 
 @needs_kernel
@@ -59,11 +59,11 @@ def test_matrices_of_one_input_and_axes() -> None:
     """Outputs that fill no tile stand apart; inputs may have several axes."""
     matrices = [random(3, 8, 5, 2), random(3, 8, 17, seed=1), random(3, 8, 32, seed=2)]
     packed, x = pack_matrices(matrices, num_inputs=2), random(2, 4, 3, 8)
-    for found, matrix in zip(packed.multiply(x), matrices, strict=True):
-        assert found.shape == (2, 4, *matrix.shape[2:])
-        assert_product(found.reshape(8, -1), x.reshape(8, 24), matrix.reshape(24, -1))
-    for found, matrix in zip(packed.unpack(), matrices, strict=True):
-        np.testing.assert_array_equal(found, matrix)
+    for actual, matrix in zip(packed.multiply(x), matrices, strict=True):
+        assert actual.shape == (2, 4, *matrix.shape[2:])
+        assert_product(actual.reshape(8, -1), x.reshape(8, 24), matrix.reshape(24, -1))
+    for actual, matrix in zip(packed.unpack(), matrices, strict=True):
+        np.testing.assert_array_equal(actual, matrix)
     with pytest.raises(ValueError, match=r"inputs \(3, 8\) got \(2, 4, 8, 3\)"):
         packed.multiply(jnp.zeros((2, 4, 8, 3)))
 
@@ -141,7 +141,7 @@ def test_packed_once_for_all_generators() -> None:
 
 @needs_kernel
 def test_packed_weights_are_let_go() -> None:
-    """What no generator holds is not kept, though the plain weights are."""
+    """What no generator holds is freed, though the plain weights are."""
     _, target, params = tiny_transformer(4)
     before = {id(x) for x in jax.live_arrays()}
     generator = Generator(target, params, make_vanilla())
@@ -162,11 +162,11 @@ def test_generation_with_and_without(dtype: str, monkeypatch: pytest.MonkeyPatch
     head, weights = head_of(config, target)
     stored = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, (params, weights))
     wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, stored)
-    prompts, law = [[5, 1, 5, 1], [7] * 9], {"temperature": [0.0, 1.0], "max_new_tokens": 24}
-    packed = Generator(target, stored[0], make_eagle3(head, 8, 2, 3), stored[1]).generate(prompts, **law)
+    prompts, sampling = [[5, 1, 5, 1], [7] * 9], {"temperature": [0.0, 1.0], "max_new_tokens": 24}
+    packed = Generator(target, stored[0], make_eagle3(head, 8, 2, 3), stored[1]).generate(prompts, **sampling)
     with monkeypatch.context() as patch:
         patch.setattr(build, "available", lambda: False)
-        plain = Generator(target, wide[0], make_eagle3(head, 8, 2, 3), wide[1]).generate(prompts, **law)
+        plain = Generator(target, wide[0], make_eagle3(head, 8, 2, 3), wide[1]).generate(prompts, **sampling)
     assert packed.tokens == plain.tokens
     assert packed.rounds == plain.rounds
 
@@ -186,11 +186,11 @@ def test_concurrent_calls_end() -> None:
 
     inputs = [random(3, 128, seed=seed) for seed in range(2)]
     expected = [np.asarray(run(x)) for x in inputs]
-    found: dict[int, Any] = {}
+    actual: dict[int, Any] = {}
     started = time.monotonic()
 
     def work(index: int) -> None:
-        found[index] = np.asarray(run(inputs[index]))
+        actual[index] = np.asarray(run(inputs[index]))
 
     threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(2)]
     for thread in threads:
@@ -199,7 +199,7 @@ def test_concurrent_calls_end() -> None:
         thread.join(timeout=120)
     assert not any(thread.is_alive() for thread in threads), f"stuck after {time.monotonic() - started:.0f} s"
     for index in range(2):
-        np.testing.assert_array_equal(found[index], expected[index])
+        np.testing.assert_array_equal(actual[index], expected[index])
 
 
 def test_tiles_hold_no_more_than_the_weights() -> None:

@@ -54,10 +54,10 @@ def random_case(seed: int, shape: tuple[int, ...], capacity: int, lengths: list[
 def test_against_xla(shape: tuple[int, ...], capacity: int, lengths: list[int], window: int | None) -> None:
     case, key_at = random_case(7, shape, capacity, lengths)
     wanted = np.asarray(XLA(*case, key_positions=key_at, window=window))
-    found = np.asarray(KERNEL(*case, key_positions=key_at, window=window))
+    actual = np.asarray(KERNEL(*case, key_positions=key_at, window=window))
     # Scores are sums over the head size, outputs over the keys; exp magnifies an error by the size of a score, about 5.
     limit = 5 * rounding(wanted, terms=shape[-1] + capacity + shape[2])
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=limit)
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=limit)
 
 
 def test_a_query_does_not_depend_on_the_others() -> None:
@@ -88,7 +88,7 @@ def test_a_pass_of_a_model() -> None:
     cache = target.init_cache(1, 64).replace(length=jnp.array([20]))
     cache = jax.tree.map(lambda x: x + 0.1 if x.ndim == 4 else x, cache)
     plain, logits = cached_pass(target, params, tokens, positions, cache, mask)
-    packed, found = cached_pass(target, pack(params), tokens, positions, cache, mask)
+    packed, actual = cached_pass(target, pack(params), tokens, positions, cache, mask)
     program = cached_pass.lower(target, pack(params), tokens, positions, cache, mask).as_text()
     assert program.count(f"@{build.ATTENTION}") == config.num_layers
-    assert_close((packed, found), (plain, logits), pass_terms(config, 32))
+    assert_close((packed, actual), (plain, logits), pass_terms(config, 32))

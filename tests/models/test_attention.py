@@ -54,13 +54,13 @@ def random_case(rng: np.random.Generator) -> dict[str, np.ndarray]:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_against_one_query_at_a_time(window: int | None, block: int, seed: int) -> None:
     case = random_case(np.random.default_rng(seed))
-    found = _attend(window, block)(
+    actual = _attend(window, block)(
         *(jnp.asarray(case[name]) for name in ("queries", "keys", "values", "mask")),
         Prefix(*(jnp.asarray(case[name]) for name in ("prefix_keys", "prefix_values", "lengths"))),
         jnp.asarray(case["positions"]),
         key_positions=jnp.asarray(case["key_positions"]),
     )
-    np.testing.assert_allclose(np.asarray(found), slow.attend(**case, window=window), atol=2e-5)
+    np.testing.assert_allclose(np.asarray(actual), slow.attend(**case, window=window), atol=2e-5)
 
 
 def _plain(queries: jax.Array, mask: jax.Array, prefix: Prefix, position: int) -> np.ndarray:
@@ -127,6 +127,6 @@ def test_lower_precision_keeps_its_dtype() -> None:
     keys_at = jnp.asarray(case["key_positions"])
     half = [array.astype(jnp.bfloat16) for array in (*wide, *held)]
     exact = _attend(None, 8)(*wide, mask, Prefix(*held, lengths), positions, key_positions=keys_at)
-    found = _attend(None, 8)(*half[:3], mask, Prefix(*half[3:], lengths), positions, key_positions=keys_at)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(exact), atol=0.1)
+    actual = _attend(None, 8)(*half[:3], mask, Prefix(*half[3:], lengths), positions, key_positions=keys_at)
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(actual, np.float32), np.asarray(exact), atol=0.1)

@@ -29,7 +29,7 @@ class Reading(NamedTuple):
 def read(
     head: Head, params: HeadParams, target_params: Params, prefix: Prefix, states: jax.Array, tokens: jax.Array
 ) -> Reading:
-    """A causal pass over states [1, T, E] and tokens i32[1, T] behind the prefix."""
+    """A causal pass over states [1, T, E] and tokens i32[1, T] after the prefix."""
     size = tokens.shape[1]
     slots = prefix.length[:, None] + jnp.arange(size)[None, :]
     mask = jnp.tril(jnp.ones((1, size, size), bool))
@@ -59,10 +59,10 @@ def test_pass_and_chain(name: str) -> None:
     keys, values = np.zeros((2, 1, size + steps, head.config.layer.num_kv_heads, head.config.layer.head_dim), "f")
 
     def go_on(length: int, count: int, states: jax.Array, tokens: np.ndarray) -> Reading:
-        found = read(head, params, target_params, Prefix(keys, values, np.array([length])), states, tokens)
-        keys[:, length : length + count] = found.keys[:, :count]
-        values[:, length : length + count] = found.values[:, :count]
-        return found
+        result = read(head, params, target_params, Prefix(keys, values, np.array([length])), states, tokens)
+        keys[:, length : length + count] = result.keys[:, :count]
+        values[:, length : length + count] = result.values[:, :count]
+        return result
 
     first = go_on(0, size, states, tokens)
     check(first.output, results["out_hidden"], 1)
@@ -73,8 +73,8 @@ def test_pass_and_chain(name: str) -> None:
     for step, token in enumerate(results["chain_tokens"]):
         best = int(logits.argmax())
         assert token == (best if params.target_ids is None else params.target_ids[best])
-        found = go_on(size + step, 1, jnp.tile(state, (1, size, 1)), np.full_like(tokens, token))
-        state, logits = found.output[:, :1], found.logits[0, 0]
+        result = go_on(size + step, 1, jnp.tile(state, (1, size, 1)), np.full_like(tokens, token))
+        state, logits = result.output[:, :1], result.logits[0, 0]
         check(state[0, 0], results["chain_hidden"][step], step + 2)
         check(logits, results["chain_logits"][step], step + 2)
     check(keys.swapaxes(1, 2), results["chain_cache_k"], steps + 1)

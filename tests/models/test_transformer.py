@@ -92,8 +92,8 @@ def test_cached_pass_equals_whole_pass(family: str) -> None:
         length = stop - start
         mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))
         positions = jnp.broadcast_to(jnp.arange(start, stop), (2, length))
-        output, found = cached_pass(target, params, tokens[:, start:stop], positions, cache, mask)
-        logits.append(found)
+        output, actual = cached_pass(target, params, tokens[:, start:stop], positions, cache, mask)
+        logits.append(actual)
         path = jnp.broadcast_to(jnp.arange(length), (2, length))
         cache = commit(cache, output.keys, output.values, path, jnp.full((2,), length))
     assert_close(jnp.concatenate(logits, axis=1), golden["logits"], pass_terms(config, LENGTH))

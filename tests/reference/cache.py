@@ -17,7 +17,7 @@ def commit(
     """
     rows = []
     for b in range(len(held)):
-        kept = [held[b, slot] for slot in range(lengths[b])]
-        kept += [new[b, path[b, step]] for step in range(count[b])]
-        rows.append(np.array(kept[: held.shape[1]]).reshape((-1, *held.shape[2:])))
+        slots = [held[b, slot] for slot in range(lengths[b])]
+        slots += [new[b, path[b, step]] for step in range(count[b])]
+        rows.append(np.array(slots[: held.shape[1]]).reshape((-1, *held.shape[2:])))
     return rows

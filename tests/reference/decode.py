@@ -18,8 +18,8 @@ def _noise(vocab_size: int) -> Callable[..., jax.Array]:
     return jax.jit(lambda sampling, position: gumbel(sampling, position.reshape(1, 1), vocab_size)[0, 0])
 
 
-def logits_behind(target: Target, params: Params, text: Sequence[int], room: int = 96) -> np.ndarray:
-    """f32[V]: logits of the token behind `text`, at most `room` tokens long."""
+def logits_after(target: Target, params: Params, text: Sequence[int], room: int = 96) -> np.ndarray:
+    """f32[V]: logits of the token after `text`, at most `room` tokens long."""
     padded = jnp.asarray([[*text, *[0] * (room - len(text))]], jnp.int32)
     return np.asarray(whole_pass(target, params, padded)[1][0, len(text) - 1])
 
@@ -43,7 +43,7 @@ def decode(
     sampling = make_sampling(1, seed=seed, sequence=[sequence])
     text = list(prompt)
     for _ in range(max_new_tokens):
-        logits = logits_behind(target, params, text, room)
+        logits = logits_after(target, params, text, room)
         text.append(choose(logits, noise(sampling, jnp.int32(len(text))), temperature, top_k, top_p))
         if text[-1] in stop_ids:
             break

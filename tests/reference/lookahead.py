@@ -18,7 +18,7 @@ class Lookahead:
         self.pool = pool
         self.rounds = 0
 
-    def behind(self, root: int) -> list[list[Ngram]]:
+    def seen_by(self, root: int) -> list[list[Ngram]]:
         """For each row, what its nodes see between the root and themselves, themselves included.
 
         Row 0 sees itself up to the node; column c of a later row sees row 0 up to the token that it starts from and
@@ -33,7 +33,7 @@ class Lookahead:
         return seen
 
     def round(self, root: int, new: Sequence[int]) -> None:
-        """Take in the target's tokens behind the last row."""
+        """Take in the target's tokens after the last row."""
         first, *others = self.rows
         if self.rounds >= len(others):
             starts = [root, *first]

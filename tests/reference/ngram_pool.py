@@ -24,7 +24,7 @@ class Pool:
             self.ngrams = self.ngrams[-self.capacity :]
 
     def newest(self, key: int, number: int) -> list[Ngram]:
-        """Phrases behind `key`, newest first, of which the dictionary keeps `number`."""
+        """Phrases after `key`, newest first, of which the dictionary keeps `number`."""
         phrases: dict[int, list[Ngram]] = {}
         for first, *rest in self.ngrams:
             known = phrases.setdefault(first, [])
@@ -43,7 +43,7 @@ def text_ngrams(text: Sequence[int], start: int, stop: int, size: int) -> list[N
 
 
 def beginnings(phrases: Iterable[Ngram], base: Ngram = ()) -> set[Ngram]:
-    """Every phrase cut off anywhere, behind `base`: the nodes of their trie."""
+    """Every phrase cut off anywhere, after `base`: the nodes of their trie."""
     return {(*base, *phrase[:end]) for phrase in phrases for end in range(1, len(phrase) + 1)}
 
 

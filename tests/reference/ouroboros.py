@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from tests.reference.ngram_pool import Ngram, Pool
 
 Model = Callable[[Ngram], int]
-"""The token that a model puts behind the root and these drafted tokens."""
+"""The token that a model puts after the root and these drafted tokens."""
 
 
 def draft(model: Model, pool: Pool, num_drafted: int, phrases: int) -> tuple[list[int], int]:
@@ -32,10 +32,10 @@ def recycled(target: Model, chain: Ngram, phrases: Sequence[Ngram], accepted: in
     def choices(path: Ngram, start: int) -> Ngram:
         return tuple(target(path[:end]) for end in range(start, start + length + 1))
 
-    found = []
+    ngrams = []
     for start in range(accepted, len(chain) + 1):
         if start + length <= len(chain):
-            found.append(choices(chain, start))
+            ngrams.append(choices(chain, start))
         else:
-            found += [choices((*chain, *phrase), start) for phrase in reversed(phrases)]
-    return found
+            ngrams += [choices((*chain, *phrase), start) for phrase in reversed(phrases)]
+    return ngrams

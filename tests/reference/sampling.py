@@ -4,7 +4,7 @@ import numpy as np
 
 
 def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """The law exp(logits / temperature), normalised; at temperature 0 all mass on the first of the largest."""
+    """The distribution exp(logits / temperature), normalised; at temperature 0 all mass on the first of the largest."""
     logits = np.asarray(logits, np.float64)
     if temperature == 0:
         return np.eye(len(logits))[int(np.argmax(logits))]
@@ -22,10 +22,10 @@ def top_p(logits: np.ndarray, p: float, temperature: float) -> np.ndarray:
     """bool[V]: the most probable tokens until their mass reaches p, and all that tie with the last one."""
     if p >= 1:
         return np.ones(len(logits), bool)
-    law = softmax(logits, temperature)
+    distribution = softmax(logits, temperature)
     mass = 0.0
     for token in np.argsort(-logits, kind="stable"):
-        mass += law[token]
+        mass += distribution[token]
         if mass >= p:
             return logits >= logits[token]
     raise AssertionError(f"total mass {mass} stays below p = {p}")
@@ -37,12 +37,12 @@ def warp(logits: np.ndarray, temperature: float, k: int, p: float, top_k_first: 
     if temperature == 0:
         return masked
     for step in ("k", "p") if top_k_first else ("p", "k"):
-        kept = top_k(masked, k) if step == "k" else top_p(masked, p, temperature)
-        masked = np.where(kept, masked, -np.inf)
+        passing = top_k(masked, k) if step == "k" else top_p(masked, p, temperature)
+        masked = np.where(passing, masked, -np.inf)
     return masked
 
 
-def law(logits: np.ndarray, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
+def distribution(logits: np.ndarray, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
     """What the target's next token follows."""
     return softmax(warp(logits, temperature, k, p), temperature)
 

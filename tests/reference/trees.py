@@ -8,7 +8,7 @@ from eagle_jax.types import NO_NODE, NO_PARENT
 
 
 class Tree(NamedTuple):
-    """One row of a `DraftTree`, and what the target chooses behind each node."""
+    """One row of a `DraftTree`, and what the target chooses after each node."""
 
     tokens: list[int]
     parents: list[int]
@@ -52,12 +52,12 @@ def random_tree(
     Args:
       rng: source of all draws.
       num_nodes: slots N.
-      max_depth: no node lies deeper.
+      max_depth: no node is deeper.
       vocab_size: V; a node has at most V candidate children.
-      unused: chance of an unused slot, anywhere behind the root.
+      unused: chance of an unused slot, anywhere after the root.
       barred: chance of a used node that is no candidate; such a node may share its token with a sibling and have
         candidates below it.
-      follow: chance that the target's choice behind a node is one of its children.
+      follow: chance that the target's choice after a node is one of its children.
       deep: chance that a node hangs below the newest one that may still have children.
     """
     tokens, parents, candidate = [int(rng.integers(vocab_size))], [NO_PARENT], [True]

@@ -8,11 +8,11 @@ from tests.reference.trees import Tree
 
 
 class Walked(NamedTuple):
-    """Where a walk ended: the path with the root, and the token behind it or the law of that token."""
+    """Where a walk ended: the path with the root, and the token after it or the distribution of that token."""
 
     path: list[int]
     next_token: int | None = None
-    next_law: np.ndarray | None = None  # [V]
+    next_distribution: np.ndarray | None = None  # [V]
     margin: float = np.inf  # how far from turning the other way the closest decision was
 
 
@@ -35,8 +35,8 @@ def residual(tree: Tree, target: np.ndarray, draft: np.ndarray | None, uniforms:
 
     Args:
       tree: the draft.
-      target: f64[N, V], law of the token behind each node.
-      draft: f64[N, V], law from which each node's children were drawn without replacement; None is q = 1.
+      target: f64[N, V], distribution of the token after each node.
+      draft: f64[N, V], distribution from which each node's children were drawn without replacement; None is q = 1.
       uniforms: f64[N], compared when that node is tried.
       node: where to start.
     """
@@ -57,4 +57,4 @@ def residual(tree: Tree, target: np.ndarray, draft: np.ndarray | None, uniforms:
             q /= q.sum()
         margin = min(margin, p.sum())  # the less is left, the more a rounding error weighs
         p /= p.sum()
-    return Walked([node], next_law=p, margin=margin)
+    return Walked([node], next_distribution=p, margin=margin)

@@ -1,4 +1,4 @@
-"""Chi-square tests: what is written follows the target's law, and a wrong law would have been noticed.
+"""Chi-square tests: the text follows the target's distribution, and a wrong one would have been noticed.
 
 All seeds are fixed, so a test passes always or never. A right implementation stays above P_RIGHT; each wrong variant,
 made on purpose, falls below P_WRONG.
@@ -31,13 +31,13 @@ VOCAB = 8
 TARGET, PARAMS = bigram_target(VOCAB)
 TABLE = np.asarray(PARAMS["table"])
 PROMPT = [TABLE[5].argmax(), 5, TABLE[5].argmax(), TABLE[TABLE[5].argmax()].argmax(), 5]
-"""Likely pairs, so that a look into the prompt helps; it ends in 5."""
+"""Likely pairs, so that copying from the prompt helps; it ends in 5."""
 KNOBS = [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 5, 1.0), (1.0, 0, 0.8), (1.0, 6, 0.9)]
 
 
-def p_value(counts: np.ndarray, law: np.ndarray) -> float:
+def p_value(counts: np.ndarray, distribution: np.ndarray) -> float:
     """Of a chi-square test; cells where fewer than 5 are expected are joined. A token of no probability gives 0."""
-    counts, expected = counts.ravel(), law.ravel() * counts.sum()
+    counts, expected = counts.ravel(), distribution.ravel() * counts.sum()
     if counts[expected == 0].any():
         return 0.0
     rare = expected < 5
@@ -47,9 +47,9 @@ def p_value(counts: np.ndarray, law: np.ndarray) -> float:
     return float(stats.chisquare(counts[used], expected[used]).pvalue)
 
 
-def joint_law(first: int, length: int, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
-    """f64[V, ..., V]: law of the `length` tokens behind `first` under the bigram target."""
-    step = np.array([slow.law(row, temperature, k, p) for row in TABLE])
+def joint_distribution(first: int, length: int, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
+    """f64[V, ..., V]: distribution of the `length` tokens after `first` under the bigram target."""
+    step = np.array([slow.distribution(row, temperature, k, p) for row in TABLE])
     joint = step[first]
     for _ in range(length - 1):
         joint = joint[..., None] * step
@@ -64,11 +64,11 @@ def joint_counts(tokens: np.ndarray) -> np.ndarray:
 
 
 class TestKeyedSampling:
-    """argmax(mask(z) + T g) is a sample of the masked softmax, over whichever part of the key one looks."""
+    """argmax(mask(z) + T g) is a sample of the masked softmax, whichever part of the key varies."""
 
     @staticmethod
     def draws(over: str, knobs: tuple[float, int, float]) -> np.ndarray:
-        """Tokens i32[ROWS] behind token 3, keyed by other sequences, seeds or positions."""
+        """Tokens i32[ROWS] after token 3, keyed by other sequences, seeds or positions."""
         keys: dict[str, Any] = {"seed": 1, "sequence": [2] * ROWS}
         positions = jnp.full((ROWS, 1), 7)
         if over == "position":
@@ -82,11 +82,11 @@ class TestKeyedSampling:
 
     @pytest.mark.parametrize("over", ["sequence", "seed", "position"])
     @pytest.mark.parametrize("knobs", KNOBS)
-    def test_law(self, over: str, knobs: tuple[float, int, float]) -> None:
+    def test_distribution(self, over: str, knobs: tuple[float, int, float]) -> None:
         counts = joint_counts(self.draws(over, knobs))
-        assert p_value(counts, joint_law(3, 1, *knobs)) > P_RIGHT
+        assert p_value(counts, joint_distribution(3, 1, *knobs)) > P_RIGHT
         others = [other for other in KNOBS if other != knobs]
-        assert all(p_value(counts, joint_law(3, 1, *other)) < P_WRONG for other in others)
+        assert all(p_value(counts, joint_distribution(3, 1, *other)) < P_WRONG for other in others)
 
     def test_greedy(self) -> None:
         assert (self.draws("sequence", (0.0, 0, 1.0)) == TABLE[3].argmax()).all()
@@ -123,7 +123,7 @@ def method(name: str) -> tuple[Drafter, Params]:
 
 
 def written(name: str, rule: Rule, share_noise: bool, sampling: Sampling) -> tuple[np.ndarray, float]:
-    """Four tokens behind PROMPT, i32[ROWS, 4], and the share of rounds that accepted anything."""
+    """Four tokens after PROMPT, i32[ROWS, 4], and the share of rounds that accepted anything."""
     drafter, params = method(name)
     size = len(PROMPT)
     text = np.zeros((ROWS, size + 4 + drafter.max_depth + 1), np.int32)
@@ -158,8 +158,8 @@ def test_decoder(name: str, rule: Rule, share_noise: bool) -> None:
         knobs = (temperature, top_k, top_p)
         sampling = make_sampling(ROWS, temperature=temperature, top_k=top_k, top_p=top_p, seed=11, max_new_tokens=4)
         tokens, accepted = written(name, rule, share_noise, sampling)
-        assert p_value(joint_counts(tokens[:, :3]), joint_law(5, 3, *knobs)) > P_RIGHT
-        assert p_value(joint_counts(tokens[:, 1:]), joint_law(5, 4, *knobs).sum(0)) > P_RIGHT
+        assert p_value(joint_counts(tokens[:, :3]), joint_distribution(5, 3, *knobs)) > P_RIGHT
+        assert p_value(joint_counts(tokens[:, 1:]), joint_distribution(5, 4, *knobs).sum(0)) > P_RIGHT
         assert accepted > 0.05
 
 
@@ -208,13 +208,13 @@ class TestResidualTree:
         after = np.asarray(choose(PARAMS["table"][first], self.noise()[:, 1], self.SAMPLING))
         second = np.select([count > 1, count == 1], [drafted[:, 2], bonus], after)
         counts = joint_counts(np.stack([first, second], axis=1))
-        return p_value(counts, joint_law(0, 2, self.TEMPERATURE))
+        return p_value(counts, joint_distribution(0, 2, self.TEMPERATURE))
 
-    def test_law(self) -> None:
+    def test_distribution(self) -> None:
         assert self.p_value(self.draft(self.noise(DRAFT_STREAM)), self.noise()) > P_RIGHT
 
     @pytest.mark.parametrize("drawn", [False, True])
-    def test_any_tree_is_lawful_at_q_one(self, drawn: bool) -> None:
+    def test_any_tree_is_exact_at_q_one(self, drawn: bool) -> None:
         """As long as it was made without the randomness of the walk."""
         noise = self.noise(DRAFT_STREAM) if drawn else jnp.zeros((ROWS, 3, VOCAB))
         assert self.p_value(self.draft(noise).replace(draft_logits=None), self.noise()) > P_RIGHT
@@ -233,7 +233,7 @@ class TestResidualTree:
         mixed = tree.replace(tokens=tree.tokens[:, order], draft_logits=tree.draft_logits[:, order])
         assert self.p_value(mixed, self.noise()) < P_WRONG
 
-    def test_another_draft_law_is_noticed(self) -> None:
+    def test_another_draft_distribution_is_noticed(self) -> None:
         tree = self.draft(self.noise(DRAFT_STREAM))
         assert self.p_value(tree.replace(draft_logits=tree.draft_logits * 0.5), self.noise()) < P_WRONG
 
