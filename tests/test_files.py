@@ -63,3 +63,21 @@ def test_room_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         files.allocate(tmp_path / "b.bin", 1 << 20)
     assert caught.value.filename == str(tmp_path / "b.bin")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    """Numbers count blank lines; Unicode's line separators are none, and a byte-order mark is no text."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"a": "x\u2028y"}\r\n\n[1]\n{"a"\n{"b": 2}\n'.encode() + b'{"a": "\xff"}\n{"a": 3}')
+    broken: list[str] = []
+    assert files.read_jsonl(path, files.with_fields("a"), broken=broken) == [{"a": "x\u2028y"}, {"a": 3}]
+    assert broken == [
+        f"{path}, line 3: expected a JSON object, got list",
+        f"{path}, line 4: not JSON: Expecting ':' delimiter at column 5",
+        f"{path}, line 5: it has no a",
+        f"{path}, line 6: not UTF-8: invalid start byte at byte 7",
+    ]
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3: expected a JSON object, got list$"):
+        files.read_jsonl(path, files.with_fields("a"))
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3: not a row$"):
+        files.read_jsonl(path, files.with_fields("a"), what="a row")

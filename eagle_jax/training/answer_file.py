@@ -14,9 +14,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eagle_jax.files import local, lock, write_whole
+from eagle_jax.files import Location, Record, check_fields, local, lock, parse_jsonl, write_whole
 from eagle_jax.resume import check_same
-from eagle_jax.training.conversations import parse
 from eagle_jax.training.prompt_files import Prompt
 
 Key = tuple[str, float, int]
@@ -146,14 +145,14 @@ class AnswerFile:
         whole = text.rfind(b"\n") + 1
         if whole < len(text):
             self._file.truncate(whole)
-        answered = {}
-        for number, line in enumerate(text[:whole].split(b"\n")[:-1], start=1):
-            try:
-                record = parse(line)
-                lacking = {"id", "answer", "temperature", "messages"} - record.keys()
-                if lacking:
-                    raise ValueError(f"it has no {', '.join(sorted(lacking))}")
-                answered[record["id"], record["temperature"], record["answer"]] = record["messages"][:-1]
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self.path}:{number} is no answer: {error}; nothing was written") from error
-        return answered
+        try:
+            return dict(parse_jsonl(text[:whole].split(b"\n"), self.path, _answer_of))
+        except ValueError as error:
+            raise ValueError(f"{error}; nothing was written") from error
+
+
+def _answer_of(record: Record, location: Location) -> tuple[Key, list[dict[str, str]]]:
+    """What tells an answer from all others, and the messages of its prompt."""
+    del location
+    check_fields(record, ("id", "answer", "temperature", "messages"))
+    return (record["id"], record["temperature"], record["answer"]), record["messages"][:-1]

@@ -21,7 +21,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
-from eagle_jax.files import local, lock, write_whole
+from eagle_jax.files import local, lock, read_jsonl, with_fields, write_whole
+from eagle_jax.journal import write_rows
 from eagle_jax.processes import broadcast_text, is_primary
 from eagle_jax.resume import check_same
 from eagle_jax.training.step import TrainState
@@ -127,8 +128,8 @@ class Run:
         """The newest number of this name among the metrics; 0 where there is none, and in processes that write none."""
         if not is_primary() or not self._metrics.is_file():
             return 0
-        lines = self._metrics.read_text(encoding="utf-8").splitlines()
-        return next((found[name] for found in map(json.loads, reversed(lines)) if name in found), 0)
+        lines = read_jsonl(self._metrics, with_fields("step"))
+        return next((line[name] for line in reversed(lines) if name in line), 0)
 
     def keep_best(self, state: TrainState, tau: float) -> bool:
         """Keep the weights if `tau` is above that of those kept; whether it was."""
@@ -175,14 +176,9 @@ class Run:
         """Drop metrics of steps that are going to be repeated, and a line that a crash cut short."""
         if not self._metrics.is_file():
             return
-        kept = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # the crash
-        write_whole(self._metrics, "".join(kept))
+        broken: list[str] = []  # a line that a crash cut short is left out
+        lines = read_jsonl(self._metrics, with_fields("step"), broken=broken)
+        write_rows(self._metrics, [line for line in lines if line["step"] <= step])
 
 
 def _together(work: Callable[[], None]) -> None:

@@ -76,9 +76,9 @@ def test_what_a_crash_left_of_a_line_is_cut_off(written: Path, cut: int | None) 
         (
             LAW,
             {"id": "a"},
-            "answers.jsonl:6 is no answer: it has no answer, messages, temperature; nothing was written",
+            "answers.jsonl, line 6: it has no answer, messages, temperature; nothing was written",
         ),
-        (LAW, [], "answers.jsonl:6 is no answer: a list instead of an object; nothing was written"),
+        (LAW, [], "answers.jsonl, line 6: expected a JSON object, got list; nothing was written"),
     ],
 )
 def test_refused(written: Path, law: dict[str, Any], line: Any, message: str) -> None:
