@@ -22,9 +22,8 @@ from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
 from eagle_jax.files import local, lock, read_jsonl, with_fields, write_whole
-from eagle_jax.journal import write_rows
+from eagle_jax.journal import check_recorded
 from eagle_jax.processes import broadcast_text, is_primary
-from eagle_jax.resume import check_same
 from eagle_jax.training.step import TrainState
 
 ABOUT, EXPORTS = "run.json", "exports.json"
@@ -46,7 +45,7 @@ def check_run(directory: Directory, identity: Mapping[str, Any], export: Directo
     place = local(directory)
 
     def check() -> None:
-        _check_owner(place, json.loads(json.dumps(identity)))
+        _check_owner(place, identity)
         if export is not None and _is_filled(local(export)) and _key(export) not in _exports(place):
             raise ValueError(f"{export} is there already and not empty; nothing is overwritten")
 
@@ -67,7 +66,7 @@ class Run:
     def __init__(self, directory: Directory, identity: Mapping[str, Any]) -> None:
         self.directory = local(directory).absolute()
         self._lock: IO[str] | None = None
-        _together(lambda: self._claim(json.loads(json.dumps(identity))))
+        _together(lambda: self._claim(identity))
         keep = ocp.training.preservation_policies.LatestN
         self._checkpoints = ocp.training.Checkpointer(
             self.directory / "checkpoints", preservation_policy=keep(2), cleanup_tmp_directories=True
@@ -158,7 +157,7 @@ class Run:
             known = {**_exports(self.directory), _key(directory): step}
             write_whole(self.directory / EXPORTS, json.dumps(known, indent=1) + "\n")
 
-    def _claim(self, wanted: Any) -> None:
+    def _claim(self, wanted: Mapping[str, Any]) -> None:
         """Lock the directory and say whose it is, or find that it is another's."""
         _check_owner(self.directory, wanted)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -178,7 +177,7 @@ class Run:
             return
         broken: list[str] = []  # a line that a crash cut short is left out
         lines = read_jsonl(self._metrics, with_fields("step"), broken=broken)
-        write_rows(self._metrics, [line for line in lines if line["step"] <= step])
+        write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
 
 def _together(work: Callable[[], None]) -> None:
@@ -196,12 +195,9 @@ def _together(work: Callable[[], None]) -> None:
         raise ValueError(said)
 
 
-def _check_owner(directory: pathlib.Path, wanted: Any) -> None:
+def _check_owner(directory: pathlib.Path, wanted: Mapping[str, Any]) -> None:
     """Refuse the directory of something else or of another run."""
-    about = directory / ABOUT
-    if about.is_file():
-        check_same(directory, json.loads(about.read_text(encoding="utf-8")), wanted)
-    elif _is_filled(directory):
+    if not check_recorded(directory / ABOUT, wanted, directory) and _is_filled(directory):
         raise ValueError(f"{directory} is not empty and not a training run: nothing was written")
 
 
