@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.training import alignment as which
-from eagle_jax.training import step
+from eagle_jax.training import alignment, step
 from eagle_jax.training.losses import smooth_l1
 from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.recipes.unroll_recipe import OFFICIAL, UnrollConfig, make_unroll_recipe
@@ -108,7 +107,7 @@ def test_gradient_points_where_the_loss_goes(kind: str) -> None:
 def test_chain_rows(num_steps: int) -> None:
     slots = [3, 4, 5, 6, 9, 10, 20]
     padded = jnp.asarray([[*slots, NO_SLOT, NO_SLOT]])
-    found = np.asarray(which.chain_rows(padded, num_steps))[:, 0]
+    found = np.asarray(alignment.chain_rows(padded, num_steps))[:, 0]
     np.testing.assert_array_equal(found[:, : len(slots)], reference.chain_rows(slots, num_steps))
     assert not found[:, len(slots) :].any()
 
