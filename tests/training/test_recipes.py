@@ -12,7 +12,7 @@ import pytest
 
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.training import alignment, step
-from eagle_jax.training.losses import smooth_l1
+from eagle_jax.training.losses import feature_error
 from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.recipes.unroll_recipe import OFFICIAL, UnrollConfig, make_unroll_recipe
 from eagle_jax.training.records import NO_SLOT, Batch, Features, Recipe, Tally, rates_of
@@ -170,8 +170,12 @@ def test_feature_loss_of_the_unrolled_recipe() -> None:
     assert "feature_error" not in rates_of(before)
 
 
-def test_smooth_l1() -> None:
-    np.testing.assert_allclose(smooth_l1(jnp.array([-3.0, -0.5, 0.0, 1.0, 2.0])), [2.5, 0.125, 0.0, 0.5, 1.5])
+def test_feature_error() -> None:
+    """Smooth L1, in float32 whatever the type of the features: half the square within 1, linear outside."""
+    guess = jnp.array([[-3.0], [-0.5], [0.0], [1.0], [2.0]], jnp.bfloat16)
+    error, grad = jax.vmap(jax.value_and_grad(feature_error), in_axes=(0, None))(guess, jnp.zeros(1, jnp.bfloat16))
+    np.testing.assert_array_equal(error, np.float32([2.5, 0.125, 0.0, 0.5, 1.5]))
+    np.testing.assert_array_equal(grad[:, 0].astype(jnp.float32), [-1.0, -0.5, 0.0, 1.0, 1.0])
 
 
 def test_noise_is_the_keys() -> None:
