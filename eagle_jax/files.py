@@ -1,10 +1,13 @@
 """Files of runs: local paths, one writer at a time, complete after every crash; and JSON lines as they are read."""
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple, TypeVar
 
 Record = dict[str, Any]
@@ -69,6 +72,34 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+
+
+def is_filled(path: pathlib.Path) -> bool:
+    """Whether there is something that must not be overwritten: a file, or a directory that is not empty."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A directory to fill, which appears under its name when it is complete, for everybody to read.
+
+    Raises:
+      ValueError: there is something of that name already, or the name is an address.
+    """
+    path = local(path)
+    if is_filled(path):
+        raise ValueError(f"{path} is there already and not empty; nothing is overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # temporary folders, and files of safetensors, are their owner's alone
+        for inner in folder.rglob("*"):
+            inner.chmod(0o755 if inner.is_dir() else 0o644)
+        folder.replace(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def allocate(path: str | os.PathLike[str], size: int) -> None:

@@ -37,8 +37,15 @@ from eagle_jax.training.row_features import RowFeatures
 from eagle_jax.training.run import Run, check_run
 from eagle_jax.types import Target
 from experiments.cli import launch
-from experiments.material import TrainingText, heldout_rows, read_training_text
-from experiments.training_setup import TrainingSetup, coverage, make_evaluate, make_training_setup
+from experiments.training_setup import (
+    TrainingSetup,
+    TrainingText,
+    coverage,
+    heldout_rows,
+    make_evaluate,
+    make_training_setup,
+    read_training_text,
+)
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(

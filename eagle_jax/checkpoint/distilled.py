@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 from eagle_jax import sharding
 from eagle_jax.checkpoint import hf
 from eagle_jax.checkpoint.assemble import Place, assemble, check_dtype, convert
-from eagle_jax.checkpoint.heads import new_directory
 from eagle_jax.checkpoint.names import TensorSpec, lookup, target_tensors
 from eagle_jax.checkpoint.pretrained import LoadedModel, shipped
 from eagle_jax.checkpoint.save_target import config_to_hf
+from eagle_jax.files import new_directory
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.types import Params
 

