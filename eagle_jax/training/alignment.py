@@ -40,7 +40,7 @@ def chain_rows(slots: jax.Array, num_steps: int) -> jax.Array:
     """Which rows count at each step: bool[I, B, R].
 
     Row n is about the target's position slots[n] + 1. At step i it belongs to the chain i slots before; that chain
-    counts if each slot in between is in the list too, so that it lies inside one answer.
+    counts if each slot in between is in the list too, so that it stays inside one answer.
     """
     real = slots != NO_SLOT
     steps = [real]

@@ -14,14 +14,13 @@ the assistant up to the end token. A broken line is an error that names file, li
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from eagle_jax.files import Location, Parsed, Record, read_jsonl
+from eagle_jax.provenance import json_digest
 from eagle_jax.training.repetition import loop_start
 
 EncodePlain = Callable[[str], list[int]]
@@ -206,9 +205,9 @@ def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: En
 
 def _prompt_keys(record: Mapping[str, Any]) -> tuple[str, ...]:
     """The id of a prompt, if it has one, and its text."""
-    text = json.dumps([[message["role"], message["content"]] for message in record["messages"][:-1]])
+    text = json_digest([[message["role"], message["content"]] for message in record["messages"][:-1]])
     named = record.get("id")
-    return (*([] if named is None else [f"id {named}"]), f"text {hashlib.sha256(text.encode()).hexdigest()}")
+    return (*([] if named is None else [f"id {named}"]), f"text {text}")
 
 
 def _earlier_answers(messages: Sequence[Mapping[str, str]]) -> list[int]:

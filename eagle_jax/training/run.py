@@ -1,9 +1,9 @@
 """A run's directory: who it belongs to, its checkpoints, its metrics.
 
-run.json            what was asked for; another request for the same directory is refused, nothing overwritten
+run.json            the request; another one for the same directory is refused, nothing overwritten
 checkpoints/STEP/   train state and iterator state, written atomically by orbax; the newest two
 best/STEP/          the weights with the best real tau so far
-metrics.jsonl       one object a line; lines behind the checkpoint that a run goes on from are taken back
+metrics.jsonl       one object a line; lines after the checkpoint that a run continues from are dropped
 tensorboard/        the same numbers
 exports.json        where finished weights were written to, and of which step
 
@@ -29,7 +29,7 @@ from eagle_jax.training.step import TrainState
 ABOUT, EXPORTS = "run.json", "exports.json"
 
 Directory = str | os.PathLike[str]
-"""Where something lies; ~ stands for the home directory."""
+"""A path; ~ stands for the home directory."""
 
 
 def check_run(directory: Directory, identity: Mapping[str, Any], export: Directory | None = None) -> None:
@@ -188,11 +188,11 @@ def _together(work: Callable[[], None]) -> None:
             work()
         except (ValueError, OSError) as error:
             failure = error
-    said = broadcast_text(str(failure or ""))  # the other processes wait for it
+    refusal = broadcast_text(str(failure or ""))  # the other processes wait for it
     if failure:
         raise failure
-    if said:
-        raise ValueError(said)
+    if refusal:
+        raise ValueError(refusal)
 
 
 def _check_owner(directory: pathlib.Path, wanted: Mapping[str, Any]) -> None:

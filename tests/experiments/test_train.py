@@ -224,7 +224,7 @@ def test_any_budget_of_features_gives_the_same_weights(
     wanted = head("all", 1)
     rows = len([*(tmp_path / "all" / "features").glob("*.bin")])
     said = capsys.readouterr().out
-    assert f"features of {rows} of {rows} rows are kept in {tmp_path / 'all' / 'features'}, 0.0 GB; the" in said
+    assert f"features of {rows} of {rows} rows are stored in {tmp_path / 'all' / 'features'}, 0.0 GB; the" in said
     assert head("none", 0) == wanted
     assert not [*(tmp_path / "none" / "features").glob("*.bin")]
     size = next((tmp_path / "all" / "features").glob("*.bin")).stat().st_size / 1e9
