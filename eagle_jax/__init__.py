@@ -1,6 +1,5 @@
 """Draft-tree speculative decoding in JAX: EAGLE, EAGLE-2, EAGLE-3 and their peers, exact at any temperature."""
 
-from eagle_jax import needed as needed  # first: it says in one line what is not installed
 from eagle_jax.checkpoint.distilled import load_pretrained_draft
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target
 from eagle_jax.continuous import write_all

@@ -1,13 +1,33 @@
-"""Files of runs: in this machine's file system, one process at a time, never half written after a crash."""
+"""Files of runs: local paths, one writer at a time, complete after every crash; and JSON lines as they are read."""
 
+import contextlib
 import fcntl
+import json
 import os
 import pathlib
-from typing import IO, Any
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, NamedTuple, TypeVar
+
+Record = dict[str, Any]
+"""A JSON object."""
+
+Parsed = TypeVar("Parsed")
+
+
+class Location(NamedTuple):
+    """A line of a file, as messages name it."""
+
+    path: str | os.PathLike[str]
+    number: int  # from 1
+
+    def __str__(self) -> str:
+        return f"{os.fspath(self.path)}, line {self.number}"
 
 
 def local(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path as it is given, ~ written out.
+    """A path in the file system, with ~ expanded.
 
     Raises:
       ValueError: the address of something outside the file system.
@@ -34,7 +54,7 @@ def lock(file: IO[Any], refusal: str) -> None:
     """Take an exclusive lock on a file, held until it is closed.
 
     Raises:
-      ValueError: another process has it; `refusal` says so.
+      ValueError: another process holds the lock; the message is `refusal`.
       OSError: a file system without locks.
     """
     try:
@@ -52,6 +72,34 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+
+
+def is_filled(path: pathlib.Path) -> bool:
+    """Whether there is something that must not be overwritten: a file, or a directory that is not empty."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A directory to fill, which appears under its name when it is complete, for everybody to read.
+
+    Raises:
+      ValueError: there is something of that name already, or the name is an address.
+    """
+    path = local(path)
+    if is_filled(path):
+        raise ValueError(f"{path} is there already and not empty; nothing is overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # temporary folders, and files of safetensors, are their owner's alone
+        for inner in folder.rglob("*"):
+            inner.chmod(0o755 if inner.is_dir() else 0o644)
+        folder.replace(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def allocate(path: str | os.PathLike[str], size: int) -> None:
@@ -72,3 +120,83 @@ def allocate(path: str | os.PathLike[str], size: int) -> None:
         except OSError as error:
             path.unlink()
             raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_jsonl(
+    path: str | os.PathLike[str],
+    parse: Callable[[Record, Location], Parsed],
+    *,
+    what: str = "",
+    broken: list[str] | None = None,
+) -> list[Parsed]:
+    """What `parse` makes of each JSON object of a file, one a line; blank lines are skipped.
+
+    Args:
+      path: the file, in UTF-8.
+      parse: takes an object and its place in the file; raises a ValueError that says what is wrong with the object.
+      what: what a line should be, as in "a row"; replaces the reason in messages.
+      broken: collects a message for each line that cannot be read; without it the first one is raised.
+
+    Raises:
+      ValueError: "PATH, line N: REASON".
+    """
+    with pathlib.Path(path).open("rb") as file:
+        return parse_jsonl(file, path, parse, what=what, broken=broken)
+
+
+def parse_jsonl(
+    lines: Iterable[bytes],
+    path: str | os.PathLike[str],
+    parse: Callable[[Record, Location], Parsed],
+    *,
+    what: str = "",
+    broken: list[str] | None = None,
+) -> list[Parsed]:
+    """`read_jsonl` of lines that were read from `path` already."""
+    parsed = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        location = Location(path, number)
+        try:
+            parsed.append(parse(_json_object(line), location))
+        except ValueError as error:
+            message = f"{location}: {f'not {what}' if what else error}"
+            if broken is None:
+                raise ValueError(message) from error
+            broken.append(message)
+    return parsed
+
+
+def check_fields(record: Record, names: Iterable[str]) -> None:
+    """Raise a ValueError that lists the fields that a record lacks."""
+    missing = sorted(set(names) - record.keys())
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+
+
+def with_fields(*names: str) -> Callable[[Record, Location], Record]:
+    """A `parse` that takes records as they are, if they have these fields."""
+
+    def parse(record: Record, location: Location) -> Record:
+        del location
+        check_fields(record, names)
+        return record
+
+    return parse
+
+
+def _json_object(line: bytes) -> Record:
+    try:
+        text = line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply to be read: {text[:20]!r}...") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+    return record

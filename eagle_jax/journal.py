@@ -1,31 +1,75 @@
-"""A file that measurements are added to one by one, and that a killed process leaves whole.
+"""Files that grow line by line, survive a killed process, and are continued by the same request only.
 
-The first line says what was asked for, every other line is one measurement:
-
-    {"settings": {...}}
-    {"key": ["mt_bench", 0.0, 0, 81], ...}
-
-A later line of settings says what joined those of the first line. A line counts once its end is on disk; what a crash
-left of one is cut off when the journal is opened again.
+A line counts once its newline is on disk. What a crash left of another is cut off when the file is opened again. A
+request that would give other numbers than those in the file is refused, and nothing is written.
 """
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from eagle_jax.files import lock, write_whole
-from eagle_jax.resume import check_same
-
-Record = dict[str, Any]
+from eagle_jax.files import Location, Parsed, local, lock, parse_jsonl, write_whole
+from eagle_jax.files import Record as Record
 
 _HEADER = b'{"settings": '
 
 
-class Journal:
-    """An open journal; a context manager, one process at a time.
+class LineFile(contextlib.AbstractContextManager["LineFile"]):
+    """An open file of JSON lines, of one process at a time.
+
+    Args:
+      path: new, or a file to be continued.
+
+    Raises:
+      ValueError: another process has it open, or it is an address.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = local(path)
+        self._file = self.path.open("a+b")
+        try:
+            lock(self._file, f"{self.path}: another process is writing it")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, parse: Callable[[Record, Location], Parsed], what: str = "") -> tuple[list[Parsed], bytes]:
+        """Complete lines, as `files.read_jsonl` reads them, and what a crash left of another.
+
+        Raises:
+          ValueError: a line that cannot be read.
+        """
+        self._file.seek(0)
+        *lines, rest = self._file.read().split(b"\n")
+        try:
+            return parse_jsonl(lines, self.path, parse, what=what), rest
+        except ValueError as error:
+            raise ValueError(f"{error}; nothing was written") from error
+
+    def cut(self, rest: bytes) -> None:
+        """Drop the incomplete line at the end."""
+        self._file.truncate(self.path.stat().st_size - len(rest))
+
+    def append(self, lines: Iterable[str]) -> None:
+        """Write lines, given without their newlines; on disk when this returns."""
+        self._file.write("".join(line + "\n" for line in lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+class Journal(contextlib.AbstractContextManager["Journal"]):
+    """Measurements in the order in which they were made, after a line with the settings that decide them.
+
+        {"settings": {...}}
+        {"key": ["mt_bench", 0.0, 0, 81], ...}
+
+    A later line of settings has the entries that joined those of the first.
 
     Args:
       path: new, or a journal of the same settings.
@@ -37,36 +81,25 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any], growing: Sequence[str] = ()) -> None:
-        self.path = pathlib.Path(path)
-        self._file = self.path.open("a+b")
-        try:
-            lock(self._file, f"{self.path}: another process is writing it")
-            self._file.seek(0)
-            text = self._file.read()
-            whole = text.rfind(b"\n") + 1
-            lines = self._parse(text[:whole])
-            wanted = json.loads(json.dumps(settings))
+        wanted = json.loads(json.dumps(settings))
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(LineFile(path))
+            lines, rest = self._file.read(_check_line, "a line of a journal")
+            joining = wanted
             if lines:
-                joining = self._compare([line["settings"] for line in lines if "settings" in line], wanted, growing)
-            elif not (_HEADER.startswith(text) or text.startswith(_HEADER)):
-                raise ValueError(f"{self.path} is no journal: nothing was written")
-            self._file.truncate(whole)  # the line that a crash cut short
-            if not lines:
-                self._append({"settings": wanted})
-            elif joining:
+                recorded = _merged(line["settings"] for line in lines if "settings" in line)
+                joining = _joining(recorded, wanted, growing)
+                check_same(self._file.path, _merged([recorded, joining]), wanted)
+            elif not (_HEADER.startswith(rest) or rest.startswith(_HEADER)):
+                raise ValueError(f"{self._file.path} is no journal: nothing was written")
+            self._file.cut(rest)
+            if joining or not lines:
                 self._append({"settings": joining})
-        except BaseException:
-            self._file.close()
-            raise
-        self.records: list[Record] = [line for line in lines if "settings" not in line]
+            self.records: list[Record] = [line for line in lines if "settings" not in line]
+            stack.pop_all()
 
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
+    def __exit__(self, *_: object) -> None:
+        self._file.__exit__()
 
     def add(self, record: Record) -> None:
         """Write one measurement; on disk when this returns."""
@@ -74,47 +107,69 @@ class Journal:
         self.records.append(record)
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.append([json.dumps(record, allow_nan=False)])
 
-    def _compare(self, written: list[Record], wanted: Record, growing: Sequence[str]) -> Record:
-        """Refuse other settings than those of the file; what joins them."""
-        first, *later = written
-        for name in growing:
-            own = dict(first.get(name) or {})
-            for more in later:
-                own |= more.get(name, {})
-            if own:
-                first = {**first, name: own}
-        joining = {
-            name: {key: value for key, value in wanted[name].items() if key not in first.get(name, {})}
-            for name in growing
-            if name in wanted
-        }
-        joining = {name: more for name, more in joining.items() if more}
-        known = {
-            name: {key: one for key, one in value.items() if key not in joining[name]} or None
-            if name in joining
-            else value
-            for name, value in wanted.items()
-        }
-        check_same(self.path, first, known)
-        return joining
 
-    def _parse(self, text: bytes) -> list[Record]:
-        records = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict) or (number == 1 and "settings" not in record):
-                raise ValueError(f"{self.path}, line {number}: not a line of a journal; nothing was written")
-            records.append(record)
-        return records
+def _check_line(record: Record, location: Location) -> Record:
+    if location.number == 1 and "settings" not in record:
+        raise ValueError("the first line has no settings")
+    return record
+
+
+def _merged(settings: Iterable[Record]) -> Record:
+    """Settings of a first line, with the entries that later ones add to its mappings."""
+    first, *later = settings
+    merged = dict(first)
+    for more in later:
+        for name, entries in more.items():
+            merged[name] = {**(merged.get(name) or {}), **entries}
+    return merged
+
+
+def _joining(recorded: Record, wanted: Record, growing: Iterable[str]) -> Record:
+    """Entries of the growing mappings that are not recorded yet."""
+    joining = {}
+    for name in growing:
+        known = recorded.get(name) or {}
+        joining[name] = {key: value for key, value in (wanted.get(name) or {}).items() if key not in known}
+    return {name: entries for name, entries in joining.items() if entries}
+
+
+def check_same(place: str | os.PathLike[str], recorded: Any, wanted: Any) -> None:
+    """Refuse to continue what was begun with other settings.
+
+    Args:
+      place: file, directory or what else the message should name.
+      recorded: the settings that it was begun with, as read from JSON.
+      wanted: those of the request, JSON-able. A field that one of them lacks counts as None.
+
+    Raises:
+      ValueError: the first difference.
+    """
+    difference = _difference(recorded, json.loads(json.dumps(wanted)))
+    if difference:
+        raise ValueError(f"{place} is another run: its {difference}; nothing was written")
+
+
+def check_recorded(path: pathlib.Path, wanted: Any, place: str | os.PathLike[str]) -> bool:
+    """`check_same` with the settings that a file of their own holds; whether there is such a file."""
+    if not path.is_file():
+        return False
+    check_same(place, json.loads(path.read_text(encoding="utf-8")), wanted)
+    return True
+
+
+def _difference(recorded: Any, wanted: Any, name: str = "") -> str | None:
+    """The first field in which two settings differ, by its dotted name, and its two values."""
+    if not (isinstance(recorded, dict) and isinstance(wanted, dict)):
+        return f"{name} is {recorded!r}, not {wanted!r}" if recorded != wanted else None
+    for key in sorted(recorded.keys() | wanted.keys()):
+        difference = _difference(recorded.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+        if difference:
+            return difference
+    return None
 
 
 def write_rows(path: str | os.PathLike[str], rows: list[Record]) -> None:
-    """Put a file of JSON lines in place of the one there was, whole or not at all."""
+    """Replace a file of JSON lines, all of it or nothing."""
     write_whole(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

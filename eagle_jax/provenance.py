@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,10 +28,10 @@ def git_commit() -> str | None:
     """The commit of the running code, followed by `-dirty` where files were changed; None without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+        described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def device_kind() -> str:
@@ -55,9 +56,14 @@ def first_numbers(array: jax.Array, count: int) -> np.ndarray:
     return to_host(corner).ravel()[:count]
 
 
+def json_digest(value: Any) -> str:
+    """A hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def texts_digest(texts: Mapping[int, Sequence[str]]) -> str:
     """A hash of the turns of questions by their place in a file."""
-    return hashlib.sha256(json.dumps(dict(texts)).encode()).hexdigest()
+    return json_digest(dict(texts))
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

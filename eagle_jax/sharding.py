@@ -15,11 +15,12 @@ An axis that does not divide (3 key/value heads over 2 devices) is replicated, a
 import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -37,6 +38,9 @@ RULES: Mapping[Any, str] = {"batch": DATA, "vocab": MODEL, "heads": MODEL, "kv_h
 
 UNCONSTRAINED = PartitionSpec.UNCONSTRAINED
 """In place of an axis name: XLA decides how this axis is sharded."""
+
+ROWS, EVERYWHERE = PartitionSpec(DATA), PartitionSpec()
+"""An array with rows in front, sharded by row; one that is the same in every group of devices."""
 
 Names = tuple[Any, ...]
 """Names of the first axes of an array: logical ones, None or UNCONSTRAINED."""
@@ -175,6 +179,52 @@ def split_of(target_params: Params, drafter_params: Params) -> Split:
         return isinstance(leaf.sharding, NamedSharding) and MODEL in leaf.sharding.spec
 
     return Split(*(any(map(split, jax.tree.leaves(params))) for params in (target_params, drafter_params)))
+
+
+def by_group(work: Callable[..., Any], num_rows: int, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`work` as each group of devices of axis `data` does it on its own rows.
+
+    Where a program picks some of the rows (`over_rows`), XLA's partitioner cannot see that they stay in their group:
+    left to itself it gathers all rows, and every group does the work of all. Without a mesh, or where the rows do not
+    divide, `work` gets all of them.
+
+    Args:
+      work: takes arrays by position, and by name `axis`: that of the mesh, or None where it has all rows.
+      num_rows: rows over which arrays are sharded.
+      in_specs, out_specs: which axes of the arguments and results of `work` are rows, in terms of mesh axis `data`.
+    """
+    groups = dict(jax.sharding.get_abstract_mesh().shape).get(DATA, 1)
+    if groups == 1 or num_rows % groups:
+        return functools.partial(work, axis=None)
+    work = functools.partial(work, axis=DATA)
+    # Weights stay split over the other axis. `work` itself sums what is the same in every group.
+    return jax.shard_map(work, in_specs=in_specs, out_specs=out_specs, axis_names={DATA}, check_vma=False)
+
+
+def over_rows(
+    work: Callable[[jax.Array, Tree], Tree], start: Tree, rows: jax.Array, chunk: int, axis: str | None
+) -> Tree:
+    """Chain `work` over some rows, a chunk at a time: the number of chunks is a run-time number.
+
+    Args:
+      work: (rows i32[chunk], what the chunk before gave) -> the same for the next; a chunk that is not full is
+        filled up with N, which is no row.
+      start: what the first chunk gets.
+      rows: bool[N], which.
+      chunk: rows at a time.
+      axis: as `by_group` passes it. All groups run as many chunks, so that they reach the next sum together.
+    """
+    num_rows = rows.shape[0]
+    (order,) = jnp.nonzero(rows, size=num_rows, fill_value=num_rows)
+    order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
+    num_chunks = (rows.sum() + chunk - 1) // chunk
+    if axis is not None:
+        num_chunks = jax.lax.pmax(num_chunks, axis)
+
+    def step(index: jax.Array, carry: Tree) -> Tree:
+        return work(jax.lax.dynamic_slice_in_dim(order, index * chunk, chunk), carry)
+
+    return jax.lax.fori_loop(0, num_chunks, step, start)
 
 
 def place(tree: Tree, shardings: Any) -> Tree:

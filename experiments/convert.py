@@ -18,12 +18,12 @@ from typing import Any
 from absl import flags
 
 from eagle_jax.checkpoint.head_formats import ENGINES, HEAD_FORMATS
-from eagle_jax.checkpoint.heads import TORCH_FILE, new_directory, save_head
+from eagle_jax.checkpoint.heads import TORCH_FILE, save_head
 from eagle_jax.checkpoint.hf import SINGLE_FILE, read_json
-from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
+from eagle_jax.checkpoint.pretrained import PIP_INSTALL, load_pretrained_head, load_target
 from eagle_jax.checkpoint.validate_head import validate
+from eagle_jax.files import new_directory
 from eagle_jax.models.transformer import lm_head_rows
-from eagle_jax.needed import PIP_INSTALL
 from experiments.cli import launch
 
 FLAGS = flags.FlagValues()

@@ -18,7 +18,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
@@ -30,6 +29,7 @@ from eagle_jax.generator import Generator
 from eagle_jax.give_up import GivingUp
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import is_primary
+from eagle_jax.provenance import device_kind
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.sharding import DATA
 from experiments.cli import launch, methods
@@ -103,7 +103,7 @@ def main() -> None:
         **acceptance,
         "give_up": FLAGS.give_up,
         "dtype": settings.dtype,
-        "device": jax.devices()[0].device_kind,
+        "device": device_kind(),
         "mesh": FLAGS.mesh,
         "batch": FLAGS.batch,
     }

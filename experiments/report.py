@@ -24,7 +24,7 @@ from eagle_jax.evaluation.tables import Row
 from eagle_jax.figures.charts import CHARTS
 from eagle_jax.figures.theme import THEMES, Theme, save
 from eagle_jax.figures.training_curves import Line, accuracy_by_step, read_metrics, training_curves
-from eagle_jax.files import write_whole
+from eagle_jax.files import Location, check_fields, read_jsonl, write_whole
 from experiments.cli import launch
 
 FLAGS = flags.FlagValues()
@@ -112,23 +112,24 @@ def read_rows(paths: Sequence[str]) -> list[list[Row]]:
     seen: dict[tuple[object, ...], str] = {}
     for path in paths:
         rows: list[Row] = []
-        for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").split("\n"), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = tables.upgraded(json.loads(line))
-                cell = tuple(row[name] for name in CELL)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{where}: not a row of experiments.evaluate") from error
+        for row, location in read_jsonl(path, _row, what="a row of experiments.evaluate"):
+            cell = tuple(row[name] for name in CELL)
             if cell in seen:
-                raise ValueError(f"{where} measures {row['label']!r} on {row['task']} again, after {seen[cell]}")
-            seen[cell] = where
+                raise ValueError(f"{location} measures {row['label']!r} on {row['task']} again, after {seen[cell]}")
+            seen[cell] = str(location)
             rows.append(row)
         files.append(rows)
     if not any(files):
         raise ValueError(f"no rows in {', '.join(paths)}")
     return files
+
+
+def _row(record: Row, location: Location) -> tuple[Row, Location]:
+    if "mode" not in record:
+        check_fields(record, ("speedup",))
+    row = tables.upgraded(record)
+    check_fields(row, CELL)
+    return row, location
 
 
 def row_sections(measured: Sequence[Sequence[Row]], output: pathlib.Path) -> list[str]:

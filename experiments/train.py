@@ -3,16 +3,14 @@
     python -m experiments.train --config=configs/train/eagle3_smollm2.py --data=answers.jsonl --run=runs/eagle3
 
 The same command goes on where the run stopped: after --time_limit, SIGTERM, Ctrl-C or a crash. With --features the
-frozen target reads the text once and its features are kept on disk, up to --features_budget; without, it reads along in
-every step. With --prompts_file the real tau is measured on them as training goes on, and the best weights are kept.
+frozen target reads the text once and its features are stored, up to --features_budget; without, it reads along in every
+step. With --prompts_file the real tau is measured on them as training goes on, and the best weights are stored too.
 
 Several processes train one run on a --mesh of all their devices: start the same command in each, with --distributed.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import time
 from typing import Any
 
@@ -28,6 +26,7 @@ from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.files import local
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import broadcast_text, is_primary
+from eagle_jax.provenance import json_digest
 from eagle_jax.training import step
 from eagle_jax.training.data import make_iterator
 from eagle_jax.training.feature_cache import FeatureCache
@@ -37,8 +36,15 @@ from eagle_jax.training.row_features import RowFeatures
 from eagle_jax.training.run import Run, check_run
 from eagle_jax.types import Target
 from experiments.cli import launch
-from experiments.material import TrainingText, heldout_rows, read_training_text
-from experiments.training_setup import TrainingSetup, coverage, make_evaluate, make_training_setup
+from experiments.training_setup import (
+    TrainingSetup,
+    TrainingText,
+    coverage,
+    heldout_rows,
+    make_evaluate,
+    make_training_setup,
+    read_training_text,
+)
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(
@@ -65,7 +71,7 @@ flags.DEFINE_string(
 flags.DEFINE_float("time_limit", None, "seconds after which to save and stop", flag_values=FLAGS)
 flags.DEFINE_bool("skip_broken", False, "leave broken lines of --data out instead of stopping", flag_values=FLAGS)
 flags.DEFINE_string(
-    "mesh", None, "DATAxMODEL: 4x2 deals out rows to 4 groups of 2 devices that share a target", flag_values=FLAGS
+    "mesh", None, "DATAxMODEL: 4x2 shards rows over 4 groups of 2 devices that share a target", flag_values=FLAGS
 )
 flags.DEFINE_bool("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
 flags.DEFINE_string("distributed", None, launch.DISTRIBUTED, flag_values=FLAGS)
@@ -74,7 +80,7 @@ flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run as it was asked for, checked as far as that costs little."""
+    """A run as it was requested, checked as far as that costs little."""
 
     config: Any
     model: LoadedModel
@@ -140,9 +146,8 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
     subject = make_training_setup(target, model, material.training, config, split_head=FLAGS.split_head)
     steps = config.steps or round(config.epochs * len(material.training.rows) / rows_of(config))
     prompts = evaluation_prompts(model, config)
-    asked = (everywhere(config), model.config.tap_layers)
-    text = fingerprint(material.text.examples, model.name, model.config, model.params, *asked)
-    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    reading = (everywhere(config), model.config.tap_layers)
+    text = fingerprint(material.text.examples, model.name, model.config, model.params, *reading)
     return Plan(
         config=config,
         model=model,
@@ -158,7 +163,7 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
             "text_and_target": text,
             "split": "by prompt",  # runs from before held out documents, and are refused
             "features": stored_as(config),
-            "evaluation_prompts": digest if prompts else None,
+            "evaluation_prompts": json_digest(prompts) if prompts else None,
             **subject.identity,
         },
     )
@@ -167,24 +172,24 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
 def work(run: Run, plan: Plan, started: float) -> Outcome:
     """The training itself."""
     config, subject = plan.config, plan.subject
-    found: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     if isinstance(plan.features, FeatureCache):
-        found["lookup"] = plan.features.lookup
+        stored["lookup"] = plan.features.lookup
     elif plan.features is not None:
-        found["of_row"] = plan.features
+        stored["of_row"] = plan.features
     optimizer, schedule = step.make_optimizer(plan.optimizer)
     options = {"dtype": config.dtype, "everywhere": everywhere(config)}
     return train(
         run,
         step.initial_state(subject.first, optimizer, subject.recipe.num_steps),
-        make_iterator(plan.material.training, rows_of(config), seed=config.seed, **found),
+        make_iterator(plan.material.training, rows_of(config), seed=config.seed, **stored),
         step.make_train_step(
             subject.recipe, plan.target, optimizer, accumulate=config.data.accumulate, seed=config.seed, **options
         ),
         step.Frozen(plan.model.params, subject.vocabulary),
         plan.loop,
         learning_rate=schedule,
-        heldout=heldout_rows(plan.material, config.data.batch, **found),
+        heldout=heldout_rows(plan.material, config.data.batch, **stored),
         measure=step.make_measure(subject.recipe, plan.target, **options),
         evaluate=plan.evaluate,
         time_limit=FLAGS.time_limit,
@@ -200,7 +205,7 @@ def rows_of(config: Any) -> int:
 
 
 def everywhere(config: Any) -> bool:
-    """Whether the target's choice is needed behind every position."""
+    """Whether the target's choice is needed after every position."""
     return "recipe" in config and config.recipe.get("alignment", "target") == "official"
 
 
@@ -288,8 +293,8 @@ def describe(plan: Plan) -> None:
     if isinstance(plan.features, RowFeatures):
         features = plan.features
         launch.say(
-            f"features of {features.num_kept} of {features.num_rows} rows are kept in {features.directory},"
-            f" {features.num_kept * features.row_bytes / 1e9:.1f} GB; the others are computed whenever they are read"
+            f"features of {features.num_stored} of {features.num_rows} rows are stored in {features.directory},"
+            f" {features.num_stored * features.row_bytes / 1e9:.1f} GB; the others are computed whenever they are read"
         )
 
 

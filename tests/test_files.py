@@ -63,3 +63,47 @@ def test_room_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         files.allocate(tmp_path / "b.bin", 1 << 20)
     assert caught.value.filename == str(tmp_path / "b.bin")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    """Numbers count blank lines; Unicode's line separators are none, and a byte-order mark is no text."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"a": "x\u2028y"}\r\n\n[1]\n{"a"\n{"b": 2}\n'.encode() + b'{"a": "\xff"}\n{"a": 3}')
+    broken: list[str] = []
+    assert files.read_jsonl(path, files.with_fields("a"), broken=broken) == [{"a": "x\u2028y"}, {"a": 3}]
+    assert broken == [
+        f"{path}, line 3: expected a JSON object, got list",
+        f"{path}, line 4: not JSON: Expecting ':' delimiter at column 5",
+        f"{path}, line 5: it has no a",
+        f"{path}, line 6: not UTF-8: invalid start byte at byte 7",
+    ]
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3: expected a JSON object, got list$"):
+        files.read_jsonl(path, files.with_fields("a"))
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3: not a row$"):
+        files.read_jsonl(path, files.with_fields("a"), what="a row")
+
+
+def test_everybody_may_read_a_new_directory(tmp_path: Path) -> None:
+    """Folders in it too: a tokenizer with several chat templates writes one."""
+    path = tmp_path / "model"
+    with files.new_directory(path) as folder:
+        (folder / "templates").mkdir(mode=0o700)
+        for name in ("model.safetensors", "templates/tools.jinja"):
+            (folder / name).touch(mode=0o600)
+        assert not path.exists()
+    modes = {inner.relative_to(tmp_path).as_posix(): inner.stat().st_mode & 0o777 for inner in tmp_path.rglob("*")}
+    assert modes == {
+        "model": 0o755,
+        "model/model.safetensors": 0o644,
+        "model/templates": 0o755,
+        "model/templates/tools.jinja": 0o644,
+    }
+
+
+def test_a_new_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is there already and not empty"), files.new_directory(tmp_path):
+        pass
+    with pytest.raises(ValueError, match="gs://bucket/head is an address"), files.new_directory("gs://bucket/head"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

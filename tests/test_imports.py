@@ -1,6 +1,8 @@
 """Imports go one way: a module may import only from the layers before its own, and from its own (`LAYERS`)."""
 
 import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ FOLDERS = ("eagle_jax", "experiments", "configs")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 LAYERS = [
-    ["eagle_jax.needed", "eagle_jax.types", "eagle_jax.files", "eagle_jax.resume", "eagle_jax.processes"],
+    ["eagle_jax.types", "eagle_jax.files", "eagle_jax.processes"],
     ["eagle_jax.journal"],
     ["eagle_jax.kernels"],
     ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],
@@ -124,3 +126,31 @@ def test_beside_a_folder_of_its_name(tmp_path: Path) -> None:
     (tmp_path / "eagle_jax").mkdir()
     command = [sys.executable, "-c", "import eagle_jax; eagle_jax.load_target"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("missing", "module"),
+    [("matplotlib", "eagle_jax.figures.charts"), ("tensorboardX", "eagle_jax.training.run")],
+)
+def test_decoding_needs_no_package_for_figures_or_logs(missing: str, module: str) -> None:
+    """A missing package is named where it is first used, and not before."""
+    steps = f"import sys; sys.modules[{missing!r}] = None; import eagle_jax, experiments.generate; print('ready')"
+    command = [sys.executable, "-c", f"{steps}; import {module}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout == "ready\n", run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError: ")
+    assert missing in last
+
+
+def test_setup_requires_what_is_imported() -> None:
+    """And nothing else; what only some comparisons use is an extra."""
+    text = (ROOT / "setup.py").read_text().partition("RUNTIME = [")[2].partition("]")[0]
+    required = {name.lower().replace("-", "_") for name in re.findall(r'"([\w-]+)>=', text)}
+    names = {other.split(".")[0] for path in FILES for other, _ in imported(path)}
+    names -= {*sys.stdlib_module_names, *FOLDERS, "torch", "openvino", "openvino_genai"}
+    names -= {"jaxlib", "ml_dtypes"}  # come with jax
+    distributions = importlib.metadata.packages_distributions()
+    owners = {name: {owner.lower().replace("-", "_") for owner in distributions[name]} for name in names}
+    assert [name for name, own in owners.items() if not own & required] == []
+    assert required <= set().union(*owners.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eagle_jax.journal import Journal, write_rows
+from eagle_jax.journal import Journal, check_same, write_rows
 
 SETTINGS = {"target": "toy", "config": {"seeds": (0, 1), "methods": {"a": {"nodes": 4}}}}
 
@@ -134,3 +134,17 @@ def test_rows_are_replaced_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_rows(path, [{"a": float("inf")}])
     assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "difference"),
+    [
+        ({"a": 1, "b": {"c": [1]}}, {"b": {"c": [2]}}, "its a is 1, not None"),
+        ({"b": {"c": [1], "d": 2}}, {"b": {"c": [2], "d": 2}}, r"its b.c is \[1\], not \[2\]"),
+        ({"b": {}}, {"b": {}, "e": 3}, "its e is None, not 3"),
+    ],
+)
+def test_the_first_difference_is_named(found: object, wanted: object, difference: str) -> None:
+    with pytest.raises(ValueError, match=rf"^runs/a is another run: {difference}; nothing was written$"):
+        check_same("runs/a", found, wanted)
+    check_same("runs/a", found, found)

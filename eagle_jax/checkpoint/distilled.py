@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 from eagle_jax import sharding
 from eagle_jax.checkpoint import hf
 from eagle_jax.checkpoint.assemble import Place, assemble, check_dtype, convert
-from eagle_jax.checkpoint.heads import new_directory
 from eagle_jax.checkpoint.names import TensorSpec, lookup, target_tensors
 from eagle_jax.checkpoint.pretrained import LoadedModel, shipped
 from eagle_jax.checkpoint.save_target import config_to_hf
+from eagle_jax.files import new_directory
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.types import Params
 
@@ -47,7 +47,7 @@ def load_pretrained_draft(
       dtype: of the other weights; the target's.
       directory: another one that `save_draft` has written.
       place: puts one finished weight where it belongs; left out, each goes to JAX's default device or, where the target
-        lies on a mesh, is split over that as a target's.
+        is on a mesh, is split over that as a target's.
 
     Raises:
       ValueError: none ships for this target, or the directory holds something else than a draft of it.

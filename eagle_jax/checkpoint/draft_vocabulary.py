@@ -137,7 +137,7 @@ def with_draft_vocabulary(
         return dataclasses.replace(head_params, lm_head=None, target_ids=None)
     ranked = check_ranks(np.asarray(ranks), target_config.vocab_size)
     if not 1 <= size <= len(ranked):
-        raise ValueError(f"a draft vocabulary of {size} tokens was asked for, the ranking has 1 to {len(ranked)}")
+        raise ValueError(f"a draft vocabulary of {size} tokens was requested, the ranking has 1 to {len(ranked)}")
     ids = jnp.asarray(np.sort(ranked[:size]))
     table = lm_head_rows(target_config, target_params)
     rows = lookup_rows(table, ids)

@@ -11,8 +11,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +34,7 @@ from eagle_jax.checkpoint.head_formats import (
 )
 from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, open_safetensors, read_json, weight_files
 from eagle_jax.checkpoint.names import TensorSpec, insert, lookup, table
-from eagle_jax.files import local
+from eagle_jax.files import new_directory
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, head_kind
 
@@ -256,26 +254,3 @@ def _default_size(params: HeadParams, ranks: np.ndarray | None, frozen: bool) ->
         has = "none was given" if ranks is None else f"the first {len(ids)} of the one given are others"
         raise ValueError(f"a draft vocabulary of {len(ids)} tokens is stored as a ranking of tokens, and {has}")
     return {DEFAULT_SIZE: len(ids)}
-
-
-@contextlib.contextmanager
-def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A directory to fill, which appears under its name when it is complete.
-
-    Raises:
-      ValueError: there is something of that name already, or the name is an address.
-    """
-    path = local(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} is there already and not empty; nothing is overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # temporary folders, and files of safetensors, are their owner's alone
-        for inner in folder.rglob("*"):
-            inner.chmod(0o755 if inner.is_dir() else 0o644)
-        folder.replace(path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

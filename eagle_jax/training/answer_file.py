@@ -1,22 +1,22 @@
-"""Answers that the target writes itself: which are asked for, in what order, and the file that they go to.
+"""Answers that the target writes itself: which are requested, in what order, and the file that they go to.
 
 answers.jsonl            an answer a line, as `conversations` reads it
-answers.jsonl.run.json   what decides the text of an answer; another request for the same file is refused
+answers.jsonl.run.json   the settings that decide the text of an answer; a request with others is refused
 
 Each answer has noise of its own, named after prompt, temperature and number, so its text does not depend on the other
-requests. They are written in an order that does not depend on what is there already: after an interruption the file
-grows into the one that uninterrupted work would have written. Knows no model.
+requests. The order of writing does not depend on what is in the file already: after an interruption the file grows
+into the one that uninterrupted work would have written. Knows no model.
 """
 
+import contextlib
 import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eagle_jax.files import local, lock, write_whole
-from eagle_jax.resume import check_same
-from eagle_jax.training.conversations import parse
+from eagle_jax.files import Location, Record, check_fields, write_whole
+from eagle_jax.journal import LineFile, check_recorded
 from eagle_jax.training.prompt_files import Prompt
 
 Key = tuple[str, float, int]
@@ -50,7 +50,7 @@ def requests_for(prompts: Iterable[Prompt], temperatures: Sequence[float], count
     if len(set(temperatures)) < len(temperatures):
         raise ValueError(f"a temperature is there twice: {', '.join(map(str, temperatures))}")
     if count < 1:
-        raise ValueError(f"at least 1 answer must be asked for, got {count}")
+        raise ValueError(f"at least 1 answer must be requested, got {count}")
     return [
         Request(prompt, temperature, number)
         for prompt in prompts
@@ -80,36 +80,32 @@ def record_of(request: Request, tokens: Sequence[int], text: str, stop_ids: Sequ
     }
 
 
-class AnswerFile:
-    """A file of answers, new or to be continued; a context manager, one process at a time.
+class AnswerFile(contextlib.AbstractContextManager["AnswerFile"]):
+    """A file of answers, new or to be continued, of one process at a time.
 
-    What a crash left of a line is cut off. A file without an answer belongs to nobody yet.
+    An incomplete line that a crash left is cut off. A file without an answer can be begun with any settings.
 
     Args:
       path: of the file.
-      law: JSON-able description of what decides the text of an answer besides its request.
+      settings: JSON-able description of what decides the text of an answer besides its request.
 
     Raises:
-      ValueError: another process writes to the file, it was written by another law, it is no file of answers, or it is
-        an address.
+      ValueError: another process writes to the file, it was begun with other settings, it is no file of answers, or it
+        is an address.
     """
 
-    def __init__(self, path: str | os.PathLike[str], law: Mapping[str, Any]) -> None:
-        self.path = local(path)
-        self._file = self.path.open("ab")
-        try:
-            lock(self._file, f"{self.path}: another process is writing answers to it")
-            self._claim(json.loads(json.dumps(law)))
-            self._answered = self._read()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> "AnswerFile":
-        return self
+    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(LineFile(path))
+            self.path = self._file.path
+            self._claim(settings)
+            answers, rest = self._file.read(_answer_of)
+            self._answered = dict(answers)
+            self._file.cut(rest)
+            stack.pop_all()
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._file.__exit__()
 
     def missing(self, requests: Iterable[Request]) -> list[Request]:
         """Those that the file does not answer.
@@ -124,36 +120,20 @@ class AnswerFile:
         return [request for request in requests if request.key not in self._answered]
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append answers; once this returns, they are safe."""
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        self._file.write("".join(lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Append answers; on disk when this returns."""
+        self._file.append(json.dumps(record, ensure_ascii=False) for record in records)
 
-    def _claim(self, law: Any) -> None:
-        """Check who wrote the file, or say who is about to."""
-        about = self.path.with_name(self.path.name + ".run.json")
-        if self.path.stat().st_size:
-            if not about.is_file():
-                raise ValueError(f"{self.path} is there already, without {about.name}: nothing was written")
-            check_same(self.path, json.loads(about.read_text(encoding="utf-8")), law)
-            return
-        write_whole(about, json.dumps(law) + "\n")
+    def _claim(self, settings: Mapping[str, Any]) -> None:
+        """Check the settings that the file was begun with, or record those of a new one."""
+        recorded = self.path.with_name(self.path.name + ".run.json")
+        if not self.path.stat().st_size:
+            write_whole(recorded, json.dumps(settings) + "\n")
+        elif not check_recorded(recorded, settings, self.path):
+            raise ValueError(f"{self.path} is there already, without {recorded.name}: nothing was written")
 
-    def _read(self) -> dict[Key, Any]:
-        """What the file answers, each with the messages of its prompt."""
-        text = self.path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            self._file.truncate(whole)
-        answered = {}
-        for number, line in enumerate(text[:whole].split(b"\n")[:-1], start=1):
-            try:
-                record = parse(line)
-                lacking = {"id", "answer", "temperature", "messages"} - record.keys()
-                if lacking:
-                    raise ValueError(f"it has no {', '.join(sorted(lacking))}")
-                answered[record["id"], record["temperature"], record["answer"]] = record["messages"][:-1]
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self.path}:{number} is no answer: {error}; nothing was written") from error
-        return answered
+
+def _answer_of(record: Record, location: Location) -> tuple[Key, list[dict[str, str]]]:
+    """What tells an answer from all others, and the messages of its prompt."""
+    del location
+    check_fields(record, ("id", "answer", "temperature", "messages"))
+    return (record["id"], record["temperature"], record["answer"]), record["messages"][:-1]

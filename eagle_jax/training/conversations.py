@@ -14,14 +14,13 @@ the assistant up to the end token. A broken line is an error that names file, li
 """
 
 import dataclasses
-import hashlib
-import json
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from eagle_jax.files import Location, Parsed, Record, read_jsonl
+from eagle_jax.provenance import json_digest
 from eagle_jax.training.repetition import loop_start
 
 EncodePlain = Callable[[str], list[int]]
@@ -88,24 +87,20 @@ def read_corpus(
     Raises:
       ValueError: a broken line, named and counted, or no conversation at all.
     """
-    examples, broken = [], []
     num_loops = num_loop_tokens = 0
-    for path in paths:
-        for number, line in enumerate(pathlib.Path(path).read_bytes().split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = parse_answered(line, tokenizer.vocab_size)
-                excess = _loop_tokens(record) if cut_loops else 0
-                if excess:
-                    record = {**record, "answer_ids": record["answer_ids"][:-excess], "finished": False}
-                examples.append(encode(record, tokenizer, encode_plain))
-                num_loops, num_loop_tokens = num_loops + (excess > 0), num_loop_tokens + excess
-            except ValueError as error:
-                broken.append(f"{path}:{number}: {error}")
-    if broken and not skip_broken:
-        count = f"{len(broken)} broken line{'s' if len(broken) > 1 else ''}"
-        raise ValueError(f"{count}, the first is {broken[0]}; skip_broken leaves them out")
+
+    def parse(record: Record, location: Location) -> Example:
+        nonlocal num_loops, num_loop_tokens
+        del location
+        check_answered(record, tokenizer.vocab_size)
+        excess = _loop_tokens(record) if cut_loops else 0
+        if excess:
+            record = {**record, "answer_ids": record["answer_ids"][:-excess], "finished": False}
+        example = encode(record, tokenizer, encode_plain)
+        num_loops, num_loop_tokens = num_loops + (excess > 0), num_loop_tokens + excess
+        return example
+
+    examples, broken = read_files(paths, parse, skip_broken=skip_broken)
     if not examples:
         raise ValueError(f"no conversation in {', '.join(map(str, paths))}")
     return Corpus(examples, broken, num_loops, num_loop_tokens)
@@ -117,34 +112,32 @@ def _loop_tokens(record: Mapping[str, Any]) -> int:
     return len(ids) - loop_start(ids)
 
 
-def parse(line: bytes | str) -> dict[str, Any]:
-    """One line of a file as an object.
+def read_files(
+    paths: Iterable[str], parse: Callable[[Record, Location], Parsed], *, skip_broken: bool
+) -> tuple[list[Parsed], list[str]]:
+    """`read_jsonl` of several files, and the messages for broken lines, which only `skip_broken` permits.
+
+    Raises:
+      ValueError: broken lines, counted, and the first of them.
+    """
+    broken: list[str] = []
+    parsed = [one for path in paths for one in read_jsonl(path, parse, broken=broken)]
+    if broken and not skip_broken:
+        count = f"{len(broken)} broken line{'s' if len(broken) > 1 else ''}"
+        raise ValueError(f"{count}, the first is {broken[0]}; skip_broken leaves them out")
+    return parsed, broken
+
+
+def check_answered(record: Record, vocab_size: int) -> None:
+    """Check a conversation that ends with an answer.
 
     Raises:
       ValueError: what is wrong with it.
     """
-    try:
-        record = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"a {type(record).__name__} instead of an object")
-    return record
-
-
-def parse_answered(line: bytes | str, vocab_size: int) -> dict[str, Any]:
-    """One conversation that ends with an answer, checked.
-
-    Raises:
-      ValueError: what is wrong with it.
-    """
-    record = parse(line)
     if check_messages(record.get("messages"))[-1] != "assistant":
         raise ValueError("the last message must be the assistant's, got the user's")
     if record.get("answer_ids") is None:
-        return record
+        return
     for name in ("answer_ids", "prompt_ids"):
         ids = record.get(name)
         if ids is not None and not _are_ids(ids, vocab_size):
@@ -154,7 +147,6 @@ def parse_answered(line: bytes | str, vocab_size: int) -> dict[str, Any]:
     end = record.get("end_id")
     if end is not None and not (type(end) is int and 0 <= end < vocab_size):
         raise ValueError(f"end_id must be a token id below {vocab_size}, got {end!r}")
-    return record
 
 
 def _are_ids(ids: Any, vocab_size: int) -> bool:
@@ -213,9 +205,9 @@ def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: En
 
 def _prompt_keys(record: Mapping[str, Any]) -> tuple[str, ...]:
     """The id of a prompt, if it has one, and its text."""
-    text = json.dumps([[message["role"], message["content"]] for message in record["messages"][:-1]])
+    text = json_digest([[message["role"], message["content"]] for message in record["messages"][:-1]])
     named = record.get("id")
-    return (*([] if named is None else [f"id {named}"]), f"text {hashlib.sha256(text.encode()).hexdigest()}")
+    return (*([] if named is None else [f"id {named}"]), f"text {text}")
 
 
 def _earlier_answers(messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -75,18 +75,18 @@ def trim(examples: Sequence[Example], length: int, num_slots: int | None = None)
     num_slots = length if num_slots is None else num_slots
     if length < 3 or num_slots < 1:
         raise ValueError(f"a row needs at least 3 tokens and 1 slot, got {length} and {num_slots}")
-    kept, num_cut = [], 0
+    trimmed, num_cut = [], 0
     for example in examples:
         slots = example.slots
-        # The first slot too many speaks of the token two behind it.
+        # The first slot too many predicts the token two after it.
         end = length if len(slots) <= num_slots else min(length, int(slots[num_slots]) + 2)
         cut = example._replace(tokens=example.tokens[:end], supervised=example.supervised[:end])
         if len(cut.slots):
-            kept.append(cut)
+            trimmed.append(cut)
             num_cut += end < len(example.tokens)
-    if not kept:
+    if not trimmed:
         raise ValueError(f"none of {len(examples)} documents has a supervised token within the first {length}")
-    return Trimmed(kept, num_cut, len(examples) - len(kept))
+    return Trimmed(trimmed, num_cut, len(examples) - len(trimmed))
 
 
 def pack(
@@ -160,8 +160,8 @@ def assemble_row(
         slots = example.slots
         row["slots"][used : used + len(slots)] = start + slots
         for name, values in (lookup(document) if lookup else {}).items():
-            whole = row.setdefault(name, np.zeros((length, *values.shape[1:]), values.dtype))
-            whole[place] = values[: len(example.tokens)]
+            features = row.setdefault(name, np.zeros((length, *values.shape[1:]), values.dtype))
+            features[place] = values[: len(example.tokens)]
         start, used = place.stop, used + len(slots)
     if of_row and documents:
         row |= of_row(documents, row)

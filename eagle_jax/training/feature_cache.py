@@ -90,8 +90,8 @@ class FeatureCache:
           length: tokens a row; no document may be longer.
           batch: rows a pass.
           everywhere: as `compute_features` takes it.
-          mesh: the devices that the target lies on; the rows of a pass are dealt out over its axis `data`.
-          stop: asked after every pass; True ends the work, and the next call goes on.
+          mesh: the devices that the target is placed on; the rows of a pass are sharded over its axis `data`.
+          stop: called after every pass; True ends the work, and the next call goes on.
           progress: called with (passes done, passes in all), the first time before the first pass.
 
         Raises:
@@ -128,14 +128,14 @@ class FeatureCache:
         place = slice(self.offsets[document], self.offsets[document + 1])
         return {name: self._arrays[name][place] for name in FIELDS}
 
-    def _write(self, rows: Sequence[Sequence[int]], found: Features) -> None:
+    def _write(self, rows: Sequence[Sequence[int]], features: Features) -> None:
         for row, documents in enumerate(rows):
             start = 0
             for document in documents:
                 place = slice(self.offsets[document], self.offsets[document + 1])
                 end = start + place.stop - place.start
                 for name in FIELDS:
-                    self._arrays[name][place] = getattr(found, name)[row, start:end]
+                    self._arrays[name][place] = getattr(features, name)[row, start:end]
                 start = end
         for name in FIELDS:
             self._arrays[name].flush()
@@ -152,10 +152,10 @@ class FeatureCache:
 
     def _open(self, mode: Literal["r", "r+"]) -> None:
         """Open the files if there are any, and see that they are these features and all of them."""
-        found = check_about(self.directory, self._about)
-        if found is None:
+        recorded = check_about(self.directory, self._about)
+        if recorded is None:
             return
-        for name, (dtype, shape) in self._layouts(found["widths"]).items():
+        for name, (dtype, shape) in self._layouts(recorded["widths"]).items():
             path = self.directory / f"{name}.bin"
             size, wanted = path.stat().st_size, math.prod(shape) * np.dtype(dtype).itemsize
             if size < wanted:
@@ -182,23 +182,23 @@ def check_about(directory: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str,
     path = directory / ABOUT
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if found.get("kind") != wanted.get("kind"):
-        by_row = found.get("kind") == BY_ROW
+    recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if recorded.get("kind") != wanted.get("kind"):
+        by_row = recorded.get("kind") == BY_ROW
         advice = "by row: add --features_budget" if by_row else "of conversations: leave --features_budget out"
         raise ValueError(f"{directory} holds features {advice}, or give another directory")
     for key, value in wanted.items():
-        if found.get(key) != value:
-            raise ValueError(f"{directory} holds other features: {key} is {found.get(key)}, not {value}")
-    return found
+        if recorded.get(key) != value:
+            raise ValueError(f"{directory} holds other features: {key} is {recorded.get(key)}, not {value}")
+    return recorded
 
 
 def widths_of(target: Target, params: Params) -> dict[str, int]:
     """Numbers a token in the features that have an axis for them."""
     one = jnp.zeros((1, 1), jnp.int32)
     text = Batch(tokens=one, segments=one, positions=one, supervised=one > 0, slots=one)
-    found = jax.eval_shape(lambda params: compute_features(target, params, text), params)
-    return {"taps": found.taps.shape[-1], "hidden": found.hidden.shape[-1]}
+    features = jax.eval_shape(lambda params: compute_features(target, params, text), params)
+    return {"taps": features.taps.shape[-1], "hidden": features.hidden.shape[-1]}
 
 
 def make_pass(
@@ -213,21 +213,21 @@ def make_pass(
 
     @jax.jit
     def run(params: Params, text: Batch) -> tuple[Features, jax.Array]:
-        found = compute_features(target, params, text, everywhere=everywhere)
-        small = dataclasses.replace(found, taps=found.taps.astype(wanted), hidden=found.hidden.astype(wanted))
-        return small, jnp.maximum(jnp.abs(found.taps).max(), jnp.abs(found.hidden).max())
+        features = compute_features(target, params, text, everywhere=everywhere)
+        small = dataclasses.replace(features, taps=features.taps.astype(wanted), hidden=features.hidden.astype(wanted))
+        return small, jnp.maximum(jnp.abs(features.taps).max(), jnp.abs(features.hidden).max())
 
     def compute(rows: Sequence[PackedRow]) -> Features:
         text = Batch(**{name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]})
         if mesh is not None:
             text = sharding.place_rows(mesh, text)
         with sharding.active(mesh):
-            found, size = jax.device_get(run(params, text))
+            features, size = jax.device_get(run(params, text))
         largest = float(size)
         if not math.isfinite(largest):
             raise ValueError(f"the target gives a feature of {largest}: look at its weights and its own dtype")
         if largest > float(jnp.finfo(wanted).max):
             raise ValueError(f"a feature reaches {largest:g}, too large for {dtype}: store bfloat16")
-        return found
+        return features
 
     return compute

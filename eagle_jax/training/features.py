@@ -1,7 +1,7 @@
-"""What the frozen target says about a batch: taps, last hidden state, most probable next token.
+"""Outputs of the frozen target for a batch: taps, last hidden state, most probable next token.
 
 One pure function, so that a training step can compute features online in its own compiled program. Where the same text
-is read many times, `feature_cache` keeps them on disk, tied to the text and the target by a fingerprint.
+is read many times, `feature_cache` stores them on disk, tied to the text and the target by a fingerprint.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ import numpy as np
 from jax import lax
 
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.provenance import first_numbers
+from eagle_jax.provenance import DIGESTED, first_numbers
 from eagle_jax.sampling import first_largest
+from eagle_jax.sharding import EVERYWHERE, ROWS, by_group, over_rows
 from eagle_jax.training.conversations import Example
-from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, max_over_groups
 from eagle_jax.training.records import NO_SLOT, Batch, Features
 from eagle_jax.types import NO_TOKEN, Params, Target
 
@@ -32,8 +32,8 @@ def compute_features(
     Args:
       target, params: the target.
       batch: the text.
-      everywhere: find the most probable token behind every position (the official alignment asks for it), not only
-        where `batch.slots` does.
+      everywhere: find the most probable token after every position (which the official alignment needs), not only
+        after those of `batch.slots`.
       chunk: rows whose logits f32[chunk, V] exist at a time.
     """
     size, length = batch.tokens.shape
@@ -42,36 +42,30 @@ def compute_features(
     cache = target.init_cache(size, 1, target.activation_dtype(params))
     output = target.forward(params, batch.tokens, batch.positions, cache, mask)
     if everywhere:
-        asked = jnp.ones(size * length, bool)
+        rows = jnp.ones(size * length, bool)
     else:
         places = jnp.where(batch.slots == NO_SLOT, length, batch.slots + 1)
         mark = jax.vmap(lambda row, index: row.at[index].set(True, mode="drop"))
-        asked = mark(jnp.zeros((size, length), bool), places).reshape(-1)
+        rows = mark(jnp.zeros((size, length), bool), places).reshape(-1)
     hidden = output.hidden.reshape(size * length, -1)
-    choice = _choices(target, params, hidden, asked, chunk).reshape(size, length)
+    choice = _choices(target, params, hidden, rows, chunk).reshape(size, length)
     return jax.tree.map(lax.stop_gradient, Features(output.taps, output.hidden, choice))
 
 
-def _choices(target: Target, params: Params, hidden: jax.Array, asked: jax.Array, chunk: int) -> jax.Array:
-    """Most probable token behind hidden [N, E] where `asked` bool[N], else NO_TOKEN; costs as much as is asked."""
+def _choices(target: Target, params: Params, hidden: jax.Array, rows: jax.Array, chunk: int) -> jax.Array:
+    """Most probable token after hidden [N, E] in `rows` bool[N], else NO_TOKEN; the cost grows with these rows."""
     find = functools.partial(_find_choices, target, chunk=chunk)
-    return by_group(find, asked.shape[0], (EVERYWHERE, ROWS, ROWS), ROWS)(params, hidden, asked)
+    return by_group(find, rows.shape[0], (EVERYWHERE, ROWS, ROWS), ROWS)(params, hidden, rows)
 
 
 def _find_choices(
-    target: Target, params: Params, hidden: jax.Array, asked: jax.Array, *, chunk: int, axis: str | None
+    target: Target, params: Params, hidden: jax.Array, rows: jax.Array, *, chunk: int, axis: str | None
 ) -> jax.Array:
-    num_rows = asked.shape[0]
-    (order,) = jnp.nonzero(asked, size=num_rows, fill_value=num_rows)
-    order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
+    def find(some: jax.Array, choices: jax.Array) -> jax.Array:
+        tokens = first_largest(target.unembed(params, hidden.at[some].get(mode="fill", fill_value=0)))
+        return choices.at[some].set(tokens, mode="drop")
 
-    def find(index: jax.Array, choices: jax.Array) -> jax.Array:
-        some = lax.dynamic_slice_in_dim(order, index * chunk, chunk)
-        found = first_largest(target.unembed(params, hidden.at[some].get(mode="fill", fill_value=0)))
-        return choices.at[some].set(found, mode="drop")
-
-    num_chunks = max_over_groups((asked.sum() + chunk - 1) // chunk, axis)
-    return lax.fori_loop(0, num_chunks, find, jnp.full(num_rows, NO_TOKEN, jnp.int32))
+    return over_rows(find, jnp.full(rows.shape, NO_TOKEN, jnp.int32), rows, chunk, axis)
 
 
 def fingerprint(
@@ -86,12 +80,12 @@ def fingerprint(
 
     Taps that a head picks from those of the target are not in it: the features are the same.
     """
-    told = [target_name, everywhere, *([[*tap_layers]] if tap_layers else [])]
-    digest = hashlib.sha256(json.dumps(told).encode())
+    about = [target_name, everywhere, *([[*tap_layers]] if tap_layers else [])]
+    digest = hashlib.sha256(json.dumps(about).encode())
     digest.update(repr(dataclasses.replace(config, tap_layers=())).encode())
     for example in examples:
         digest.update(np.int64(len(example.tokens)).tobytes() + example.tokens.tobytes())
         digest.update(np.packbits(example.supervised).tobytes())
     for leaf in jax.tree.leaves(params):
-        digest.update(first_numbers(leaf, 64).tobytes())
+        digest.update(first_numbers(leaf, DIGESTED).tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The training loop: steps, checkpoints, metrics, and leaving whenever it is told to.
+"""The training loop: steps, checkpoints, metrics, and leaving on request.
 
 A run may be made in pieces: after a time limit, SIGTERM or Ctrl-C the loop finishes its step, saves and returns; after
 a kill it goes on from its last checkpoint. Either way the numbers are those of one uninterrupted run. Real tau comes
@@ -99,8 +99,8 @@ def train(
       heldout, measure: rows that are never trained on and the compiled measurement, every `heldout_every` steps.
       evaluate: real tau, every `evaluate_every` steps and at the end.
       time_limit: seconds after which the loop saves and returns.
-      started: what `time.monotonic` said when they began; left out, they begin here.
-      mesh: train on these devices, rows dealt out over its axis `data`. Weights that lie on it stay as they are, all
+      started: `time.monotonic` when they began; left out, they begin here.
+      mesh: train on these devices, rows sharded over its axis `data`. Weights that are on it stay as they are, all
         others go to every device; a run may go on on another mesh. Several processes need one that has all devices.
       quiet: no progress bar.
 
@@ -111,7 +111,7 @@ def train(
         state, frozen = sharding.place_weights(mesh, (state, frozen))
     state = run.restore(state, data)
     started, done, heldout = time.monotonic() if started is None else started, int(state.step), list(heldout)
-    with sharding.active(mesh), _asked_to_stop() as asked, _bar(config.steps, done, quiet) as bar:
+    with sharding.active(mesh), _stop_requests() as requests, _bar(config.steps, done, quiet) as bar:
         mark, reason = (time.monotonic(), _tokens(state, run.last_logged("tokens"))), ""
         while done < config.steps and not reason:
             state = step(state, frozen, _on_device(next(data), mesh))
@@ -124,7 +124,7 @@ def train(
             if evaluate is not None and _due(done, config.evaluate_every, config.steps):
                 _evaluate(run, state, frozen, evaluate)
             if jax.process_count() == 1 or done % config.log_every == 0:
-                reason = broadcast_text(asked[0] if asked else _time_up(started, time_limit))
+                reason = broadcast_text(requests[0] if requests else _time_up(started, time_limit))
             if done % config.save_every == 0 or done == config.steps or reason:
                 _check_finite(state)
                 run.save(state, data)
@@ -178,7 +178,7 @@ def _tokens(state: TrainState, before: int) -> int:
 
 
 def _check_finite(state: TrainState) -> None:
-    """Refuse a state behind numbers that are none, before it is logged, measured or saved.
+    """Refuse a state whose numbers are not finite, before it is logged, measured or saved.
 
     Raises:
       ValueError: a loss or a gradient since the last log is not finite.
@@ -202,10 +202,10 @@ def _measure(
 def _evaluate(run: Run, state: TrainState, frozen: Frozen, evaluate: Evaluate) -> None:
     """Log what the real decoder says, and keep the weights if they are the best so far."""
     _check_finite(state)
-    found = dict(evaluate(head_params(state.trained, frozen.vocabulary)))
-    run.log(int(state.step), "real", found)
-    if "tau" in found:
-        run.keep_best(state, found["tau"])
+    measured = dict(evaluate(head_params(state.trained, frozen.vocabulary)))
+    run.log(int(state.step), "real", measured)
+    if "tau" in measured:
+        run.keep_best(state, measured["tau"])
 
 
 def _time_up(started: float, time_limit: float | None) -> str:
@@ -216,22 +216,22 @@ def _time_up(started: float, time_limit: float | None) -> str:
 
 
 @contextlib.contextmanager
-def _asked_to_stop() -> Iterator[list[str]]:
+def _stop_requests() -> Iterator[list[str]]:
     """A list that gets the name of a signal once one asks for an end; the second one interrupts."""
-    asked: list[str] = []
+    requests: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals reach the main thread alone
+        yield requests  # signals reach the main thread alone
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
         del frame
-        if asked:
+        if requests:
             raise KeyboardInterrupt
-        asked.append(signal.Signals(number).name)
+        requests.append(signal.Signals(number).name)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

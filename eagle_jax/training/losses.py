@@ -1,9 +1,9 @@
 """Soft cross-entropy against the target over a (draft) vocabulary, and the regression of its features.
 
-No [rows, vocabulary] is ever held. Row n is one position of the target, and up to I unrolled steps of the head speak of
+No [rows, vocabulary] is ever held. Row n is one position of the target, and up to I unrolled steps of the head predict
 it: the target's distribution is computed once for all of them, a chunk of rows at a time. Where gradients are wanted
 the same chunk yields them at once (softmax(q) - p times the LM head), so that nothing of the size of a vocabulary is
-kept or computed twice.
+stored or computed twice.
 
 EAGLE (arXiv 2401.15077, section 3.2): cross-entropy through the target's LM head. EAGLE-3 (arXiv 2503.01840, section
 3.1; reference code `traineagle3/cnets.py`): both sides restricted to the draft vocabulary, the target renormalised.
@@ -15,17 +15,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from eagle_jax.sampling import first_largest
-from eagle_jax.sharding import DATA
-from eagle_jax.training.groups import EVERYWHERE, ROWS, by_group, max_over_groups
+from eagle_jax.sharding import DATA, EVERYWHERE, ROWS, by_group, over_rows
 from eagle_jax.types import NO_TOKEN
 
 
 class VocabularyLoss(NamedTuple):
-    """What the vocabulary says about I steps at N rows; rows without weight are not computed (0 and NO_TOKEN)."""
+    """The loss of I steps at N rows; rows without weight are not computed (0 and NO_TOKEN)."""
 
     total: jax.Array  # f32[], sum of weights * cross-entropy: the only part that is differentiated
     cross_entropy: jax.Array  # f32[I, N]
@@ -37,13 +37,7 @@ def feature_error(guess: jax.Array, feature: jax.Array) -> jax.Array:
 
     EAGLE's regression (arXiv 2401.15077, section 3.2).
     """
-    return smooth_l1(guess.astype(jnp.float32) - feature.astype(jnp.float32)).mean(-1)
-
-
-def smooth_l1(x: jax.Array) -> jax.Array:
-    """x^2 / 2 within 1 of zero, |x| - 1/2 outside."""
-    size = jnp.abs(x)
-    return jnp.where(size < 1, 0.5 * x * x, size - 0.5)
+    return optax.losses.huber_loss(guess.astype(jnp.float32), feature.astype(jnp.float32), delta=1).mean(-1)
 
 
 def vocabulary_loss(
@@ -93,8 +87,8 @@ def _loss(
     train_lm_head: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del train_lm_head
-    found = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk=chunk, grads=())
-    return _outputs(found, weights)
+    results = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk=chunk, grads=())
+    return _outputs(results, weights)
 
 
 def _forward(
@@ -107,9 +101,9 @@ def _forward(
     train_lm_head: bool,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     grads: tuple[str, ...] = ("reads", "lm_head") if train_lm_head else ("reads",)
-    found = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk=chunk, grads=grads)
-    saved = (found["reads"], found.get("lm_head", jnp.zeros(())), lm_head, teacher, teacher_lm_head)
-    return _outputs(found, weights), (*saved, found["cross_entropy"])
+    results = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk=chunk, grads=grads)
+    saved = (results["reads"], results.get("lm_head", jnp.zeros(())), lm_head, teacher, teacher_lm_head)
+    return _outputs(results, weights), (*saved, results["cross_entropy"])
 
 
 def _backward(
@@ -130,8 +124,8 @@ def _backward(
 _loss.defvjp(_forward, _backward)
 
 
-def _outputs(found: dict[str, jax.Array], weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return (weights * found["cross_entropy"]).sum(), found["cross_entropy"], found["choice"]
+def _outputs(results: dict[str, jax.Array], weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return (weights * results["cross_entropy"]).sum(), results["cross_entropy"], results["choice"]
 
 
 def _scan(*rows: jax.Array, chunk: int, grads: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -163,31 +157,26 @@ def _scan_rows(
     Rows without any weight are left out: the number of chunks is a run-time number.
     """
     num_steps, num_rows, _ = reads.shape
-    active = (weights != 0).any(0)
-    (order,) = jnp.nonzero(active, size=num_rows, fill_value=num_rows)
-    order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
 
-    def measure(index: jax.Array, found: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        some = lax.dynamic_slice_in_dim(order, index * chunk, chunk)
-
+    def measure(some: jax.Array, results: dict[str, jax.Array]) -> dict[str, jax.Array]:
         def pick(x: jax.Array) -> jax.Array:
             return x.at[:, some].get(mode="fill", fill_value=0)
 
         def put(name: str, values: jax.Array) -> None:
-            found[name] = found[name].at[:, some].set(values.astype(found[name].dtype), mode="drop")
+            results[name] = results[name].at[:, some].set(values.astype(results[name].dtype), mode="drop")
 
-        found, read = dict(found), pick(reads)
+        results, read = dict(results), pick(reads)
         p = jax.nn.softmax(_logits("ce,ue->cu", pick(teacher[None])[0], teacher_lm_head), axis=-1)
         logits = _logits("ice,ue->icu", read, lm_head)
-        seen = _compare(p, logits)
-        put("cross_entropy", seen.cross_entropy)
-        put("choice", seen.choice)
+        compared = _compare(p, logits)
+        put("cross_entropy", compared.cross_entropy)
+        put("choice", compared.choice)
         if grads:
-            logit_grad = (seen.gradient * pick(weights)[:, :, None]).astype(read.dtype)
+            logit_grad = (compared.gradient * pick(weights)[:, :, None]).astype(read.dtype)
             put("reads", _logits("icu,ue->ice", logit_grad, lm_head))
         if "lm_head" in grads:
-            found["lm_head"] += jnp.einsum("icu,ice->ue", logit_grad, read, preferred_element_type=jnp.float32)
-        return found
+            results["lm_head"] += jnp.einsum("icu,ice->ue", logit_grad, read, preferred_element_type=jnp.float32)
+        return results
 
     start = {
         "cross_entropy": jnp.zeros((num_steps, num_rows), jnp.float32),
@@ -195,11 +184,10 @@ def _scan_rows(
         **({"reads": jnp.zeros_like(reads)} if grads else {}),
         **({"lm_head": jnp.zeros(lm_head.shape, jnp.float32)} if "lm_head" in grads else {}),
     }
-    num_chunks = max_over_groups((active.sum() + chunk - 1) // chunk, axis)
-    found = lax.fori_loop(0, num_chunks, measure, start)
+    results = over_rows(measure, start, (weights != 0).any(0), chunk, axis)
     if axis is not None and "lm_head" in grads:
-        found["lm_head"] = lax.psum(found["lm_head"], axis)
-    return found
+        results["lm_head"] = lax.psum(results["lm_head"], axis)
+    return results
 
 
 def _logits(axes: str, x: jax.Array, rows: jax.Array) -> jax.Array:
@@ -207,7 +195,7 @@ def _logits(axes: str, x: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 class _Step(NamedTuple):
-    """What a chunk's logits say."""
+    """The loss of a chunk's logits."""
 
     cross_entropy: jax.Array  # f32[I, C], - sum p log q
     choice: jax.Array  # i32[I, C]
@@ -215,7 +203,7 @@ class _Step(NamedTuple):
 
 
 def _compare(p: jax.Array, logits: jax.Array) -> _Step:
-    """The head's logits f32[I, C, U] against the target's law f32[C, U]."""
+    """The head's logits f32[I, C, U] against the target's distribution f32[C, U]."""
     top = logits.max(-1, keepdims=True)
     shifted = jnp.exp(logits - top)
     mass = shifted.sum(-1, keepdims=True)

@@ -6,10 +6,11 @@ without an id is named after its file and line.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from eagle_jax.training.conversations import ChatTokenizer, check_messages, parse
+from eagle_jax.files import Location, Record
+from eagle_jax.training.conversations import ChatTokenizer, check_messages, read_files
 
 
 class Prompt(NamedTuple):
@@ -43,30 +44,22 @@ def read_prompts(
     Raises:
       ValueError: a broken line, named and counted (an id that is there already is one), or no prompt at all.
     """
-    found: dict[str, Prompt] = {}
-    broken: list[str] = []
-    for path in paths:
-        for number, line in enumerate(pathlib.Path(path).read_bytes().split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = parse(line)
-                prompt = _prompt(record, f"{pathlib.Path(path).stem}-{number}", tokenizer)
-                if prompt.identifier in found:
-                    raise ValueError(f"id {prompt.identifier!r} is there twice")
-                found[prompt.identifier] = prompt
-            except ValueError as error:
-                broken.append(f"{path}:{number}: {error}")
-    if broken and not skip_broken:
-        count = f"{len(broken)} broken line{'s' if len(broken) > 1 else ''}"
-        raise ValueError(f"{count}, the first is {broken[0]}; skip_broken leaves them out")
-    short = [prompt for prompt in found.values() if len(prompt.tokens) <= max_tokens]
+    by_id: dict[str, Prompt] = {}
+
+    def parse(record: Record, location: Location) -> None:
+        prompt = _prompt(record, f"{pathlib.Path(location.path).stem}-{location.number}", tokenizer)
+        if prompt.identifier in by_id:
+            raise ValueError(f"id {prompt.identifier!r} is there twice")
+        by_id[prompt.identifier] = prompt
+
+    _, broken = read_files(paths, parse, skip_broken=skip_broken)
+    short = [prompt for prompt in by_id.values() if len(prompt.tokens) <= max_tokens]
     if not short:
         raise ValueError(f"no prompt of at most {max_tokens} tokens in {', '.join(map(str, paths))}")
-    return Prompts(short, broken, len(found) - len(short))
+    return Prompts(short, broken, len(by_id) - len(short))
 
 
-def _prompt(record: Mapping[str, Any], name: str, tokenizer: ChatTokenizer) -> Prompt:
+def _prompt(record: Record, name: str, tokenizer: ChatTokenizer) -> Prompt:
     """The prompt of one line, called `name` where it has no id."""
     identifier = record.get("id")
     if identifier is not None and type(identifier) not in (str, int):

@@ -47,7 +47,7 @@ class Vocabulary:
     """The part of the target's LM head that both sides of the loss are restricted to."""
 
     lm_head: jax.Array  # [U, E]
-    target_ids: jax.Array | None = None  # i32[U]; None: the whole vocabulary, U = V
+    target_ids: jax.Array | None = None  # i32[U]; None: all of the vocabulary, U = V
 
 
 @struct.dataclass
@@ -76,7 +76,7 @@ class Recipe(NamedTuple):
 
 
 def rates_of(tally: Tally) -> dict[str, float]:
-    """Rates behind a tally.
+    """Rates of a tally.
 
     Returns:
       Per step i: `accuracy_i`, `joint_i` (correct so far, all steps before included), `cross_entropy_i`; further

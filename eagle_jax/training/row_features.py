@@ -1,4 +1,4 @@
-"""Features of packed rows on a budget: some are kept on disk, the others are computed whenever they are read.
+"""Features of packed rows on a budget: some are stored, the others are computed whenever they are read.
 
 about.json   whose features these are
 N.bin        those of the row whose first document is N: taps, hidden state and choice, one after the other
@@ -11,7 +11,6 @@ ends at the same weights with any budget.
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -24,17 +23,18 @@ import numpy as np
 
 from eagle_jax.checkpoint.assemble import DTYPES
 from eagle_jax.files import local, lock, write_whole
+from eagle_jax.provenance import json_digest
 from eagle_jax.training.data import PackedRow
 from eagle_jax.training.feature_cache import ABOUT, BY_ROW, check_about, make_pass, widths_of
 from eagle_jax.types import Params, Target
 
 
 class RowFeatures:
-    """Gives the features of packed rows, one at a time; a context manager, inside of which rows are kept.
+    """Gives the features of packed rows, one at a time; a context manager, inside of which rows are stored.
 
     Args:
       directory: created on entering where it does not exist.
-      rows: documents of each row that is ever read, those first that are to be kept first.
+      rows: documents of each row that is ever read, those first that should be stored first.
       length: tokens a row, T.
       identity: `fingerprint` of the documents and the target.
       target, params: the target.
@@ -45,7 +45,7 @@ class RowFeatures:
     Raises:
       ValueError: an unknown dtype, a negative budget, or a directory with other features.
         On entering also one that another process has just begun to fill.
-      OSError: on entering, where the disk has no room for what is to be kept.
+      OSError: on entering, where the disk has no room for what should be stored.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class RowFeatures:
             "choice": (np.dtype(np.int32), (length,)),
         }
         self.row_bytes = sum(math.prod(shape) * dtype.itemsize for dtype, shape in self._layouts.values())
-        self.num_rows, self.num_kept = len(rows), int(min(len(rows), budget // self.row_bytes))
-        self._kept = {documents[0] for documents in rows[: self.num_kept]}
-        self._dropped = [documents[0] for documents in rows[self.num_kept :]]
-        packed = hashlib.sha256(json.dumps([[int(document) for document in row] for row in rows]).encode()).hexdigest()
+        self.num_rows, self.num_stored = len(rows), int(min(len(rows), budget // self.row_bytes))
+        self._stored = {documents[0] for documents in rows[: self.num_stored]}
+        self._dropped = [documents[0] for documents in rows[self.num_stored :]]
+        packed = json_digest([[int(document) for document in row] for row in rows])
         self._about = {"kind": BY_ROW, "identity": identity, "dtype": dtype, "length": length, "rows": packed}
         self._compute = make_pass(target, params, dtype, everywhere)
         check_about(self.directory, self._about)
@@ -92,13 +92,13 @@ class RowFeatures:
     def __call__(self, documents: Sequence[int], row: PackedRow) -> PackedRow:
         """Features of the row of these documents by field name: `taps`, `hidden` and `choice`, [T, ...] each."""
         path = self._path(documents[0])
-        found = self._read(path)
-        if found is None:
+        fields = self._read(path)
+        if fields is None:
             features = self._compute([row])
-            found = {name: np.asarray(getattr(features, name))[0] for name in self._layouts}
-            if self._lock is not None and documents[0] in self._kept:
-                write_whole(path, b"".join(found[name].tobytes() for name in self._layouts))
-        return found
+            fields = {name: np.asarray(getattr(features, name))[0] for name in self._layouts}
+            if self._lock is not None and documents[0] in self._stored:
+                write_whole(path, b"".join(fields[name].tobytes() for name in self._layouts))
+        return fields
 
     def _open(self) -> None:
         """Claim the directory if no other process writes to it, and drop what is above the budget."""
@@ -115,7 +115,7 @@ class RowFeatures:
         check_about(self.directory, self._about)
         for document in self._dropped:
             self._path(document).unlink(missing_ok=True)
-        missing = sum(not self._path(document).exists() for document in self._kept) * self.row_bytes
+        missing = sum(not self._path(document).exists() for document in self._stored) * self.row_bytes
         if missing > shutil.disk_usage(self.directory).free:
             self._close()
             raise OSError(errno.ENOSPC, f"{missing / 1e9:.1f} GB of features do not fit", str(self.directory))
@@ -134,12 +134,12 @@ class RowFeatures:
             return None
         if data.size != self.row_bytes:
             raise ValueError(f"{path} has {data.size} bytes instead of {self.row_bytes}: the copy is incomplete")
-        found, start = {}, 0
+        fields, start = {}, 0
         for name, (dtype, shape) in self._layouts.items():
             end = start + math.prod(shape) * dtype.itemsize
-            found[name] = data[start:end].view(dtype).reshape(shape)
+            fields[name] = data[start:end].view(dtype).reshape(shape)
             start = end
-        return found
+        return fields
 
     def _path(self, document: int) -> pathlib.Path:
         return self.directory / f"{document}.bin"

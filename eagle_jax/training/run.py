@@ -1,9 +1,9 @@
 """A run's directory: who it belongs to, its checkpoints, its metrics.
 
-run.json            what was asked for; another request for the same directory is refused, nothing overwritten
+run.json            the request; another one for the same directory is refused, nothing overwritten
 checkpoints/STEP/   train state and iterator state, written atomically by orbax; the newest two
 best/STEP/          the weights with the best real tau so far
-metrics.jsonl       one object a line; lines behind the checkpoint that a run goes on from are taken back
+metrics.jsonl       one object a line; lines after the checkpoint that a run continues from are dropped
 tensorboard/        the same numbers
 exports.json        where finished weights were written to, and of which step
 
@@ -21,15 +21,15 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
-from eagle_jax.files import local, lock, write_whole
+from eagle_jax.files import is_filled, local, lock, read_jsonl, with_fields, write_whole
+from eagle_jax.journal import check_recorded
 from eagle_jax.processes import broadcast_text, is_primary
-from eagle_jax.resume import check_same
 from eagle_jax.training.step import TrainState
 
 ABOUT, EXPORTS = "run.json", "exports.json"
 
 Directory = str | os.PathLike[str]
-"""Where something lies; ~ stands for the home directory."""
+"""A path; ~ stands for the home directory."""
 
 
 def check_run(directory: Directory, identity: Mapping[str, Any], export: Directory | None = None) -> None:
@@ -45,8 +45,8 @@ def check_run(directory: Directory, identity: Mapping[str, Any], export: Directo
     place = local(directory)
 
     def check() -> None:
-        _check_owner(place, json.loads(json.dumps(identity)))
-        if export is not None and _is_filled(local(export)) and _key(export) not in _exports(place):
+        _check_owner(place, identity)
+        if export is not None and is_filled(local(export)) and _key(export) not in _exports(place):
             raise ValueError(f"{export} is there already and not empty; nothing is overwritten")
 
     _together(check)
@@ -66,7 +66,7 @@ class Run:
     def __init__(self, directory: Directory, identity: Mapping[str, Any]) -> None:
         self.directory = local(directory).absolute()
         self._lock: IO[str] | None = None
-        _together(lambda: self._claim(json.loads(json.dumps(identity))))
+        _together(lambda: self._claim(identity))
         keep = ocp.training.preservation_policies.LatestN
         self._checkpoints = ocp.training.Checkpointer(
             self.directory / "checkpoints", preservation_policy=keep(2), cleanup_tmp_directories=True
@@ -127,8 +127,8 @@ class Run:
         """The newest number of this name among the metrics; 0 where there is none, and in processes that write none."""
         if not is_primary() or not self._metrics.is_file():
             return 0
-        lines = self._metrics.read_text(encoding="utf-8").splitlines()
-        return next((found[name] for found in map(json.loads, reversed(lines)) if name in found), 0)
+        lines = read_jsonl(self._metrics, with_fields("step"))
+        return next((line[name] for line in reversed(lines) if name in line), 0)
 
     def keep_best(self, state: TrainState, tau: float) -> bool:
         """Keep the weights if `tau` is above that of those kept; whether it was."""
@@ -149,7 +149,7 @@ class Run:
 
     def exported(self, directory: Directory) -> int | None:
         """The step whose weights this run wrote to `directory`, where they still are; None where it wrote none."""
-        return _exports(self.directory).get(_key(directory)) if _is_filled(local(directory)) else None
+        return _exports(self.directory).get(_key(directory)) if is_filled(local(directory)) else None
 
     def keep_export(self, directory: Directory, step: int) -> None:
         """Remember that `directory` has the weights of `step`."""
@@ -157,7 +157,7 @@ class Run:
             known = {**_exports(self.directory), _key(directory): step}
             write_whole(self.directory / EXPORTS, json.dumps(known, indent=1) + "\n")
 
-    def _claim(self, wanted: Any) -> None:
+    def _claim(self, wanted: Mapping[str, Any]) -> None:
         """Lock the directory and say whose it is, or find that it is another's."""
         _check_owner(self.directory, wanted)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -175,14 +175,9 @@ class Run:
         """Drop metrics of steps that are going to be repeated, and a line that a crash cut short."""
         if not self._metrics.is_file():
             return
-        kept = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # the crash
-        write_whole(self._metrics, "".join(kept))
+        broken: list[str] = []  # a line that a crash cut short is left out
+        lines = read_jsonl(self._metrics, with_fields("step"), broken=broken)
+        write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
 
 def _together(work: Callable[[], None]) -> None:
@@ -193,19 +188,16 @@ def _together(work: Callable[[], None]) -> None:
             work()
         except (ValueError, OSError) as error:
             failure = error
-    said = broadcast_text(str(failure or ""))  # the other processes wait for it
+    refusal = broadcast_text(str(failure or ""))  # the other processes wait for it
     if failure:
         raise failure
-    if said:
-        raise ValueError(said)
+    if refusal:
+        raise ValueError(refusal)
 
 
-def _check_owner(directory: pathlib.Path, wanted: Any) -> None:
+def _check_owner(directory: pathlib.Path, wanted: Mapping[str, Any]) -> None:
     """Refuse the directory of something else or of another run."""
-    about = directory / ABOUT
-    if about.is_file():
-        check_same(directory, json.loads(about.read_text(encoding="utf-8")), wanted)
-    elif _is_filled(directory):
+    if not check_recorded(directory / ABOUT, wanted, directory) and is_filled(directory):
         raise ValueError(f"{directory} is not empty and not a training run: nothing was written")
 
 
@@ -217,10 +209,6 @@ def _exports(directory: pathlib.Path) -> dict[str, int]:
 
 def _key(directory: Directory) -> str:
     return str(local(directory).absolute())
-
-
-def _is_filled(directory: pathlib.Path) -> bool:
-    return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
 
 
 def _abstract(tree: Any) -> Any:

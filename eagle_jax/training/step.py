@@ -1,6 +1,6 @@
 """One optimizer step as one compiled program: features, loss, gradients, update, and the sums that metrics come from.
 
-Micro-batches are scanned inside; the divisors of the loss are those of the whole batch, so accumulating gradients
+Micro-batches are scanned inside; the divisors of the loss are those of the full batch, so accumulating gradients
 changes nothing but memory. All randomness is keyed by the step, so a resumed run repeats an uninterrupted one.
 """
 

@@ -78,7 +78,7 @@ def unroll(
     _, keys, values = head.step(params, fused, embed(following), batch.positions, lambda q, k, v: q)
     base = _Base(keys, values, batch.segments)
     state, positions, segments = take(fused, slots), take(batch.positions, slots), take(batch.segments, slots)
-    own: tuple[tuple[jax.Array, jax.Array], ...] = ()  # keys and values of the steps behind step 0
+    own: tuple[tuple[jax.Array, jax.Array], ...] = ()  # keys and values of the steps after step 0
     states = []
     for step in range(num_steps):
         attend_fn = functools.partial(_mix, step=step, own=own, slots=slots, segments=segments, base=base, block=block)

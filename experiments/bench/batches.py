@@ -23,7 +23,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -35,7 +34,7 @@ from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.evaluation.turns import PLAIN
 from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.transformer import make_target
-from eagle_jax.provenance import git_commit
+from eagle_jax.provenance import device_kind, git_commit
 from eagle_jax.sampling import make_sampling
 from experiments.cli import launch, methods
 from experiments.cli.method_settings import MethodSettings
@@ -95,7 +94,7 @@ def main() -> None:
         if FLAGS.output:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             pathlib.Path(FLAGS.output).write_text(text, encoding="utf-8")
-    print(f"{FLAGS.target}, {FLAGS.dtype}, {jax.devices()[0].device_kind}, T = {FLAGS.temperature:g}\n")
+    print(f"{FLAGS.target}, {FLAGS.dtype}, {device_kind()}, T = {FLAGS.temperature:g}\n")
     print(table(rows))
 
 
@@ -117,7 +116,7 @@ def check_flags() -> list[int]:
 def about(batch: int) -> Row:
     """The settings of a row."""
     decides = ("target", "dtype", "temperature", "seed", "max_new_tokens", "repeats")
-    return {**{flag: getattr(FLAGS, flag) for flag in decides}, "device": jax.devices()[0].device_kind, "batch": batch}
+    return {**{flag: getattr(FLAGS, flag) for flag in decides}, "device": device_kind(), "batch": batch}
 
 
 def measure(

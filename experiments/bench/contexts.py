@@ -24,7 +24,7 @@ from eagle_jax.evaluation.summary import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import from_prompt, read_questions
 from eagle_jax.evaluation.teacher_forced import accept_known
 from eagle_jax.models.transformer import make_target
-from eagle_jax.provenance import git_commit
+from eagle_jax.provenance import device_kind, git_commit
 from eagle_jax.sampling import SamplingOptions
 from eagle_jax.types import Params
 from experiments.cli import launch, methods
@@ -79,7 +79,7 @@ def main() -> None:
 def about() -> Row:
     """The settings of all rows."""
     decides = ("target", "dtype", "temperature", "seed", "max_new_tokens")
-    return {**{flag: getattr(FLAGS, flag) for flag in decides}, "device": jax.devices()[0].device_kind}
+    return {**{flag: getattr(FLAGS, flag) for flag in decides}, "device": device_kind()}
 
 
 def numbers(flag: str, least: int) -> list[int]:

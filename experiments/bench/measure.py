@@ -23,6 +23,7 @@ from eagle_jax.evaluation.summary import markdown_table
 from eagle_jax.evaluation.time_split import alternate, seconds, time_split
 from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
+from eagle_jax.provenance import device_kind
 from eagle_jax.sampling import SamplingOptions, first_largest
 from eagle_jax.types import KVCache, Params
 from experiments.bench.peers import QUESTIONS, compare, peer_writers
@@ -55,7 +56,7 @@ def main() -> None:
     prompt = model.tokenizer.encode(TEXT * FLAGS.prompt_tokens)[: FLAGS.prompt_tokens]
     with launch.status("Measuring"):
         header, rows = MEASUREMENTS[FLAGS.what](model, prompt)
-    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    device = f"{device_kind()}, {os.cpu_count()} cores"
     print(
         f"{FLAGS.target}, {FLAGS.dtype}, {device}, jax {jax.__version__}; "
         f"prompt of {FLAGS.prompt_tokens} tokens, {FLAGS.new_tokens} new ones, medians of {FLAGS.repeats}\n"

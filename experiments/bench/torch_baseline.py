@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from eagle_jax.checkpoint.names import lookup, target_tensors
-from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.checkpoint.pretrained import PIP_INSTALL, LoadedModel
 from eagle_jax.checkpoint.save_target import config_to_hf
 from eagle_jax.kernels.packed import unpack
 from eagle_jax.models.config import ModelConfig, RopeScaling
-from eagle_jax.needed import PIP_INSTALL
 
 
 def torch_writer(model: LoadedModel, **options: Any) -> Callable[[list[int], int], list[int]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from eagle_jax.needed import PIP_INSTALL
+from eagle_jax.checkpoint.pretrained import PIP_INSTALL
 
 GIB = 2**30
 LIBTPU = "jax[tpu]>=0.10.2"

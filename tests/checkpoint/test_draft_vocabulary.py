@@ -71,7 +71,7 @@ def test_size_is_chosen_at_loading(kind: str, tmp_path: Path) -> None:
         assert params.lm_head is params.target_ids is None
     for size in (65, -1):
         with pytest.raises(
-            ValueError, match=f"draft vocabulary of {size} tokens was asked for, the ranking has 1 to 64"
+            ValueError, match=f"draft vocabulary of {size} tokens was requested, the ranking has 1 to 64"
         ):
             load_pretrained_head(str(folder), model(), draft_vocab=size)
 
@@ -155,7 +155,7 @@ def test_head_with_an_lm_head_of_its_own(tmp_path: Path) -> None:
     _, params = load_pretrained_head(str(tmp_path / "head"), model())
     assert params.lm_head.shape == (DRAFT_VOCAB, 32)
     assert isinstance(params.lm_head, jax.Array)
-    with pytest.raises(ValueError, match=r"of 9 tokens was asked for, but the head in .* of its own with 24"):
+    with pytest.raises(ValueError, match=r"of 9 tokens was requested, but the head in .* of its own with 24"):
         load_pretrained_head(str(tmp_path / "head"), model(), draft_vocab=9)
 
 

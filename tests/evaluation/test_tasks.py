@@ -70,7 +70,7 @@ def test_refuses_lines_that_are_nested_too_deeply(tmp_path: Path, opening: str) 
 def test_refuses_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "question.jsonl"
     path.write_bytes(b'{"prompt": "\xff"}')
-    with pytest.raises(ValueError, match="is not UTF-8 text: invalid start byte at byte 12"):
+    with pytest.raises(ValueError, match="line 1: not UTF-8: invalid start byte at byte 12"):
         read_questions(path)
 
 

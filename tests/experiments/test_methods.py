@@ -125,7 +125,7 @@ def test_ablations_of_noise_and_rule(
         (["--method=eagle", "--head=HEADS/eagle", "--nodes=9"], "it takes no sizes; got (9, None, None)"),
         (["--method=eagle3", "--head=HEADS/eagle3", "--nodes=900"], "nodes - 1 is 899, but depth 7 and top_k 10 find"),
         (["--method=eagle3", "--head=HEADS/eagle"], "eagle3 needs an EAGLE-3 head, got one of kind 'eagle'"),
-        (["--method=eagle3", "--head=HEADS/eagle3", "--draft_vocab=300"], "300 tokens was asked for"),
+        (["--method=eagle3", "--head=HEADS/eagle3", "--draft_vocab=300"], "300 tokens was requested"),
         (
             ["--method=eagle3", "--head=HEADS/eagle3", "--top_k=10", "--draft_vocab=4"],
             "top_k is 10, the draft vocabulary has 4 tokens",

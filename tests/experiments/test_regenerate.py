@@ -271,7 +271,7 @@ def test_broken_lines_are_left_out_on_demand(
     flags = ["--skip_broken", f"--max_prompt_tokens={limit}", "--temperatures=0"]
     assert run(task, output, f"--prompts={path}", *flags) == 0
     out = capsys.readouterr().out
-    assert f"left out 2 broken lines, the first: {path}:1: not JSON" in out
+    assert f"left out 2 broken lines, the first: {path}, line 1: not JSON" in out
     assert f"left out 1 prompts of more than {limit} tokens\n" in out
     assert records_of(output) == {("a", 0.0, 0): records_of(whole)["a", 0.0, 0]}
 

@@ -224,7 +224,7 @@ def test_any_budget_of_features_gives_the_same_weights(
     wanted = head("all", 1)
     rows = len([*(tmp_path / "all" / "features").glob("*.bin")])
     said = capsys.readouterr().out
-    assert f"features of {rows} of {rows} rows are kept in {tmp_path / 'all' / 'features'}, 0.0 GB; the" in said
+    assert f"features of {rows} of {rows} rows are stored in {tmp_path / 'all' / 'features'}, 0.0 GB; the" in said
     assert head("none", 0) == wanted
     assert not [*(tmp_path / "none" / "features").glob("*.bin")]
     size = next((tmp_path / "all" / "features").glob("*.bin")).stat().st_size / 1e9
@@ -391,7 +391,7 @@ def test_broken_lines(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[
     good = [conversation(number) for number in range(4)]
     data = write_lines(tmp_path / "data.jsonl", [good[0], "{", *good[1:], {"messages": []}])
     line = refused(capsys, task, tmp_path, f"--data={data}")
-    assert line.startswith(f"error: 2 broken lines, the first is {data}:2: not JSON: Expecting property name")
+    assert line.startswith(f"error: 2 broken lines, the first is {data}, line 2: not JSON: Expecting property name")
     assert line.endswith("; skip_broken leaves them out")
     assert not (tmp_path / "run").exists()
     # The next mistake shows that reading went well.
@@ -404,7 +404,7 @@ def test_broken_lines_that_are_left_out_are_counted(
 ) -> None:
     data = write_lines(tmp_path / "data.jsonl", ["{", *(conversation(number) for number in range(4))])
     assert run(task, tmp_path, f"--data={data}", "--skip_broken", "--config.data.heldout=4") == 2
-    assert f"left out 1 broken lines, the first: {data}:1: not JSON" in capsys.readouterr().out
+    assert f"left out 1 broken lines, the first: {data}, line 1: not JSON" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -86,7 +86,7 @@ def record(**changes: Any) -> str:
 BROKEN = {
     "{not json": "not JSON: Expecting property name",
     b'{"messages": "\xff"}': "not UTF-8: invalid start byte at byte 14",
-    "[1, 2]": "a list instead of an object",
+    "[1, 2]": "expected a JSON object, got list",
     record(messages=[]): "messages must be a list of at least one message",
     record(messages=[{"role": "user"}]): "every message must be an object with the texts role and content",
     record(messages=[{"role": "robot", "content": ""}]): "role 'robot' is not one of system, user, assistant",
@@ -106,16 +106,16 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str | bytes, reason: str) 
     path = write(tmp_path / "a.jsonl", [GOOD, "", line])
     with pytest.raises(ValueError, match="1 broken line, the first is ") as caught:
         read_corpus([path], TOKENIZER)
-    assert f"{path}:3: {reason}" in str(caught.value)
+    assert f"{path}, line 3: {reason}" in str(caught.value)
 
 
 def test_broken_lines_are_counted_and_skipped_on_demand(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [GOOD, "x", GOOD, "y"])
-    with pytest.raises(ValueError, match=r"2 broken lines, the first is .*a\.jsonl:2: not JSON"):
+    with pytest.raises(ValueError, match=r"2 broken lines, the first is .*a\.jsonl, line 2: not JSON"):
         read_corpus([path], TOKENIZER)
     corpus = read_corpus([path], TOKENIZER, skip_broken=True)
     assert len(corpus.examples) == 2
-    assert [reason.split(": ")[0] for reason in corpus.broken] == [f"{path}:2", f"{path}:4"]
+    assert [reason.split(": ")[0] for reason in corpus.broken] == [f"{path}, line 2", f"{path}, line 4"]
 
 
 def test_no_conversation_at_all(tmp_path: Path) -> None:

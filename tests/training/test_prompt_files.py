@@ -50,8 +50,10 @@ def test_long_prompts_are_counted(tmp_path: Path) -> None:
 )
 def test_broken_lines(tmp_path: Path, line: Any, reason: str) -> None:
     path = write(tmp_path / "prompts.jsonl", {"id": "a", "messages": HELLO}, "", line)
-    with pytest.raises(ValueError, match=rf"^1 broken line, the first is {path}:3: {reason}.*; skip_broken leaves"):
+    with pytest.raises(
+        ValueError, match=rf"^1 broken line, the first is {path}, line 3: {reason}.*; skip_broken leaves"
+    ):
         read_prompts([str(path)], TOKENIZER, max_tokens=100)
     found = read_prompts([str(path)], TOKENIZER, max_tokens=100, skip_broken=True)
     assert [prompt.identifier for prompt in found.prompts] == ["a"]
-    assert found.broken[0].startswith(f"{path}:3: {reason}")
+    assert found.broken[0].startswith(f"{path}, line 3: {reason}")

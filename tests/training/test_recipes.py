@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.training import alignment as which
-from eagle_jax.training import step
-from eagle_jax.training.losses import smooth_l1
+from eagle_jax.training import alignment, step
+from eagle_jax.training.losses import feature_error
 from eagle_jax.training.recipes import make_head_recipe
 from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.recipes.unroll_recipe import OFFICIAL, UnrollConfig, make_unroll_recipe
@@ -109,7 +108,7 @@ def test_gradient_points_where_the_loss_goes(kind: str) -> None:
 def test_chain_rows(num_steps: int) -> None:
     slots = [3, 4, 5, 6, 9, 10, 20]
     padded = jnp.asarray([[*slots, NO_SLOT, NO_SLOT]])
-    found = np.asarray(which.chain_rows(padded, num_steps))[:, 0]
+    found = np.asarray(alignment.chain_rows(padded, num_steps))[:, 0]
     np.testing.assert_array_equal(found[:, : len(slots)], reference.chain_rows(slots, num_steps))
     assert not found[:, len(slots) :].any()
 
@@ -172,8 +171,12 @@ def test_feature_loss_of_the_unrolled_recipe() -> None:
     assert "feature_error" not in rates_of(before)
 
 
-def test_smooth_l1() -> None:
-    np.testing.assert_allclose(smooth_l1(jnp.array([-3.0, -0.5, 0.0, 1.0, 2.0])), [2.5, 0.125, 0.0, 0.5, 1.5])
+def test_feature_error() -> None:
+    """Smooth L1, in float32 whatever the type of the features: half the square within 1, linear outside."""
+    guess = jnp.array([[-3.0], [-0.5], [0.0], [1.0], [2.0]], jnp.bfloat16)
+    error, grad = jax.vmap(jax.value_and_grad(feature_error), in_axes=(0, None))(guess, jnp.zeros(1, jnp.bfloat16))
+    np.testing.assert_array_equal(error, np.float32([2.5, 0.125, 0.0, 0.5, 1.5]))
+    np.testing.assert_array_equal(grad[:, 0].astype(jnp.float32), [-1.0, -0.5, 0.0, 1.0, 1.0])
 
 
 def test_noise_is_the_keys() -> None:

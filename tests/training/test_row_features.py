@@ -72,12 +72,12 @@ def test_what_a_pass_gives(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_changes(tmp_path: Path) -> None:
-    """The first rows are kept, those above a smaller budget dropped, those below a larger one made anew."""
+    """The first rows are stored, those above a smaller budget dropped, those below a larger one made anew."""
     wanted = read(features_in(tmp_path / "all"))
     size = features_in(tmp_path / "all").row_bytes
     for count in (3, 5, 2, 0, len(ROWS)):
         features = features_in(tmp_path / "some", (count + 0.5) * size)
-        assert features.num_kept == count
+        assert features.num_stored == count
         assert_same(read(features), wanted)
         assert names(tmp_path / "some") == {f"{row[0]}.bin" for row in ROWS[:count]}
 

@@ -1,7 +1,7 @@
-"""A small draft model learns the target's next-token law: what speculative sampling drafts with.
+"""A small draft model learns the target's distribution of the next token: what speculative sampling drafts with.
 
 Knowledge distillation (arXiv 1503.02531) on the target's own answers, as draft models for speculative decoding are made
-(DistillSpec, arXiv 2310.08461): cross-entropy of the student against the target's whole distribution. The student is a
+(DistillSpec, arXiv 2310.08461): cross-entropy of the student against the target's distribution. The student is a
 transformer of its own that shares the target's embedding and LM head; both stay frozen.
 """
 
@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.training import alignment as which
-from eagle_jax.training.losses import vocabulary_loss
+from eagle_jax.training import alignment
 from eagle_jax.training.records import Batch, Features, Recipe, Tally, Vocabulary
 from eagle_jax.types import Params, Target
 
@@ -32,7 +31,7 @@ def make_distill_recipe(student: Target, *, chunk: int = 128) -> Recipe:
     """
 
     def divisors_of(batch: Batch) -> jax.Array:
-        return which.chain_rows(batch.slots, 1).sum((1, 2)).astype(jnp.float32)
+        return alignment.chain_rows(batch.slots, 1).sum((1, 2)).astype(jnp.float32)
 
     def loss(
         params: HeadParams,
@@ -50,18 +49,17 @@ def make_distill_recipe(student: Target, *, chunk: int = 128) -> Recipe:
         weights = whole_student(params.weights, target_params)
         cache = student.init_cache(size, 1, student.activation_dtype(weights))
         output = student.forward(weights, batch.tokens, batch.positions, cache, mask)
-        valid = which.chain_rows(batch.slots, 1)
-        choice = which.take(features.choice, batch.slots + 1)
-        known = which.in_vocabulary(choice, vocabulary, student.vocab_size)
-        wanted = which.take(features.hidden, batch.slots + 1)
-        found = vocabulary_loss(
-            which.take(output.hidden, batch.slots + 1).reshape(1, -1, output.hidden.shape[-1]),
+        valid = alignment.chain_rows(batch.slots, 1)
+        return alignment.token_loss(
+            alignment.take(output.hidden, batch.slots + 1)[None],
             vocabulary.lm_head,
-            wanted.reshape(-1, wanted.shape[-1]),
-            vocabulary.lm_head,
-            (valid / jnp.maximum(divisors, 1)[:, None, None] * known[None]).reshape(1, -1),
+            vocabulary,
+            features,
+            batch.slots,
+            valid,
+            valid / jnp.maximum(divisors, 1)[:, None, None],
+            vocab_size=student.vocab_size,
             chunk=chunk,
         )
-        return found.total, which.tally_of(found, valid, known, choice, vocabulary)
 
     return Recipe(1, divisors_of, loss)

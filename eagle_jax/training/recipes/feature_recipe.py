@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from eagle_jax.models.draft_head import Head, HeadParams
-from eagle_jax.training import alignment as which
-from eagle_jax.training.losses import feature_error, vocabulary_loss
+from eagle_jax.training import alignment
+from eagle_jax.training.losses import feature_error
 from eagle_jax.training.records import Batch, Features, Recipe, Tally, Vocabulary
 from eagle_jax.training.unroll import unroll
 from eagle_jax.types import Params
@@ -40,7 +40,7 @@ def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
     """The recipe for one head."""
 
     def divisors_of(batch: Batch) -> jax.Array:
-        return which.chain_rows(batch.slots, 1).sum((1, 2)).astype(jnp.float32)
+        return alignment.chain_rows(batch.slots, 1).sum((1, 2)).astype(jnp.float32)
 
     def loss(
         params: HeadParams,
@@ -56,22 +56,21 @@ def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
         if key is not None:
             fed += jax.random.uniform(key, hidden.shape, hidden.dtype, -config.noise, config.noise)
         (state,) = unroll(head, params, target_params, batch, fed, batch.slots, 1, block=config.block)
-        valid = which.chain_rows(batch.slots, 1)
+        valid = alignment.chain_rows(batch.slots, 1)
         share = valid / jnp.maximum(divisors, 1)[:, None, None]
-        wanted = which.take(hidden, batch.slots + 1)
-        errors = feature_error(state, wanted)
-        choice = which.take(features.choice, batch.slots + 1)
-        known = which.in_vocabulary(choice, vocabulary, head.config.layer.vocab_size)
-        found = vocabulary_loss(
-            head.readout(params, state).reshape(1, -1, state.shape[-1]),
-            which.lm_head_of(params, vocabulary),
-            wanted.reshape(-1, wanted.shape[-1]),
-            vocabulary.lm_head,
-            (config.token_weight * share * known[None]).reshape(1, -1),
+        errors = feature_error(state, alignment.take(hidden, batch.slots + 1))
+        total, tally = alignment.token_loss(
+            head.readout(params, state)[None],
+            alignment.lm_head_of(params, vocabulary),
+            vocabulary,
+            features,
+            batch.slots,
+            valid,
+            config.token_weight * share,
+            vocab_size=head.config.layer.vocab_size,
             chunk=config.chunk,
         )
-        tally = which.tally_of(found, valid, known, choice, vocabulary)
-        total = config.feature_weight * (share[0] * errors).sum() + found.total
+        total += config.feature_weight * (share[0] * errors).sum()
         return total, dataclasses.replace(tally, feature_error=(valid[0] * errors).sum())
 
     return Recipe(1, divisors_of, loss)

@@ -4,11 +4,11 @@ Source: arXiv 2503.01840, section 3; reference code `traineagle3/cnets.py`. Two 
 
               row counts at step i of the chain from slot t if              divisor of a step      step weights
     target    all tokens t + 2 .. t + 2 + i are supervised, in one answer   rows that count        0.8^i / sum
-    official  token t + i is supervised, whatever comes behind              B * T                  0.8^i
+    official  token t + i is supervised, whatever follows it                B * T                  0.8^i
 
 Both leave out rows where the target's most probable token is not in the draft vocabulary. The official one teaches
-tokens two behind the mask and, at the end of a full row, a uniform law (issue 885 of SpecForge): it is there to repeat
-published runs.
+tokens two after the mask and, at the end of a full row, a uniform distribution (issue 885 of SpecForge): it is there to
+repeat published runs.
 
 `feature_weight` brings back EAGLE's feature loss, to see what dropping it is worth: smooth L1 between what the LM head
 reads of each state and what the target's own LM head reads there.
@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from eagle_jax.models.draft_head import Head, HeadParams, features_of
-from eagle_jax.training import alignment as which
-from eagle_jax.training.losses import feature_error, vocabulary_loss
+from eagle_jax.training import alignment
+from eagle_jax.training.losses import feature_error
 from eagle_jax.training.records import Batch, Features, Recipe, Tally, Vocabulary
 from eagle_jax.training.unroll import unroll
 from eagle_jax.types import Params
@@ -72,8 +72,8 @@ def make_unroll_recipe(head: Head, config: UnrollConfig) -> Recipe:
 
     def rows_of(batch: Batch) -> tuple[jax.Array, jax.Array]:
         if official:
-            return which.official_rows(batch, num_steps)
-        return batch.slots, which.chain_rows(batch.slots, num_steps)
+            return alignment.official_rows(batch, num_steps)
+        return batch.slots, alignment.chain_rows(batch.slots, num_steps)
 
     def divisors_of(batch: Batch) -> jax.Array:
         if official:
@@ -93,26 +93,25 @@ def make_unroll_recipe(head: Head, config: UnrollConfig) -> Recipe:
         slots, valid = rows_of(batch)
         fed = features_of(head.config, features.hidden, features.taps)
         states = unroll(head, params, target_params, batch, fed, slots, num_steps, block=config.block)
-        reads = jnp.stack([which.shift(head.readout(params, state), step) for step, state in enumerate(states)])
-        choice = which.take(features.choice, slots + 1)
-        known = which.in_vocabulary(choice, vocabulary, head.config.layer.vocab_size)
+        reads = jnp.stack([alignment.shift(head.readout(params, state), step) for step, state in enumerate(states)])
         step_weights = jnp.asarray(config.step_weights) / jnp.maximum(divisors, 1)
         shares = valid * step_weights[:, None, None]
-        wanted = which.take(features.hidden, slots + 1)
-        found = vocabulary_loss(
-            reads.reshape(num_steps, -1, reads.shape[-1]),
-            which.lm_head_of(params, vocabulary),
-            wanted.reshape(-1, wanted.shape[-1]),
-            vocabulary.lm_head,
-            (shares * known[None]).reshape(num_steps, -1),
+        total, tally = alignment.token_loss(
+            reads,
+            alignment.lm_head_of(params, vocabulary),
+            vocabulary,
+            features,
+            slots,
+            valid,
+            shares,
+            vocab_size=head.config.layer.vocab_size,
             chunk=config.chunk,
             train_lm_head=config.train_lm_head,
         )
-        tally = which.tally_of(found, valid, known, choice, vocabulary)
         if not config.feature_weight:
-            return found.total, tally
-        errors = feature_error(reads, wanted[None])
-        total = found.total + config.feature_weight * (shares * errors).sum()
+            return total, tally
+        errors = feature_error(reads, alignment.take(features.hidden, slots + 1)[None])
+        total += config.feature_weight * (shares * errors).sum()
         return total, dataclasses.replace(tally, feature_error=(valid[0] * errors[0]).sum())
 
     return Recipe(num_steps, divisors_of, loss)
