@@ -45,25 +45,6 @@ PROSE = {
 ALLOWED = re.compile(r"scaling laws?|power laws?|quick look|easier said than done", re.IGNORECASE)
 """Phrases with an ordinary or a technical meaning."""
 
-PENDING = frozenset(
-    {
-        "eagle_jax/checkpoint/assemble.py",
-        "eagle_jax/checkpoint/draft_vocabulary.py",
-        "eagle_jax/checkpoint/gguf_config.py",
-        "eagle_jax/checkpoint/head_config.py",
-        "eagle_jax/checkpoint/hf.py",
-        "eagle_jax/checkpoint/names.py",
-        "eagle_jax/checkpoint/pick_layers.py",
-        "eagle_jax/checkpoint/validate_head.py",
-        "eagle_jax/evaluation/summary.py",
-        "eagle_jax/evaluation/timing.py",
-    }
-)
-"""PENDING: files that still hold such words. To be emptied; no new entries."""
-
-PENDING_NAMES: frozenset[str] = frozenset()
-"""PENDING: module names that two modules share. To be emptied; no new entries."""
-
 
 def python_hits(source: str) -> Iterator[tuple[int, str]]:
     """Line and word of everything refused in a Python file."""
@@ -107,10 +88,8 @@ def hits(path: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", [*python_files(), *pages()], ids=lambda path: str(path.relative_to(ROOT)))
 def test_words_of_the_field(path: Path) -> None:
-    """Every file that is not pending."""
+    """In every module, script, config and page."""
     name = str(path.relative_to(ROOT))
-    if name in PENDING:
-        pytest.skip("pending")
     assert [f"{name}:{line}: {word}" for line, word in hits(path)] == []
 
 

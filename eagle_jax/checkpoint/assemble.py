@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class TensorSource:
-    """What a reader found in a checkpoint."""
+    """The tensors that a reader gives of a checkpoint."""
 
     origin: str  # what error messages call the checkpoint
     shapes: Mapping[str, Sequence[int]]  # every tensor by name
@@ -38,7 +38,7 @@ class TensorSource:
 
 
 def check_dtype(dtype: str) -> Any:
-    """The numpy type behind a name."""
+    """The numpy type of a name."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[dtype]

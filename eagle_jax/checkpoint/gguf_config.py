@@ -37,7 +37,7 @@ _IGNORED = ("rope.scaling.finetuned", "tensor_data_layout")
 
 
 class _Keys:
-    """The metadata of one architecture; remembers which keys were asked for."""
+    """The metadata of one architecture; remembers which keys were read."""
 
     def __init__(self, file: GGUFFile, architecture: str) -> None:
         self._prefix = f"{architecture}."
@@ -47,10 +47,10 @@ class _Keys:
             for key, value in file.metadata.items()
             if key.startswith(self._prefix)
         }
-        self._asked: set[str] = set()
+        self._read_keys: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        self._asked.add(key)
+        self._read_keys.add(key)
         return self._values.get(key, default)
 
     def need(self, key: str) -> Any:
@@ -69,11 +69,11 @@ class _Keys:
         return ValueError(f"{self._origin}: metadata key {self._prefix}{key} {what}")
 
     def reject_the_rest(self) -> None:
-        """Raise unless every key was asked for or is known to change nothing."""
+        """Raise unless every key was read or is known to change nothing."""
         for key, value in self._values.items():
             if key in _NEUTRAL and value != _NEUTRAL[key]:
                 raise self.error(key, f"is {value!r}, and only {_NEUTRAL[key]!r} is supported")
-            if key not in self._asked and key not in _NEUTRAL and key not in _IGNORED:
+            if key not in self._read_keys and key not in _NEUTRAL and key not in _IGNORED:
                 raise self.error(key, f"(value {str(value)[:60]}) is not known")
 
 
@@ -129,8 +129,8 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
 
 def eos_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
     """Tokens that end an answer: end of text, of turn and of message, as far as the file declares them."""
-    found = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return tuple(dict.fromkeys(token for token in found if token is not None))
+    ids = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
 def _shortest(value: float) -> float:

@@ -166,7 +166,7 @@ def fit_to_target(mapping: Mapping[str, Any], config: HeadConfig, target: ModelC
     if target.num_layers in layers and mapping.get(LAST_STATE) != "normed":
         raise ValueError(
             f"the head reads what comes out of layer {target.num_layers - 1}, the last one, which the target gives"
-            f" behind its final norm alone; {LAST_STATE} is {mapping.get(LAST_STATE)!r}, not 'normed'"
+            f" after its final norm alone; {LAST_STATE} is {mapping.get(LAST_STATE)!r}, not 'normed'"
         )
     return dataclasses.replace(config, parts=parts_of(target, layers))
 

@@ -139,10 +139,10 @@ def open_safetensors(
 def _check_index(files: Mapping[pathlib.Path, set[str] | None], where: Mapping[str, pathlib.Path]) -> None:
     """Each file holds exactly the tensors that the index promises in it."""
     for path, promised in files.items():
-        found = {name for name, holder in where.items() if holder == path}
-        if promised is not None and found != promised:
-            name = min(found ^ promised)
-            side = "the file but not in the index" if name in found else "the index but not in the file"
+        present = {name for name, holder in where.items() if holder == path}
+        if promised is not None and present != promised:
+            name = min(present ^ promised)
+            side = "the file but not in the index" if name in present else "the index but not in the file"
             raise ValueError(f"{path}: tensor {name} is in {side}")
 
 

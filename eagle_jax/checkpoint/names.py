@@ -50,7 +50,7 @@ class TensorSpec:
             cut, length = axes.pop(0)
             start, stop, _ = cut.indices(length)
             shape.append(stop - start)
-            inner = size // length  # axes of the tree that the stored axis holds behind this one
+            inner = size // length  # axes of the tree that the stored axis holds after this one
             stored.append(slice(start * inner, stop * inner))
             while inner > 1:
                 cut, length = axes.pop(0)

@@ -30,7 +30,7 @@ def pick_layers(config: ModelConfig, params: Params, layers: Sequence[int]) -> t
     places = [layer + config.num_layers if layer < 0 else layer for layer in layers]
     if not places or places != sorted(set(places)) or not 0 <= places[0] <= places[-1] < config.num_layers:
         raise ValueError(f"layers must be ascending and among the model's {config.num_layers}, got {list(layers)}")
-    kept = {name: value for name, value in params.items() if not name.startswith("layers_")}
-    kept |= {f"layers_{new}": params[f"layers_{old}"] for new, old in enumerate(places)}
+    picked = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    picked |= {f"layers_{new}": params[f"layers_{old}"] for new, old in enumerate(places)}
     windows = tuple(config.window(layer) for layer in places) if config.windows else ()
-    return dataclasses.replace(config, num_layers=len(places), windows=windows, tap_layers=()), kept
+    return dataclasses.replace(config, num_layers=len(places), windows=windows, tap_layers=()), picked

@@ -202,7 +202,7 @@ def _target(files: _Files) -> Iterator[str]:
         return
     yield from _reasons(lambda: fit_to_target(files.mapping, files.config, target))
     if target.num_layers in (files.mapping.get(LAYER_IDS) or ()):
-        yield f"{LAYER_IDS} names {target.num_layers}, the last hidden state: engines give none behind the final norm"
+        yield f"{LAYER_IDS} names {target.num_layers}, the last hidden state: engines give none after the final norm"
     declared = files.config.layer.max_positions
     if declared != target.max_positions:
         yield f"max_position_embeddings is {declared}, the target's context {target.max_positions}"

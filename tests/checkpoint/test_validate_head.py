@@ -38,7 +38,7 @@ def test_eagle3_heads_suit_both_engines(target: Any, flags: dict[str, Any], tmp_
 def test_no_engine_gives_the_last_hidden_state(tmp_path: Path) -> None:
     folder = saved(tmp_path, parts=(2, 3))
     assert validate(folder) == []  # how many layers the target has is not in the files
-    last = f"{IDS} names 7, the last hidden state: engines give none behind the final norm"
+    last = f"{IDS} names 7, the last hidden state: engines give none after the final norm"
     assert validate(folder, target=CONFIG) == [last]
 
 
