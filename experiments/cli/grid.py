@@ -5,6 +5,7 @@ once all of them are there, each method's make one row: a cell.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -53,6 +54,7 @@ class Evaluation:
     questions: Questions
     model: LoadedModel
     methods: dict[str, Generator]
+    chosen_trees: list[str]  # labels of the methods whose trees were chosen for this machine
     bench: SideBySide | Acceptance
 
     @property
@@ -68,20 +70,16 @@ class Evaluation:
         for start in range(0, len(places), self.config.batch):
             yield places[start : start + self.config.batch]
 
-    @property
+    @functools.cached_property
     def keys(self) -> dict[Key, list[int]]:
         """All groups to be measured, with the places of their questions."""
         return {Key(*block, group[0]): group for block in self.blocks for group in self.groups(block)}
 
     def settings(self) -> Record:
         """What decides the rows; methods and weights by label, for others may join them later."""
-        # Sizes that were chosen for this machine: rows of another tree would be rows of another method.
         given = {entry["label"]: dict(entry) for entry in self.config.methods}
-        chosen = {
-            entry.label: self.methods[entry.label].drafter.nodes
-            for entry, first in zip(self.entries, self._first_entries(), strict=True)
-            if first.tree_is_chosen
-        }
+        # Sizes that were chosen for this machine: rows of another tree would be rows of another method.
+        chosen = {label: self.methods[label].drafter.nodes for label in self.chosen_trees}
         files = {entry.label: own for entry in self.entries if (own := entry.files(self.config.target))}
         return {
             **({"chosen_nodes": chosen} if chosen else {}),
@@ -96,9 +94,6 @@ class Evaluation:
             },
             "device": device_kind(),
         }
-
-    def _first_entries(self) -> list[MethodEntry]:
-        return read_entries(self.config.methods, self.config.dtype, self.config.temperatures)
 
     def missing(self, records: Sequence[Record]) -> dict[Key, list[str]]:
         """The groups that some method has not answered yet, with the labels of these methods."""
@@ -178,6 +173,7 @@ def prepare_evaluation(config: EvaluationConfig, data: str) -> Evaluation:
     questions = read_tasks(data, config.tasks, config.num_prompts)
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, packed=True, progress=progress)
+    chosen_trees = [entry.label for entry in entries if entry.tree_is_chosen]
     entries = with_trees(entries, model, config.temperatures, config.batch)
     target = make_target(model.config)
     methods = build(entries, model, target)
@@ -189,7 +185,7 @@ def prepare_evaluation(config: EvaluationConfig, data: str) -> Evaluation:
         bench = Acceptance(model, target, methods, max_new_tokens=config.max_new_tokens, batch=config.batch)
     for some in questions.values():
         bench.check([*some.values()])
-    return Evaluation(config, entries, questions, model, methods, bench)
+    return Evaluation(config, entries, questions, model, methods, chosen_trees, bench)
 
 
 def question_digests(questions: Mapping[str, Mapping[int, Question]]) -> dict[str, str]:
