@@ -85,8 +85,8 @@ class Plan:
     config: Any
     model: LoadedModel
     target: Target
-    material: TrainingText
-    subject: TrainingSetup
+    texts: TrainingText
+    setup: TrainingSetup
     optimizer: step.OptimizerConfig
     loop: LoopConfig
     evaluate: Evaluate | None
@@ -112,7 +112,7 @@ def main() -> None:
         outcome = work(run, plan, started)
         report(outcome, plan.loop.steps)
         if FLAGS.export and outcome.finished:
-            export(run, outcome, plan.subject)
+            export(run, outcome, plan.setup)
 
 
 def check_flags() -> None:
@@ -142,36 +142,36 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
     target = make_target(model.config)
-    material = read_training_text(model, config, FLAGS.data, skip_broken=FLAGS.skip_broken)
-    subject = make_training_setup(target, model, material.training, config, split_head=FLAGS.split_head)
-    steps = config.steps or round(config.epochs * len(material.training.rows) / rows_of(config))
+    texts = read_training_text(model, config, FLAGS.data, skip_broken=FLAGS.skip_broken)
+    setup = make_training_setup(target, model, texts.training, config, split_head=FLAGS.split_head)
+    steps = config.steps or round(config.epochs * len(texts.training.rows) / rows_of(config))
     prompts = evaluation_prompts(model, config)
     reading = (everywhere(config), model.config.tap_layers)
-    text = fingerprint(material.text.examples, model.name, model.config, model.params, *reading)
+    text = fingerprint(texts.text.examples, model.name, model.config, model.params, *reading)
     return Plan(
         config=config,
         model=model,
         target=target,
-        material=material,
-        subject=subject,
+        texts=texts,
+        setup=setup,
         optimizer=step.OptimizerConfig(steps=steps, **config.optimizer),
         loop=LoopConfig(steps=steps, **config.loop),
-        evaluate=make_evaluate(target, model, subject, prompts, config.evaluation.max_new_tokens) if prompts else None,
-        features=plan_features(model, target, material, config, text),
+        evaluate=make_evaluate(target, model, setup, prompts, config.evaluation.max_new_tokens) if prompts else None,
+        features=plan_features(model, target, texts, config, text),
         identity={
             "config": config.to_dict(),
             "text_and_target": text,
             "split": "by prompt",  # runs from before held out documents, and are refused
             "features": stored_as(config),
             "evaluation_prompts": json_digest(prompts) if prompts else None,
-            **subject.identity,
+            **setup.identity,
         },
     )
 
 
 def work(run: Run, plan: Plan, started: float) -> Outcome:
     """The training itself."""
-    config, subject = plan.config, plan.subject
+    config, setup = plan.config, plan.setup
     stored: dict[str, Any] = {}
     if isinstance(plan.features, FeatureCache):
         stored["lookup"] = plan.features.lookup
@@ -181,16 +181,16 @@ def work(run: Run, plan: Plan, started: float) -> Outcome:
     options = {"dtype": config.dtype, "everywhere": everywhere(config)}
     return train(
         run,
-        step.initial_state(subject.first, optimizer, subject.recipe.num_steps),
-        make_iterator(plan.material.training, rows_of(config), seed=config.seed, **stored),
+        step.initial_state(setup.first, optimizer, setup.recipe.num_steps),
+        make_iterator(plan.texts.training, rows_of(config), seed=config.seed, **stored),
         step.make_train_step(
-            subject.recipe, plan.target, optimizer, accumulate=config.data.accumulate, seed=config.seed, **options
+            setup.recipe, plan.target, optimizer, accumulate=config.data.accumulate, seed=config.seed, **options
         ),
-        step.Frozen(plan.model.params, subject.vocabulary),
+        step.Frozen(plan.model.params, setup.vocabulary),
         plan.loop,
         learning_rate=schedule,
-        heldout=heldout_rows(plan.material, config.data.batch, **stored),
-        measure=step.make_measure(subject.recipe, plan.target, **options),
+        heldout=heldout_rows(plan.texts, config.data.batch, **stored),
+        measure=step.make_measure(setup.recipe, plan.target, **options),
         evaluate=plan.evaluate,
         time_limit=FLAGS.time_limit,
         started=started,
@@ -226,7 +226,7 @@ def stored_as(config: Any) -> str | None:
 
 
 def plan_features(
-    model: LoadedModel, target: Target, material: TrainingText, config: Any, identity: str
+    model: LoadedModel, target: Target, texts: TrainingText, config: Any, identity: str
 ) -> FeatureCache | RowFeatures | None:
     """The features on disk, as far as they are there; None where they are computed in every step.
 
@@ -236,10 +236,10 @@ def plan_features(
     if not FLAGS.features:
         return None
     if FLAGS.features_budget is not None:
-        heldout = material.heldout.rows if material.heldout else []
+        heldout = texts.heldout.rows if texts.heldout else []
         return RowFeatures(
             FLAGS.features,
-            [*heldout, *material.training.rows],
+            [*heldout, *texts.training.rows],
             config.data.length,
             identity,
             target,
@@ -248,7 +248,7 @@ def plan_features(
             dtype=config.features.dtype,
             everywhere=everywhere(config),
         )
-    cache = FeatureCache(FLAGS.features, material.text.examples, identity, config.features.dtype)
+    cache = FeatureCache(FLAGS.features, texts.text.examples, identity, config.features.dtype)
     if not cache.complete and jax.process_count() > 1:
         raise ValueError(f"{FLAGS.features} is filled by one process: run without --distributed first, or without it")
     return cache
@@ -279,15 +279,15 @@ def fill_cache(plan: Plan, cache: FeatureCache, started: float) -> bool:
 
 def describe(plan: Plan) -> None:
     """Say what is about to be trained on what."""
-    packing, subject = plan.material.training, plan.subject
-    size = sum(leaf.size for leaf in jax.tree.leaves(subject.first["weights"]))
+    packing, setup = plan.texts.training, plan.setup
+    size = sum(leaf.size for leaf in jax.tree.leaves(setup.first["weights"]))
     tokens, slots = packing.fill
     launch.say(
-        f"{subject.name}: {size / 1e6:.2f} million weights; draft vocabulary:"
-        f" {coverage(subject, packing):.1%} of the answers\n"
+        f"{setup.name}: {size / 1e6:.2f} million weights; draft vocabulary:"
+        f" {coverage(setup, packing):.1%} of the answers\n"
         f"data: {sum(map(len, packing.rows))} conversations, {packing.num_supervised} supervised tokens in"
         f" {len(packing.rows)} rows ({tokens:.0%} of tokens, {slots:.0%} of slots used),"
-        f" {plan.material.text.num_cut} cut, {plan.material.text.num_dropped} dropped\n"
+        f" {plan.texts.text.num_cut} cut, {plan.texts.text.num_dropped} dropped\n"
         f"steps: {plan.loop.steps}"
     )
     if isinstance(plan.features, RowFeatures):
@@ -298,14 +298,14 @@ def describe(plan: Plan) -> None:
         )
 
 
-def export(run: Run, outcome: Outcome, subject: TrainingSetup) -> None:
+def export(run: Run, outcome: Outcome, setup: TrainingSetup) -> None:
     """Write the weights with the best real tau, or the last ones where none was measured; nothing a second time."""
     done, trained = run.best(outcome.state.trained) or (int(outcome.state.step), outcome.state.trained)
     # One process looks for all: the files need not be there for the others.
     if broadcast_text("there" if is_primary() and run.exported(FLAGS.export) == done else ""):
         launch.say(f"the weights of step {done} are in {FLAGS.export} already")
         return
-    subject.export(FLAGS.export, trained)
+    setup.export(FLAGS.export, trained)
     run.keep_export(FLAGS.export, done)
     launch.say(f"wrote the weights of step {done} to {FLAGS.export}")
 

@@ -136,9 +136,9 @@ def make_training_setup(
     return _draft_model(target, model, training, config)
 
 
-def coverage(subject: TrainingSetup, training: Packing) -> float:
+def coverage(setup: TrainingSetup, training: Packing) -> float:
     """Share of the supervised tokens that can be drafted."""
-    ids = subject.vocabulary.target_ids
+    ids = setup.vocabulary.target_ids
     if ids is None:
         return 1.0
     tokens = np.concatenate([example.tokens[example.supervised] for example in answers_of(training)])
@@ -146,7 +146,7 @@ def coverage(subject: TrainingSetup, training: Packing) -> float:
 
 
 def make_evaluate(
-    target: Target, model: LoadedModel, subject: TrainingSetup, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    target: Target, model: LoadedModel, setup: TrainingSetup, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> Evaluate:
     """Real tau of the decoder on prompts, greedy and at temperature 1; they are one batch.
 
@@ -154,13 +154,13 @@ def make_evaluate(
       ValueError: prompts that do not divide over the model's mesh, or that leave no room for new tokens.
     """
     make_sampling(len(prompts), max_new_tokens=max_new_tokens)
-    capacity = slots(target, prompts, subject.drafter, max_new_tokens)
+    capacity = slots(target, prompts, setup.drafter, max_new_tokens)
     if model.mesh is not None:
         check_batch(model.mesh, len(prompts))
 
     def evaluate(params: HeadParams) -> dict[str, float]:
-        drafter_params = subject.drafter_params(params)
-        writer = Generator(target, model.params, subject.drafter, drafter_params, capacity=capacity, mesh=model.mesh)
+        drafter_params = setup.drafter_params(params)
+        writer = Generator(target, model.params, setup.drafter, drafter_params, capacity=capacity, mesh=model.mesh)
         greedy, sampled = (
             writer.generate(prompts, temperature=heat, stop_ids=model.stop_ids, max_new_tokens=max_new_tokens)
             for heat in (0.0, 1.0)
