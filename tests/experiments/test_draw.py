@@ -77,7 +77,7 @@ def test_strip_reliability_and_times(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output=x"], "give --prompt: what to ask, of tree, strip and times"),
+        (["--output=x"], "give --prompt: tree, strip, times: the user's message"),
         (["--prompt=Hello"], "give --output: directory to write; files of the same names are replaced"),
         (["--what=reliability", "--output=x"], "give --prompts_file: reliability: questions, JSON lines"),
         (["--prompt=Hello", "--output=x", "--first=0"], "--first must be at least 1, got 0"),
