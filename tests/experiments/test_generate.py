@@ -147,14 +147,14 @@ def test_the_context_can_be_filled_to_its_end(tiny_model: Path, tmp_path: Path) 
 def test_a_difference_is_reported_with_its_margin(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = runner.whole
+    complete = runner.complete_answer
 
     def spoilt(*arguments: Any) -> Generation:
-        result = whole(*arguments)
+        result = complete(*arguments)
         row = result.tokens[0]
         return dataclasses.replace(result, tokens=[[*row[:5], (row[5] + 1) % 256, *row[6:]]])
 
-    monkeypatch.setattr(runner, "whole", spoilt)
+    monkeypatch.setattr(runner, "complete_answer", spoilt)
     record = record_of(
         tmp_path, f"--target={tiny_model}", "--prompt=Hello hello", "--depth=3", "--max_new_tokens=24", "--compare"
     )
