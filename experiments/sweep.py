@@ -48,6 +48,9 @@ flags.DEFINE_list("answers", None, "where heads are trained: conversations to tr
 flags.DEFINE_string("features", None, "where heads are trained: directory for the target's features", flag_values=FLAGS)
 flags.DEFINE_bool("quiet", False, "no progress bars", flag_values=FLAGS)
 
+TEACHER_FORCED_BATCH = 10
+"""Conversations that are answered together where the config says 1 and nothing is timed."""
+
 TRAIN: dict[str, Any] = {"config": str, "fields": dict, "time_limit": float}
 """What the `train` part of a config holds."""
 
@@ -74,6 +77,8 @@ def main() -> None:
     chosen = choose(points, FLAGS.points)
     if FLAGS.mode:
         base = {**base, "mode": FLAGS.mode}
+    if base.get("mode") == TEACHER_FORCED and base.get("batch", 1) == 1:
+        base = {**base, "batch": TEACHER_FORCED_BATCH}  # nothing is timed, so nothing speaks for one at a time
     if any(point.train for point in chosen) and not FLAGS.answers:
         raise ValueError(f"{FLAGS.config} trains heads: give --answers, conversations to train on")
     output = local(FLAGS.output)

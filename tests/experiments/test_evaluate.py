@@ -145,8 +145,8 @@ add = journal.Journal.add
 
 def add_or_die(self, record):
     if len(self.records) == 5:
-        self._file.write(b'{"key": ["talk", 1.0')
-        self._file.flush()
+        with self._file.path.open("ab") as file:
+            file.write(b'{"key": ["talk", 1.0')
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, record)
 

@@ -247,7 +247,7 @@ def test_cache_that_cannot_be_written_is_said(
 
 SCRIPT = """
 from absl import flags
-from experiments import launch
+from experiments.cli import launch
 values = flags.FlagValues()
 flags.DEFINE_integer("lines", 1, "to print", flag_values=values)
 def main():

@@ -127,7 +127,8 @@ def test_teacher_forced(config: Path, data: Path, tmp_path: Path, capsys: pytest
     for one, other in zip(forced, timed, strict=True):
         assert (one["mode"], other["mode"]) == ("teacher_forced", "timed")
         assert all(one[name] is None for name in (*TIMINGS, "identical_prompts"))
-        same = one.keys() - {*TIMINGS, "identical_prompts", "mode", "commit"}
+        assert (one["batch"], other["batch"]) == (10, 1)
+        same = one.keys() - {*TIMINGS, "identical_prompts", "mode", "batch", "commit"}
         assert {name: one[name] for name in same} == {name: other[name] for name in same}
         assert {"label", "tokens", "turns", "rounds", "tau", "n_alpha", "accepted", "tree", "temperature"} <= same
     capsys.readouterr()
