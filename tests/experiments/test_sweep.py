@@ -132,9 +132,7 @@ def test_teacher_forced(config: Path, data: Path, tmp_path: Path, capsys: pytest
         assert {name: one[name] for name in same} == {name: other[name] for name in same}
         assert {"label", "tokens", "turns", "rounds", "tau", "n_alpha", "accepted", "tree", "temperature"} <= same
     capsys.readouterr()
-    assert "is another run: its mode is 'teacher_forced', not None" in refused(
-        capsys, config, data, tmp_path / "forced"
-    )
+    assert "is another run: its batch is 10, not None" in refused(capsys, config, data, tmp_path / "forced")
 
     other = '"method.rule": "residual", "method.share_noise": False'
     config.write_text(config.read_text().replace('"method.depth": 1', other))
