@@ -13,9 +13,7 @@ from eagle_jax.evaluation.tasks import Question
 from eagle_jax.evaluation.teacher_forced import accept_known, check_playable
 from eagle_jax.evaluation.turns import (
     PLAIN,
-    Turn,
     check_first_turns,
-    converse,
     longest_conversation,
     plain_generation,
 )
@@ -68,50 +66,33 @@ class Acceptance:
         longest = longest_conversation(self.model, questions, turns, self.max_new_tokens)
         self._least = self._slots(min(longest, self.target.max_positions))
 
-    def play(
+    def write(
         self,
-        questions: Sequence[Question],
-        places: Sequence[int],
-        *,
-        turns: int,
+        prompts: Sequence[list[int]],
+        sequences: Sequence[int],
         sampling: SamplingConfig,
-        labels: Sequence[str] | None = None,
-    ) -> list[Turn]:
-        """As `Bench.play`, by the methods of `labels`, all where None."""
-
-        def write(prompts: Sequence[list[int]], sequences: Sequence[int], number: int) -> dict[str, Generation]:
-            del number
-            longest = max(map(len, prompts))
-            capacity = max(self._least, self._slots(longest + self.max_new_tokens))
-            options = sampling.options(sequence=sequences, stop_ids=self.model.stop_ids)
-            target, params = self.target, self.model.params
-            answers, recording = write_recorded(target, params, prompts, capacity=capacity, **options)
-            results = {PLAIN: plain_generation(answers)}
-            for label in self.methods if labels is None else labels:
-                method = self.methods[label]
-                results[label] = accept_known(
-                    target,
-                    params,
-                    method.drafter,
-                    method.drafter_params,
-                    prompts,
-                    answers,
-                    share_noise=method.share_noise,
-                    recording=recording,
-                    **options,
-                )
-            return results
-
-        return converse(
-            self.model,
-            self.target,
-            questions,
-            places,
-            turns=turns,
-            batch=self.batch,
-            max_new_tokens=self.max_new_tokens,
-            write=write,
-        )
+        labels: Sequence[str] | None,
+    ) -> dict[str, Generation]:
+        """As `Bench.write`: plain decoding's answers, and the rounds that each method would have needed for them."""
+        capacity = max(self._least, self._slots(max(map(len, prompts)) + self.max_new_tokens))
+        options = sampling.options(sequence=sequences, stop_ids=self.model.stop_ids)
+        target, params = self.target, self.model.params
+        answers, recording = write_recorded(target, params, prompts, capacity=capacity, **options)
+        results = {PLAIN: plain_generation(answers)}
+        for label in self.methods if labels is None else labels:
+            method = self.methods[label]
+            results[label] = accept_known(
+                target,
+                params,
+                method.drafter,
+                method.drafter_params,
+                prompts,
+                answers,
+                share_noise=method.share_noise,
+                recording=recording,
+                **options,
+            )
+        return results
 
     def _slots(self, longest: int) -> int:
         deepest = max((method.drafter.max_depth for method in self.methods.values()), default=0)

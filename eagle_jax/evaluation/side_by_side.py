@@ -13,9 +13,8 @@ from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.tasks import Question
 from eagle_jax.evaluation.turns import (
     PLAIN,
-    Turn,
+    TURN_STRIDE,
     check_first_turns,
-    converse,
     longest_conversation,
 )
 from eagle_jax.generator import Generation, Generator, cache_slots
@@ -69,38 +68,23 @@ class SideBySide:
         self._least = self._slots(min(longest, self.target.max_positions))
         self._make_room(self._least, runner.prompt_ids(self.model, questions[0]), sampling)
 
-    def play(
+    def write(
         self,
-        questions: Sequence[Question],
-        places: Sequence[int],
-        *,
-        turns: int,
+        prompts: Sequence[list[int]],
+        sequences: Sequence[int],
         sampling: SamplingConfig,
-        labels: Sequence[str] | None = None,
-    ) -> list[Turn]:
-        """As `Bench.play`, by the methods of `labels`, all where None."""
-        chosen = list(self.methods) if labels is None else [PLAIN, *labels]
-
-        def write(prompts: Sequence[list[int]], sequences: Sequence[int], number: int) -> dict[str, Generation]:
-            longest = max(map(len, prompts))
-            self._make_room(max(self._least, self._slots(longest + self.max_new_tokens)), prompts[0], sampling)
-            # The one that goes first changes, so that a machine that slows down slows all of them.
-            first = (places[0] // self.batch + number) % len(chosen)
-            options = sampling.options(sequence=sequences, stop_ids=self.model.stop_ids)
-            return {
-                label: self.generators[label].generate(prompts, **options) for label in chosen[first:] + chosen[:first]
-            }
-
-        return converse(
-            self.model,
-            self.target,
-            questions,
-            places,
-            turns=turns,
-            batch=self.batch,
-            max_new_tokens=self.max_new_tokens,
-            write=write,
+        labels: Sequence[str] | None,
+    ) -> dict[str, Generation]:
+        """As `Bench.write`, one method after the other."""
+        self._make_room(
+            max(self._least, self._slots(max(map(len, prompts)) + self.max_new_tokens)), prompts[0], sampling
         )
+        chosen = list(self.methods) if labels is None else [PLAIN, *labels]
+        # The one that goes first changes, so that a machine that slows down slows all of them.
+        turn, place = divmod(sequences[0], TURN_STRIDE)
+        first = (place // self.batch + turn) % len(chosen)
+        options = sampling.options(sequence=sequences, stop_ids=self.model.stop_ids)
+        return {label: self.generators[label].generate(prompts, **options) for label in chosen[first:] + chosen[:first]}
 
     def _slots(self, longest: int) -> int:
         """Slots for texts of `longest` tokens and any method's draft after them."""

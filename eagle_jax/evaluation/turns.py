@@ -5,7 +5,7 @@ batch; a turn is a generation of its own.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,10 +21,7 @@ PLAIN = "plain"
 """Plain decoding among the labels."""
 
 TURN_STRIDE = 1 << 16
-"""Turn t of question i has the sequence id t * TURN_STRIDE + i, so a first turn has the id that `runner.ask` gives."""
-
-Write = Callable[[Sequence[list[int]], Sequence[int], int], dict[str, Generation]]
-"""(prompts, their sequence ids, number of the turn) -> answers by label, `PLAIN` among them."""
+"""Turn t of question i has the sequence id t * TURN_STRIDE + i, so a first turn has the id that `runner` gives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +35,12 @@ class Turn:
 
 
 class Bench(Protocol):
-    """What measures methods on conversations: timed (`side_by_side`) or by acceptance alone (`acceptance`)."""
+    """What answers for all methods: timed (`side_by_side`), or by acceptance alone (`acceptance`)."""
+
+    model: LoadedModel
+    target: Target
+    max_new_tokens: int  # longest answer
+    batch: int  # conversations that are answered together
 
     def check(self, questions: Sequence[Question]) -> None:
         """Refuse questions whose first turn does not fit into the model's context (ValueError)."""
@@ -46,34 +48,37 @@ class Bench(Protocol):
     def prepare(self, questions: Sequence[Question], turns: int, sampling: SamplingConfig) -> None:
         """Compile and warm up for these conversations, of which `turns` turns will be played."""
 
-    def play(
-        self, questions: Sequence[Question], places: Sequence[int], *, turns: int, sampling: SamplingConfig
-    ) -> list[Turn]:
-        """Play a group of conversations, at most `batch` of them; `places` are those of the questions in their file."""
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        sequences: Sequence[int],
+        sampling: SamplingConfig,
+        labels: Sequence[str] | None,
+    ) -> dict[str, Generation]:
+        """Answers to `batch` prompts by label, those of `PLAIN` and of `labels` (None: of all methods)."""
 
 
-def converse(
-    model: LoadedModel,
-    target: Target,
+def play(
+    bench: Bench,
     questions: Sequence[Question],
     places: Sequence[int],
     *,
     turns: int,
-    batch: int,
-    max_new_tokens: int,
-    write: Write,
+    sampling: SamplingConfig,
+    labels: Sequence[str] | None = None,
 ) -> list[Turn]:
-    """Play conversations; fewer turns than `turns` where they or the model's context end.
+    """Play a group of conversations; fewer turns than `turns` where they or the model's context end.
 
     Args:
-      model, target: for tokenizer and context.
-      questions: whose first turns fit into the context.
+      bench: answers.
+      questions: at most `bench.batch`, whose first turns fit into the context. Where fewer rows are live, the first one
+        is repeated and its copies are dropped.
       places: of the questions in their file, below TURN_STRIDE.
       turns: the most turns to be played.
-      batch: rows that `write` answers; where fewer are left, the first one is repeated and its copies are dropped.
-      max_new_tokens: longest answer.
-      write: answers one turn.
+      sampling: of all answers.
+      labels: the methods that take part, all where None.
     """
+    model = bench.model
     played: list[Turn] = []
     histories: list[list[dict[str, str]]] = [[] for _ in questions]
     live = list(range(len(questions)))
@@ -84,12 +89,12 @@ def converse(
         for row in live:
             histories[row].append({"role": "user", "content": questions[row].turns[number]})
         prompts = {row: runner.conversation_ids(model, histories[row]) for row in live}
-        live = [row for row in live if len(prompts[row]) + max_new_tokens <= target.max_positions]
+        live = [row for row in live if len(prompts[row]) + bench.max_new_tokens <= bench.target.max_positions]
         if not live:
             break
-        padded = live + live[:1] * (batch - len(live))
+        padded = live + live[:1] * (bench.batch - len(live))
         sequences = [number * TURN_STRIDE + places[row] for row in padded]
-        answers = write([prompts[row] for row in padded], sequences, number)
+        answers = bench.write([prompts[row] for row in padded], sequences, sampling, labels)
         turn = Turn(
             rows=list(live),
             prompts=[prompts[row] for row in live],

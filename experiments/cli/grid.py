@@ -16,6 +16,7 @@ from eagle_jax.evaluation.rows import TIMED, cell_row, record_turn
 from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.summary import tree_size
 from eagle_jax.evaluation.tasks import Question, read_tasks
+from eagle_jax.evaluation.turns import Bench, play
 from eagle_jax.generator import Generator
 from eagle_jax.journal import Record
 from eagle_jax.models.transformer import make_target
@@ -55,7 +56,7 @@ class Evaluation:
     model: LoadedModel
     methods: dict[str, Generator]
     chosen_trees: list[str]  # labels of the methods whose trees were chosen for this machine
-    bench: SideBySide | Acceptance
+    bench: Bench
 
     @property
     def blocks(self) -> list[Block]:
@@ -114,7 +115,7 @@ class Evaluation:
         places = self.keys[key]
         questions = [self.questions[key.task][place] for place in places]
         sampling = self.config.sampling(key.temperature, key.seed)
-        turns = self.bench.play(questions, places, turns=self.config.num_turns, sampling=sampling, labels=labels)
+        turns = play(self.bench, questions, places, turns=self.config.num_turns, sampling=sampling, labels=labels)
         same_text = [label for label in labels if self.methods[label].rule == "match"]
         target = self.bench.target
         return {
@@ -177,7 +178,7 @@ def prepare_evaluation(config: EvaluationConfig, data: str) -> Evaluation:
     entries = with_trees(entries, model, config.temperatures, config.batch)
     target = make_target(model.config)
     methods = build(entries, model, target)
-    bench: SideBySide | Acceptance
+    bench: Bench
     if config.mode == TIMED:
         sizes = {"max_new_tokens": config.max_new_tokens, "batch": config.batch, "warm_ups": config.warm_ups}
         bench = SideBySide(model, target, methods, **sizes)

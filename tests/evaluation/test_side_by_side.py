@@ -12,7 +12,7 @@ from eagle_jax.drafters import make_prompt_lookup
 from eagle_jax.evaluation import side_by_side
 from eagle_jax.evaluation.side_by_side import SideBySide
 from eagle_jax.evaluation.tasks import Question
-from eagle_jax.evaluation.turns import PLAIN, TURN_STRIDE
+from eagle_jax.evaluation.turns import PLAIN, TURN_STRIDE, play
 from eagle_jax.generator import Generation, Generator
 from eagle_jax.sampling import SamplingConfig
 from eagle_jax.testing import ByteTokenizer, bigram_target
@@ -76,7 +76,7 @@ SAMPLING = SamplingConfig(temperature=0.5, seed=7, max_new_tokens=4)
 
 def test_everyone_reads_what_plain_decoding_wrote() -> None:
     bench, heard = scripted({PLAIN: "p", "a": "a", "b": "b"})
-    turns = bench.play([QUESTION], [5], turns=2, sampling=SAMPLING, labels=["a", "b"])
+    turns = play(bench, [QUESTION], [5], turns=2, sampling=SAMPLING, labels=["a", "b"])
     said = [{"role": "user", "content": "Hi."}]
     assert turns[0].prompts == [Bytes().chat(said)]
     said += [{"role": "assistant", "content": "pp"}, {"role": "user", "content": "Why?"}]
@@ -91,20 +91,20 @@ def test_everyone_reads_what_plain_decoding_wrote() -> None:
 def test_whoever_goes_first_changes() -> None:
     bench, heard = scripted({PLAIN: "p", "a": "a", "b": "b"})
     for index in range(3):
-        bench.play([QUESTION], [index], turns=1, sampling=SAMPLING, labels=["a", "b"])
+        play(bench, [QUESTION], [index], turns=1, sampling=SAMPLING, labels=["a", "b"])
     assert [label for label, _, _ in heard] == [PLAIN, "a", "b", "a", "b", PLAIN, "b", PLAIN, "a"]
 
 
 def test_only_some_take_part() -> None:
     bench, heard = scripted({PLAIN: "p", "a": "a", "b": "b"})
-    (turn,) = bench.play([QUESTION], [0], turns=1, sampling=SAMPLING, labels=["b"])
+    (turn,) = play(bench, [QUESTION], [0], turns=1, sampling=SAMPLING, labels=["b"])
     assert [label for label, _, _ in heard] == list(turn.answers) == [PLAIN, "b"]
 
 
 def test_a_conversation_ends_where_the_context_does() -> None:
     bench, _ = scripted({PLAIN: "p", "a": "a"})
     bench.target = TARGET._replace(max_positions=60)
-    assert len(bench.play([QUESTION], [0], turns=3, sampling=SAMPLING, labels=["a"])) == 2
+    assert len(play(bench, [QUESTION], [0], turns=3, sampling=SAMPLING, labels=["a"])) == 2
 
 
 def test_the_name_of_plain_decoding_is_taken() -> None:
@@ -142,7 +142,7 @@ def test_programs_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.capacity == 512  # 60 tokens were said, 400 will be
     small = bench.generators
     assert [one.calls for one in small.values()] == [3, 3]  # type: ignore[attr-defined]
-    turns = bench.play([QUESTION], [3], turns=3, sampling=hot, labels=["lookup"])
+    turns = play(bench, [QUESTION], [3], turns=3, sampling=hot, labels=["lookup"])
     assert [len(turn.prompts[0]) for turn in turns] == [21, 21 + 600 + 23, 21 + 2 * (600 + 23)]  # 23 stand around them
     assert bench.capacity == 2048
     assert bench.generators is not small
@@ -160,7 +160,7 @@ def test_a_group_is_filled_up_and_cut() -> None:
     bench, heard = scripted({PLAIN: "p", "a": "a"})
     bench.batch = 3
     short = Question(82, "", ("Bye.",))
-    first, second = bench.play([short, QUESTION], [4, 5], turns=2, sampling=SAMPLING)
+    first, second = play(bench, [short, QUESTION], [4, 5], turns=2, sampling=SAMPLING)
     assert (first.rows, first.sequences, second.rows, second.sequences) == ([0, 1], [4, 5], [1], [TURN_STRIDE + 5])
     assert [options["sequence"] for _, _, options in heard[::2]] == [[4, 5, 4], [TURN_STRIDE + 5] * 3]
     assert [len(turn.answers["a"].tokens) for turn in (first, second)] == [2, 1]
