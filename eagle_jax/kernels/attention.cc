@@ -92,6 +92,7 @@ class Running {
     }
     for (int64_t first = 0; first < shape_.rows(); first += kMostNarrow) {
       const int64_t width = std::min<int64_t>(kMostNarrow, shape_.rows() - first);
+      if (limited && !AnySees(first / shape_.group(), (first + width - 1) / shape_.group(), count, sees)) continue;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         PickBlock<0, float>(width, false)(queries_.data() + first * shape_.size,
                                           keys_.data() + tile * kTile * shape_.size, scores_ + tile * kTile,
@@ -126,6 +127,18 @@ class Running {
   }
 
  private:
+  // Whether one of the queries `first` to `last` sees one of `count` keys: half of a long text does not, nor does
+  // any document see another one.
+  template <typename Sees>
+  static bool AnySees(int64_t first, int64_t last, int64_t count, Sees sees) {
+    for (int64_t query = first; query <= last; ++query) {
+      for (int64_t key = 0; key < count; ++key) {
+        if (sees(query, key)) return true;
+      }
+    }
+    return false;
+  }
+
   // From scores to weights, in place, with what was summed so far scaled to the new top.
   void Weigh(int64_t row, float* scores, int64_t count) {
     Vector most = Vector{} + top_[row], sum{};

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from eagle_jax import sharding
 from eagle_jax.checkpoint.assemble import DTYPES
 from eagle_jax.files import allocate, local, lock, write_whole
+from eagle_jax.kernels import packed
 from eagle_jax.training.conversations import Example
 from eagle_jax.training.data import PackedRow, assemble_row, pack
 from eagle_jax.training.features import compute_features
@@ -210,6 +211,7 @@ def make_pass(
       ValueError: a feature that `dtype` does not hold.
     """
     wanted = jnp.dtype(DTYPES[dtype])
+    params = packed.pack(params)  # kernels have no gradients, and here none is taken
 
     @jax.jit
     def run(params: Params, text: Batch) -> tuple[Features, jax.Array]:

@@ -71,6 +71,16 @@ def test_a_query_does_not_depend_on_the_others() -> None:
         np.testing.assert_array_equal(alone[:, 0], together[:, one])
 
 
+def test_packed_documents() -> None:
+    """Text as training packs it: most blocks of keys are seen by no query of a group, and are left out."""
+    case, _ = random_case(11, (2, 200, 200, 4, 2, 16), 1, [0, 0])
+    document = np.array([[0] * 90 + [1] * 110, [0] * 7 + [1] * 70 + [2] * 123])
+    mask = np.tril(np.ones((200, 200), bool)) & (document[:, :, None] == document[:, None, :])
+    case[3], case[5] = jnp.asarray(mask), jnp.tile(jnp.arange(200), (2, 1))
+    wanted = np.asarray(XLA(*case))
+    np.testing.assert_allclose(KERNEL(*case), wanted, rtol=0, atol=5 * rounding(wanted, terms=16 + 200))
+
+
 def test_garbage_beyond_the_length_is_not_read() -> None:
     case, key_at = random_case(5, (2, 3, 3, 4, 2, 16), 128, [10, 100])
     prefix = case[4]
