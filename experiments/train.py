@@ -28,6 +28,7 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import broadcast_text, is_primary
 from eagle_jax.provenance import json_digest
 from eagle_jax.training import step
+from eagle_jax.training.conversations import text_key
 from eagle_jax.training.data import make_iterator
 from eagle_jax.training.feature_cache import FeatureCache
 from eagle_jax.training.features import fingerprint
@@ -39,6 +40,7 @@ from experiments.cli import launch
 from experiments.training_setup import (
     TrainingSetup,
     TrainingText,
+    answers_of,
     coverage,
     heldout_rows,
     make_evaluate,
@@ -64,7 +66,12 @@ flags.DEFINE_float(
     "GB that --features may take; what does not fit is computed whenever it is read. Left out: all must fit",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("prompts_file", None, "questions for the real tau; left out, none is measured", flag_values=FLAGS)
+flags.DEFINE_string(
+    "prompts_file",
+    None,
+    "questions or conversations for the real tau, none of them trained on; left out, none is measured",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "export", None, "directory for the finished weights: a head as engines load it, or a model", flag_values=FLAGS
 )
@@ -145,7 +152,7 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
     texts = read_training_text(model, config, FLAGS.data, skip_broken=FLAGS.skip_broken)
     setup = make_training_setup(target, model, texts.training, config, split_head=FLAGS.split_head)
     steps = config.steps or round(config.epochs * len(texts.training.rows) / rows_of(config))
-    prompts = evaluation_prompts(model, config)
+    prompts = evaluation_prompts(model, texts, config)
     reading = (everywhere(config), model.config.tap_layers)
     text = fingerprint(texts.text.examples, model.name, model.config, model.params, *reading)
     return Plan(
@@ -209,13 +216,28 @@ def everywhere(config: Any) -> bool:
     return "recipe" in config and config.recipe.get("alignment", "target") == "official"
 
 
-def evaluation_prompts(model: LoadedModel, config: Any) -> list[list[int]]:
-    """Token ids of --prompts_file; none without the flag."""
+def evaluation_prompts(model: LoadedModel, texts: TrainingText, config: Any) -> list[list[int]]:
+    """Token ids of --prompts_file; none without the flag.
+
+    Raises:
+      ValueError: questions that are trained on: the best weights would be those that remember them.
+    """
     if not FLAGS.prompts_file:
         return []
-    return [
-        prompt_ids(model, question) for question in read_questions(FLAGS.prompts_file, config.evaluation.num_prompts)
-    ]
+    questions = read_questions(FLAGS.prompts_file, config.evaluation.num_prompts)
+    trained = {key for example in answers_of(texts.training) for key in example.prompt_keys}
+    known = [text for text in (question.turns[0] for question in questions) if asked(text) in trained]
+    if known:
+        raise ValueError(
+            f"{len(known)} of {len(questions)} questions of {FLAGS.prompts_file} are prompts of --data, the first:"
+            f" {known[0][:60]!r}; give prompts that are not trained on"
+        )
+    return [prompt_ids(model, question) for question in questions]
+
+
+def asked(text: str) -> str:
+    """The key of a prompt that is nothing but this message."""
+    return text_key([{"role": "user", "content": text}])
 
 
 def stored_as(config: Any) -> str | None:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pick_layers import pick_layers
-from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head
 from eagle_jax.checkpoint.save_target import save_target
 from eagle_jax.drafters import Drafter, make_chain
 from eagle_jax.evaluation.runner import slots
@@ -24,6 +24,7 @@ from eagle_jax.generator import Generator
 from eagle_jax.models.draft_head import Head, HeadParams, features_of, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import is_primary
+from eagle_jax.provenance import weights_digest
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import check_batch, head_shardings, place, to_host
 from eagle_jax.training import initialise, step
@@ -194,7 +195,10 @@ def _head(target: Target, model: LoadedModel, training: Packing, config: Any, sp
         drafter=tree_drafter(head, tree.nodes, tree.depth, tree.top_k),
         drafter_params=lambda params: params,
         export=lambda directory, trained: _export_head(directory, trained, head, model, vocabulary, ranks),
-        identity=_identity(ranks),
+        identity={
+            **_identity(ranks),
+            **({"start": weights_digest(first)} if config.start.get("head") else {}),
+        },
     )
 
 
@@ -216,7 +220,13 @@ def _identity(ranks: np.ndarray) -> dict[str, str]:
 
 
 def _first_weights(head: Head, target: Target, model: LoadedModel, training: Packing, config: Any) -> Params:
-    """The head before its first step, as `config.start` says."""
+    """The head before its first step, as `config.start` says.
+
+    Raises:
+      ValueError: a trained head to start from that is shaped or computed otherwise.
+    """
+    if trained := config.start.get("head"):
+        return _weights_of(trained, head, model)
     sizes = None
     if config.start.scale_features:
         row = assemble_row(training, training.rows[0])
@@ -227,6 +237,23 @@ def _first_weights(head: Head, target: Target, model: LoadedModel, training: Pac
         sizes = initialise.typical_sizes(read, num_parts, batch.segments)
     layer = config.start.layer if config.start.copy_layer else None
     return initialise.initial_weights(head, model.params, config.seed, layer=layer, feature_sizes=sizes)
+
+
+def _weights_of(name: str, head: Head, model: LoadedModel) -> Params:
+    """The float32 weights of a trained head, to go on from."""
+    config, params = load_pretrained_head(name, model)
+    differing = [
+        field.name
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != getattr(head.config, field.name)
+    ]
+    if differing:
+        field = differing[0]
+        raise ValueError(
+            f"config.start.head={name}: its {field} is {getattr(config, field)}, here it would be"
+            f" {getattr(head.config, field)}"
+        )
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params.weights)
 
 
 def _export_head(

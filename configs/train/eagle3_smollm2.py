@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.head.taps = ()  # layers whose inputs are fused, -1 is the last hidden state; (): the target's three
 
     config.start = ml_collections.ConfigDict()
+    config.start.head = ""  # a trained head to go on from, as --head takes it; nothing else of `start` then counts
     config.start.copy_layer = True  # the head's layer starts as a layer of the target, else random
     config.start.layer = -1  # this one, counted from the end where negative
     config.start.scale_features = True  # scale `fc` at the start, so that all features contribute equally

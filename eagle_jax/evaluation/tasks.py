@@ -1,9 +1,10 @@
-"""Reads prompts: `question.jsonl` files in the format of Spec-Bench, or one prompt per line.
+"""Reads prompts: `question.jsonl` files in the format of Spec-Bench, one prompt per line, or conversations.
 
 Spec-Bench (Xia et al., arXiv 2401.07851, section 4) and the EAGLE repository have one JSON object per line:
 
     {"question_id": 81, "category": "writing", "turns": ["Compose ...", "Rewrite ..."], "reference": [...]}
     {"prompt": "Compose ..."}
+    {"id": "a-1", "messages": [{"role": "user", "content": "Compose ..."}]}      as training prompts are stored
 
 Knows no tokenizer and no model.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 from eagle_jax.evaluation.checks import check_type
 from eagle_jax.files import Record, read_jsonl
+from eagle_jax.training.conversations import check_messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ def read_questions(path: str | os.PathLike[str], num_prompts: int | None = None)
     """The questions of a file in its order, blank lines left out.
 
     Args:
-      path: JSON lines; a `{"prompt": ...}` gets its index in the file as `question_id`.
+      path: JSON lines; a `{"prompt": ...}` or a conversation gets its index in the file as `question_id`. Of a
+        conversation the user's messages are the turns.
       num_prompts: how many to take from the start; None takes all.
 
     Raises:
@@ -87,8 +90,12 @@ def read_tasks(
 
 
 def _parse(record: Record, index: int) -> Question:
-    if "turns" not in record and "prompt" not in record:
-        raise ValueError(f"expected the key 'turns' or 'prompt', got {', '.join(record) or 'none'}")
+    if not {"turns", "prompt", "messages"} & record.keys():
+        raise ValueError(f"expected the key 'turns', 'prompt' or 'messages', got {', '.join(record) or 'none'}")
+    if "messages" in record:
+        check_messages(record["messages"])
+        asked = tuple(message["content"] for message in record["messages"] if message["role"] == "user")
+        return Question(index, "", asked)
     if "turns" not in record:
         return from_prompt(_typed(record, "prompt", str), index)
     turns = tuple(_typed(record, "turns", list))

@@ -205,9 +205,13 @@ def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: En
 
 def _prompt_keys(record: Mapping[str, Any]) -> tuple[str, ...]:
     """The id of a prompt, if it has one, and its text."""
-    text = json_digest([[message["role"], message["content"]] for message in record["messages"][:-1]])
     named = record.get("id")
-    return (*([] if named is None else [f"id {named}"]), f"text {text}")
+    return (*([] if named is None else [f"id {named}"]), text_key(record["messages"][:-1]))
+
+
+def text_key(messages: Sequence[Mapping[str, str]]) -> str:
+    """Of a prompt by its text, as `Example.prompt_keys` has it."""
+    return f"text {json_digest([[message['role'], message['content']] for message in messages])}"
 
 
 def _earlier_answers(messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -1,4 +1,5 @@
 import re
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def test_reads_plain_prompts_and_skips_blank_lines(tmp_path: Path) -> None:
     assert read_questions(path) == [Question(0, "", ("One",)), Question(1, "", ("Two\u2028lines",))]
 
 
+def test_reads_conversations(tmp_path: Path) -> None:
+    """Training prompts, an answer at the end or not: the user's messages are the turns."""
+    asked = {"role": "user", "content": "One"}, {"role": "assistant", "content": "1"}, {"role": "user", "content": "Two"}
+    lines = [json.dumps({"id": "a-7", "messages": messages}) for messages in (asked[:1], asked[:2], asked)]
+    assert read_questions(write(tmp_path, "\n".join(lines))) == [
+        Question(0, "", ("One",)),
+        Question(1, "", ("One",)),
+        Question(2, "", ("One", "Two")),
+    ]
+
+
 def test_takes_the_first_few(tmp_path: Path) -> None:
     path = write(tmp_path, SPEC_BENCH)
     assert [question.question_id for question in read_questions(path, 1)] == [81]
@@ -42,8 +54,9 @@ def test_takes_the_first_few(tmp_path: Path) -> None:
         ("\n \n", "holds no question"),
         ('{"prompt": "One"}\n{"prompt": ', "line 2: not JSON: Expecting value at column 12"),
         ("[1]", "line 1: expected a JSON object, got list"),
-        ("{}", "expected the key 'turns' or 'prompt', got none"),
-        ('{"question": "Who?"}', "expected the key 'turns' or 'prompt', got question"),
+        ("{}", "expected the key 'turns', 'prompt' or 'messages', got none"),
+        ('{"question": "Who?"}', "expected the key 'turns', 'prompt' or 'messages', got question"),
+        ('{"messages": [{"role": "assistant", "content": "1"}]}', "roles must be user and assistant in turn"),
         ('{"prompt": 3}', "prompt must be str, got 3"),
         ('{"prompt": " \\n"}', "line 1: the prompt is empty"),
         ('{"turns": "Who?"}', "turns must be list, got 'Who?'"),

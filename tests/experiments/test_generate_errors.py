@@ -104,7 +104,7 @@ def test_bad_settings_for_a_model(
     [
         ("", "question.jsonl holds no question"),
         ('{"prompt": "One"}\n{"prompt"\n', "question.jsonl, line 2: not JSON"),
-        ('{"question": "One"}\n', "line 1: expected the key 'turns' or 'prompt', got question"),
+        ('{"question": "One"}\n', "line 1: expected the key 'turns', 'prompt' or 'messages', got question"),
         ('{"prompt": "One"}\n{"prompt": ""}\n', "line 2: the prompt is empty: ''"),
         ('{"prompt": "One"}\n', "num_prompts is 2, "),
     ],

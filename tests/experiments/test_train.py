@@ -291,7 +291,7 @@ def test_the_finished_command_again(
 def test_what_is_cheap_is_checked_before_features_are_computed(
     task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, message: str
 ) -> None:
-    prompts = write_lines(task.configs / "asked.jsonl", [{"prompt": "Count from 3"}, {"prompt": "Count"}])
+    prompts = write_lines(task.configs / "asked.jsonl", [{"prompt": "Count from 30"}, {"prompt": "Count"}])
     places = [f"--features={tmp_path / 'features'}", f"--prompts_file={prompts}"]
     batches = ["--config.data.batch=4", "--config.features.batch=4"] if "--mesh" in flag else []
     assert message in refused(capsys, task, tmp_path, *places, *batches, flag)
@@ -314,7 +314,7 @@ def test_with_its_lm_head(task: Task, tmp_path: Path, dtype: str) -> None:
 
 def test_an_eagle_head(task: Task, tmp_path: Path) -> None:
     """With the real tau, which picks the weights that are written, and features computed along the way."""
-    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "Count from 3"}, {"prompt": "Count"}])
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "Count from 30"}, {"prompt": "Count"}])
     flags = [f"--prompts_file={prompts}", f"--export={tmp_path / 'head'}", "--config.data.heldout=0"]
     assert run(task, tmp_path, *flags, kind="eagle") == 0
     lines = metrics(tmp_path)
@@ -332,6 +332,27 @@ def test_an_eagle_head(task: Task, tmp_path: Path) -> None:
     written = jnp.asarray(best[1]["weights"]["fc"]["kernel"], jnp.bfloat16)
     np.testing.assert_array_equal(params.weights["fc"]["kernel"], written.astype(jnp.float32))
     assert validate(tmp_path / "head", engines=["sglang"], target=model.config) == []
+
+
+def test_a_trained_head_goes_on(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights are where the run starts; another kind of head is refused."""
+    flags = [f"--config.start.head={whole / 'head'}", f"--export={tmp_path / 'head'}", "--config.steps=1"]
+    assert run(task, tmp_path, *flags, "--config.optimizer.learning_rate=1e-12") == 0
+    model = load_target(str(task.target))
+    before, after = (load_pretrained_head(str(folder / "head"), model)[1].weights for folder in (whole, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    line = refused(capsys, task, tmp_path / "other", flags[0], kind="eagle")
+    assert line.endswith("its kind is eagle3, here it would be eagle")
+
+
+def test_questions_that_are_trained_on_are_refused(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best weights would be those that remember them; prompts as `regenerate` takes them count too."""
+    asked = [{"role": "user", "content": f"Count from {number}"} for number in (3, 40)]
+    prompts = write_lines(tmp_path / "asked.jsonl", [{"id": "a", "messages": [message]} for message in asked])
+    line = refused(capsys, task, tmp_path, f"--prompts_file={prompts}", "--config.data.heldout=0")
+    assert f"1 of 2 questions of {prompts} are prompts of --data, the first: 'Count from 3'; " in line
 
 
 def test_a_draft_model(task: Task, tmp_path: Path) -> None:
@@ -364,7 +385,7 @@ def test_another_request_for_the_same_run(task: Task, whole: Path, capsys: pytes
     line = refused(capsys, task, whole, *flags, f"--data={other}")
     assert f"{whole / 'features'} holds other features: identity is " in line
     assert "is another run: its features is 'float32', not None" in refused(capsys, task, whole)
-    prompts = write_lines(task.configs / "prompts.jsonl", 2 * [{"prompt": "Count from 3"}])
+    prompts = write_lines(task.configs / "prompts.jsonl", 2 * [{"prompt": "Count from 30"}])
     line = refused(capsys, task, whole, *flags, f"--prompts_file={prompts}")
     assert "is another run: its evaluation_prompts is None, not " in line
     assert contents(whole) == before
