@@ -135,28 +135,48 @@ def _joining(recorded: Record, wanted: Record, growing: Iterable[str]) -> Record
     return {name: entries for name, entries in joining.items() if entries}
 
 
-def check_same(place: str | os.PathLike[str], recorded: Any, wanted: Any) -> None:
+def check_same(place: str | os.PathLike[str], recorded: Any, wanted: Any, what: str = "run") -> None:
     """Refuse to continue what was begun with other settings.
 
     Args:
       place: file, directory or what else the message should name.
       recorded: the settings that it was begun with, as read from JSON.
       wanted: those of the request, JSON-able. A field that one of them lacks counts as None.
+      what: is there, for the message.
 
     Raises:
       ValueError: the first difference.
     """
     difference = _difference(recorded, json.loads(json.dumps(wanted)))
     if difference:
-        raise ValueError(f"{place} is another run: its {difference}; nothing was written")
+        raise ValueError(f"{place} is another {what}: its {difference}; nothing was written")
 
 
-def check_recorded(path: pathlib.Path, wanted: Any, place: str | os.PathLike[str]) -> bool:
-    """`check_same` with the settings that a file of their own holds; whether there is such a file."""
-    if not path.is_file():
-        return False
-    check_same(place, json.loads(path.read_text(encoding="utf-8")), wanted)
-    return True
+def check_recorded(
+    path: pathlib.Path, wanted: Any, place: str | os.PathLike[str], what: str = "run", derived: Sequence[str] = ()
+) -> Record | None:
+    """`check_same` with the settings that a file of their own holds, which are returned; None without such a file.
+
+    Args:
+      path: the file, as `write_settings` writes it.
+      wanted, place, what: as `check_same` takes them.
+      derived: fields of the file that follow from the others.
+    """
+    recorded = read_settings(path)
+    if recorded is None:
+        return None
+    check_same(place, {name: value for name, value in recorded.items() if name not in derived}, wanted, what)
+    return recorded
+
+
+def read_settings(path: pathlib.Path) -> Record | None:
+    """What `write_settings` has written; None where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Record the settings of what is about to begin, all of them or nothing."""
+    write_whole(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
 
 
 def _difference(recorded: Any, wanted: Any, name: str = "") -> str | None:

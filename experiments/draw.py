@@ -18,11 +18,12 @@ from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.drafters import Drafter, make_vanilla
+from eagle_jax.evaluation.calibration import expected_calibration_error, measure_calibration
 from eagle_jax.evaluation.rounds import Round, rounds
 from eagle_jax.evaluation.runner import prompt_ids
 from eagle_jax.evaluation.tasks import from_prompt, read_questions
 from eagle_jax.evaluation.time_split import time_split
-from eagle_jax.figures.calibration_diagram import expected_calibration_error, measure_calibration, reliability_diagram
+from eagle_jax.figures.calibration_diagram import reliability_diagram
 from eagle_jax.figures.layout import with_dropped
 from eagle_jax.figures.theme import THEMES, save
 from eagle_jax.figures.time_charts import round_split

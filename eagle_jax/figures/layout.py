@@ -1,4 +1,4 @@
-"""Positions, labels and confidences of the nodes of a drawn tree; knows no figure."""
+"""Positions and labels of the nodes of a drawn tree; knows no figure."""
 
 import dataclasses
 import functools
@@ -46,17 +46,6 @@ def layout(parents: Sequence[int]) -> dict[int, Point]:
 
     walk(0)
     return {node: (float(depth[node]), float(lines[node])) for node in sorted(depth)}
-
-
-def log_confidence(tree: DraftTree) -> np.ndarray:
-    """f32[N]: log of the drafter's confidence in each node given its parent; 0 at the root."""
-    values, parents = np.asarray(tree.log_values), np.asarray(tree.parents)
-    return np.where(parents == NO_PARENT, 0.0, values - values[np.maximum(parents, 0)])
-
-
-def confidence(tree: DraftTree) -> np.ndarray:
-    """f32[N]: the drafter's confidence in each node given its parent, in [0, 1]; 1 at the root."""
-    return np.clip(np.exp(log_confidence(tree)), 0, 1)
 
 
 def with_dropped(tree: DraftTree, wider: DraftTree) -> DraftTree:

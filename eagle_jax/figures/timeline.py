@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from eagle_jax.evaluation.calibration import confidence
 from eagle_jax.evaluation.rounds import Round
-from eagle_jax.figures.layout import Decode, confidence, visible
+from eagle_jax.figures.layout import Decode, visible
 from eagle_jax.figures.nodes import Pen, draw_legend, head_columns, looks, make_axes, scale_of_confidence
 from eagle_jax.figures.theme import LIGHT, Theme, drawn_in
 from eagle_jax.types import NO_NODE

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from eagle_jax.figures.layout import Decode, confidence, layout, log_confidence, visible
+from eagle_jax.evaluation.calibration import confidence, log_confidence
+from eagle_jax.figures.layout import Decode, layout, visible
 from eagle_jax.figures.nodes import FADED, Pen, draw_legend, head_columns, looks, make_axes, scale_of_confidence
 from eagle_jax.figures.theme import LIGHT, Theme, drawn_in
 from eagle_jax.types import NO_NODE, NO_PARENT, DraftTree, Verdict

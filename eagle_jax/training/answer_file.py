@@ -15,8 +15,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eagle_jax.files import Location, Record, check_fields, write_whole
-from eagle_jax.journal import LineFile, check_recorded
+from eagle_jax.files import Location, Record, check_fields
+from eagle_jax.journal import LineFile, check_recorded, write_settings
 from eagle_jax.training.prompt_files import Prompt
 
 Key = tuple[str, float, int]
@@ -127,8 +127,8 @@ class AnswerFile(contextlib.AbstractContextManager["AnswerFile"]):
         """Check the settings that the file was begun with, or record those of a new one."""
         recorded = self.path.with_name(self.path.name + ".run.json")
         if not self.path.stat().st_size:
-            write_whole(recorded, json.dumps(settings) + "\n")
-        elif not check_recorded(recorded, settings, self.path):
+            write_settings(recorded, settings)
+        elif check_recorded(recorded, settings, self.path) is None:
             raise ValueError(f"{self.path} is there already, without {recorded.name}: nothing was written")
 
 

@@ -10,7 +10,6 @@ They are filled batch by batch, and after an interruption from where that stoppe
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -24,7 +23,8 @@ from jax.sharding import Mesh
 
 from eagle_jax import sharding
 from eagle_jax.checkpoint.assemble import DTYPES
-from eagle_jax.files import allocate, local, lock, write_whole
+from eagle_jax.files import Record, allocate, local, lock
+from eagle_jax.journal import check_recorded, read_settings, write_settings
 from eagle_jax.kernels import packed
 from eagle_jax.training.conversations import Example
 from eagle_jax.training.data import PackedRow, assemble_row, pack
@@ -148,7 +148,7 @@ class FeatureCache:
         widths = widths_of(target, params)
         for name, (dtype, shape) in self._layouts(widths).items():
             allocate(self.directory / f"{name}.bin", math.prod(shape) * np.dtype(dtype).itemsize)
-        write_whole(self.directory / ABOUT, json.dumps({**self._about, "widths": widths}))
+        write_settings(self.directory / ABOUT, {**self._about, "widths": widths})
         self._open("r+")
 
     def _open(self, mode: Literal["r", "r+"]) -> None:
@@ -174,24 +174,17 @@ class FeatureCache:
         }
 
 
-def check_about(directory: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+def check_about(directory: pathlib.Path, wanted: Record) -> Record | None:
     """What a directory says about its features; None where it has none yet.
 
     Raises:
       ValueError: they are others than wanted.
     """
-    path = directory / ABOUT
-    if not path.is_file():
-        return None
-    recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if recorded.get("kind") != wanted.get("kind"):
-        by_row = recorded.get("kind") == BY_ROW
-        advice = "by row: add --features_budget" if by_row else "of conversations: leave --features_budget out"
+    kind = (read_settings(directory / ABOUT) or wanted).get("kind")
+    if kind != wanted.get("kind"):
+        advice = "by row: add --features_budget" if kind == BY_ROW else "of conversations: leave --features_budget out"
         raise ValueError(f"{directory} holds features {advice}, or give another directory")
-    for key, value in wanted.items():
-        if recorded.get(key) != value:
-            raise ValueError(f"{directory} holds other features: {key} is {recorded.get(key)}, not {value}")
-    return recorded
+    return check_recorded(directory / ABOUT, wanted, directory, "set of features", derived=("widths",))
 
 
 def widths_of(target: Target, params: Params) -> dict[str, int]:

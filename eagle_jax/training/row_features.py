@@ -11,7 +11,6 @@ ends at the same weights with any budget.
 """
 
 import errno
-import json
 import math
 import os
 import pathlib
@@ -23,6 +22,7 @@ import numpy as np
 
 from eagle_jax.checkpoint.assemble import DTYPES
 from eagle_jax.files import local, lock, write_whole
+from eagle_jax.journal import write_settings
 from eagle_jax.provenance import json_digest
 from eagle_jax.training.data import PackedRow
 from eagle_jax.training.feature_cache import ABOUT, BY_ROW, check_about, make_pass, widths_of
@@ -119,7 +119,7 @@ class RowFeatures:
         if missing > shutil.disk_usage(self.directory).free:
             self._close()
             raise OSError(errno.ENOSPC, f"{missing / 1e9:.1f} GB of features do not fit", str(self.directory))
-        write_whole(self.directory / ABOUT, json.dumps(self._about))
+        write_settings(self.directory / ABOUT, self._about)
 
     def _close(self) -> None:
         if self._lock is not None:

@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
 from eagle_jax.files import is_filled, local, lock, read_jsonl, with_fields, write_whole
-from eagle_jax.journal import check_recorded
+from eagle_jax.journal import check_recorded, write_settings
 from eagle_jax.processes import broadcast_text, is_primary
 from eagle_jax.training.step import TrainState
 
@@ -169,7 +169,7 @@ class Run:
             raise
         about = self.directory / ABOUT
         if not about.is_file():
-            write_whole(about, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
+            write_settings(about, wanted)
 
     def _forget_after(self, step: int) -> None:
         """Drop metrics of steps that are going to be repeated, and a line that a crash cut short."""
@@ -197,7 +197,7 @@ def _together(work: Callable[[], None]) -> None:
 
 def _check_owner(directory: pathlib.Path, wanted: Mapping[str, Any]) -> None:
     """Refuse the directory of something else or of another run."""
-    if not check_recorded(directory / ABOUT, wanted, directory) and is_filled(directory):
+    if check_recorded(directory / ABOUT, wanted, directory) is None and is_filled(directory):
         raise ValueError(f"{directory} is not empty and not a training run: nothing was written")
 
 

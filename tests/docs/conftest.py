@@ -145,7 +145,9 @@ def reader(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for folder in ("mt_bench", *(f"spec_bench/{task}" for task in TASKS)):
         write_lines(tmp_path / folder / "question.jsonl", asked)
     write_lines(tmp_path / "prompts.jsonl", prompts)
-    write_lines(tmp_path / "held_out.jsonl", [{"messages": [{"role": "user", "content": f"Add {n}"}]} for n in range(9)])
+    write_lines(
+        tmp_path / "held_out.jsonl", [{"messages": [{"role": "user", "content": f"Add {n}"}]} for n in range(9)]
+    )
     write_lines(tmp_path / "mydata" / "mine" / "question.jsonl", [asked[0], {"turns": ["Count to 3", "Now to 4"]}])
     # The name stands for the directory of that name from here on.
     monkeypatch.setattr(pretrained, "SMOLLM2", "the real one")

@@ -1,5 +1,5 @@
-import re
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,11 @@ def test_reads_plain_prompts_and_skips_blank_lines(tmp_path: Path) -> None:
 
 def test_reads_conversations(tmp_path: Path) -> None:
     """Training prompts, an answer at the end or not: the user's messages are the turns."""
-    asked = {"role": "user", "content": "One"}, {"role": "assistant", "content": "1"}, {"role": "user", "content": "Two"}
+    asked = (
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "Two"},
+    )
     lines = [json.dumps({"id": "a-7", "messages": messages}) for messages in (asked[:1], asked[:2], asked)]
     assert read_questions(write(tmp_path, "\n".join(lines))) == [
         Question(0, "", ("One",)),

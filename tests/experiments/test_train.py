@@ -383,7 +383,7 @@ def test_another_request_for_the_same_run(task: Task, whole: Path, capsys: pytes
     elsewhere = f"--features={whole.with_name('elsewhere')}"
     assert "is another run: its text_and_target is " in refused(capsys, task, whole, f"--data={other}", elsewhere)
     line = refused(capsys, task, whole, *flags, f"--data={other}")
-    assert f"{whole / 'features'} holds other features: identity is " in line
+    assert f"{whole / 'features'} is another set of features: its identity is " in line
     assert "is another run: its features is 'float32', not None" in refused(capsys, task, whole)
     prompts = write_lines(task.configs / "prompts.jsonl", 2 * [{"prompt": "Count from 30"}])
     line = refused(capsys, task, whole, *flags, f"--prompts_file={prompts}")

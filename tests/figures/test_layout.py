@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eagle_jax.figures.layout import confidence, layout, visible, with_dropped
+from eagle_jax.figures.layout import layout, visible, with_dropped
 from eagle_jax.types import NO_PARENT, DraftTree
 
 
@@ -18,11 +18,6 @@ def test_nodes_do_not_overlap_and_parents_stand_in_the_middle() -> None:
     for node, place in places.items():
         lines = [places[child][1] for child, parent in enumerate(parents) if parent == node]
         assert not lines or place[1] == (min(lines) + max(lines)) / 2
-
-
-def test_confidence_is_of_a_node_given_its_parent() -> None:
-    tree = make_tree([0, 5, 6, 0], [NO_PARENT, 0, 1, NO_PARENT], [1.0, 0.5, 0.4, 0.3])
-    np.testing.assert_allclose(confidence(tree), [1.0, 0.5, 0.8, 1.0], rtol=1e-6)
 
 
 def make_tree(tokens: list[int], parents: list[int], values: list[float]) -> DraftTree:

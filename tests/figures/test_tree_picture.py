@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from eagle_jax.figures.layout import confidence
+from eagle_jax.evaluation.calibration import confidence
 from eagle_jax.figures.nodes import COLOURS
 from eagle_jax.figures.theme import DARK, LIGHT, Theme, ink_on
 from eagle_jax.figures.tree_picture import draw_tree

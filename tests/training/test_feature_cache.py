@@ -96,9 +96,9 @@ def test_of_another_text_or_type(tmp_path: Path) -> None:
     before = contents(tmp_path)
     config, _, params = small.model()
     other = [small.document(9, len(example.tokens), 2) for example in EXAMPLES]
-    with pytest.raises(ValueError, match="holds other features: identity is"):
+    with pytest.raises(ValueError, match="is another set of features: its identity is"):
         FeatureCache(tmp_path, other, fingerprint(other, "tiny", config, params, False), "float32")
-    with pytest.raises(ValueError, match="holds other features: dtype is float32, not float16"):
+    with pytest.raises(ValueError, match="is another set of features: its dtype is 'float32', not 'float16'"):
         cache_in(tmp_path, "float16")
     with pytest.raises(ValueError, match="cannot be stored as 'int8'"):
         cache_in(tmp_path, "int8")

@@ -105,7 +105,7 @@ def test_two_that_begin_at_once(tmp_path: Path) -> None:
     """A directory that another process fills with other features, or with nobody knows which yet, is refused."""
     other = features_in(tmp_path, identity="x")
     with features_in(tmp_path):
-        with pytest.raises(ValueError, match="holds other features: identity is "), other:
+        with pytest.raises(ValueError, match="is another set of features: its identity is "), other:
             pass
         (tmp_path / "about.json").unlink()
         with pytest.raises(ValueError, match="another process is filling it"), other:
@@ -127,9 +127,9 @@ def test_directories_of_other_features(tmp_path: Path) -> None:
     read(features_in(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for changes, message in (
-        ({"identity": "x"}, "holds other features: identity is "),
-        ({"dtype": "float32"}, "holds other features: dtype is float16, not float32"),
-        ({"rows": ROWS[1:]}, "holds other features: rows is "),
+        ({"identity": "x"}, "is another set of features: its identity is "),
+        ({"dtype": "float32"}, "is another set of features: its dtype is 'float16', not 'float32'"),
+        ({"rows": ROWS[1:]}, "is another set of features: its rows is "),
     ):
         with pytest.raises(ValueError, match=message):
             features_in(tmp_path, **changes)
