@@ -226,7 +226,7 @@ def evaluation_prompts(model: LoadedModel, texts: TrainingText, config: Any) -> 
         return []
     questions = read_questions(FLAGS.prompts_file, config.evaluation.num_prompts)
     trained = {key for example in answers_of(texts.training) for key in example.prompt_keys}
-    known = [text for text in (question.turns[0] for question in questions) if asked(text) in trained]
+    known = [text for text in (question.turns[0] for question in questions) if message_key(text) in trained]
     if known:
         raise ValueError(
             f"{len(known)} of {len(questions)} questions of {FLAGS.prompts_file} are prompts of --data, the first:"
@@ -235,7 +235,7 @@ def evaluation_prompts(model: LoadedModel, texts: TrainingText, config: Any) -> 
     return [prompt_ids(model, question) for question in questions]
 
 
-def asked(text: str) -> str:
+def message_key(text: str) -> str:
     """The key of a prompt that is nothing but this message."""
     return text_key([{"role": "user", "content": text}])
 

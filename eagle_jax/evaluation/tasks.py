@@ -94,8 +94,8 @@ def _parse(record: Record, index: int) -> Question:
         raise ValueError(f"expected the key 'turns', 'prompt' or 'messages', got {', '.join(record) or 'none'}")
     if "messages" in record:
         check_messages(record["messages"])
-        asked = tuple(message["content"] for message in record["messages"] if message["role"] == "user")
-        return Question(index, "", asked)
+        turns = tuple(message["content"] for message in record["messages"] if message["role"] == "user")
+        return Question(index, "", turns)
     if "turns" not in record:
         return from_prompt(_typed(record, "prompt", str), index)
     turns = tuple(_typed(record, "turns", list))
