@@ -1,5 +1,6 @@
 """Files of runs: local paths, one writer at a time, complete after every crash; and JSON lines as they are read."""
 
+import codecs
 import contextlib
 import fcntl
 import json
@@ -74,9 +75,91 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     os.replace(new, path)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small text begins that a clone without Git LFS has in place of a large file."""
+
+
+def check_fetched(path: str | os.PathLike[str]) -> None:
+    """Refuse a file of which only the Git LFS pointer is there.
+
+    Raises:
+      ValueError: one line with the command that fetches it.
+      OSError: no such file.
+    """
+    path = pathlib.Path(path)
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer, not the file: run git lfs pull in {path.parent}")
+
+
+def read_json(path: str | os.PathLike[str]) -> Record:
+    """A JSON object from a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+      ValueError: no such file, or none that holds an object; one line with its path.
+    """
+    path = pathlib.Path(path)
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return _object_of(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A text in UTF-8, with or without a byte order mark.
+
+    Raises:
+      ValueError: another encoding; one line with the path.
+    """
+    path = pathlib.Path(path)
+    try:
+        check_fetched(path)
+        return _decode(path.read_bytes())
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if str(path) in text else f"{path}: {text}") from error
+
+
 def is_filled(path: pathlib.Path) -> bool:
     """Whether there is something that must not be overwritten: a file, or a directory that is not empty."""
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def check_writable(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path in which something can be written, missing folders made; nothing is written here.
+
+    Raises:
+      ValueError: an address, a place in something that is no folder, or no permission.
+    """
+    path = local(path)
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if there != path.absolute() and not there.is_dir():
+        raise ValueError(f"{path} cannot be written: {there} is not a directory")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{path} cannot be written: no permission in {there}")
+    return path
+
+
+def check_directory(path: str | os.PathLike[str]) -> pathlib.Path:
+    """`check_writable` of a directory, which may be there."""
+    path = check_writable(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file, expected a directory to write in")
+    return path
+
+
+def check_new_directory(path: str | os.PathLike[str]) -> pathlib.Path:
+    """`check_writable` of a directory in whose place there is nothing yet."""
+    path = check_writable(path)
+    if is_filled(path):
+        raise ValueError(f"{path} is there already and not empty; nothing is overwritten")
+    return path
 
 
 @contextlib.contextmanager
@@ -86,9 +169,7 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     Raises:
       ValueError: there is something of that name already, or the name is an address.
     """
-    path = local(path)
-    if is_filled(path):
-        raise ValueError(f"{path} is there already and not empty; nothing is overwritten")
+    path = check_new_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -140,6 +221,7 @@ def read_jsonl(
     Raises:
       ValueError: "PATH, line N: REASON".
     """
+    check_fetched(path)
     with pathlib.Path(path).open("rb") as file:
         return parse_jsonl(file, path, parse, what=what, broken=broken)
 
@@ -159,7 +241,7 @@ def parse_jsonl(
             continue
         location = Location(path, number)
         try:
-            parsed.append(parse(_json_object(line), location))
+            parsed.append(parse(_object_of(_decode(line).rstrip("\r\n")), location))
         except ValueError as error:
             message = f"{location}: {f'not {what}' if what else error}"
             if broken is None:
@@ -186,17 +268,23 @@ def with_fields(*names: str) -> Callable[[Record, Location], Record]:
     return parse
 
 
-def _json_object(line: bytes) -> Record:
-    try:
-        text = line.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+def _object_of(text: str) -> Record:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise ValueError(f"not JSON: {error.msg} at {place}") from error
     except RecursionError as error:
         raise ValueError(f"nested too deeply to be read: {text[:20]!r}...") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, got {type(record).__name__}")
     return record
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("it is UTF-16, save it as UTF-8") from error
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from eagle_jax.files import Location, Parsed, local, lock, parse_jsonl, write_whole
+from eagle_jax.files import Location, Parsed, local, lock, parse_jsonl, read_json, write_whole
 from eagle_jax.files import Record as Record
 
 _HEADER = b'{"settings": '
@@ -171,7 +171,7 @@ def check_recorded(
 
 def read_settings(path: pathlib.Path) -> Record | None:
     """What `write_settings` has written; None where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def write_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:

@@ -1,8 +1,7 @@
 """Tokenizer wrapper, chat prompts and streaming."""
 
 import itertools
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from transformers import PreTrainedTokenizerFast
 
 from eagle_jax import chat
 from eagle_jax.chat import TextStream, Tokenizer
@@ -103,46 +101,71 @@ def test_stream_holds_back_half_a_character(tokenizer: Any) -> None:
     assert stream.finish() == "\ufffd"
 
 
-def save(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> Path:
-    """A directory with a tokenizer as transformers saves it."""
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=byte_backend(), chat_template=TEMPLATE, bos_token="<s>", eos_token="</s>"
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} </s>"
+    "{% endif %}{% endfor %}"
+)
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+BETWEEN = "{% for m in messages %}{{ m.content }}{% if not loop.last %}<|eot_id|>{% endif %}{% endfor %}"
+BROKEN = "{{ messages[0].content + 3 }}"
+
+
+def with_marks(template: str | None, stop_ids: Sequence[int], *marks: str) -> Tokenizer:
+    """Bytes, then marks from 256 on, the first of which starts a text."""
+    backend = byte_backend()
+    backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return chat.tokenizer_from_backend(
+        backend, stop_ids=stop_ids, chat_template=template, bos_id=START, eos_id=END, origin="toy"
     )
-    fast.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
-    if generation is not None:
-        (folder / "generation_config.json").write_text(json.dumps(generation))
-    return folder
+
+
+MORE = 260
+HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 
 
 @pytest.mark.parametrize(
-    ("config", "generation", "wanted"),
+    ("template", "listed", "marks", "end", "stops"),
     [
-        ({}, None, (END,)),
-        ({"eos_token_id": 7}, None, (7, END)),
-        ({"eos_token_id": [7, 8]}, {"eos_token_id": [8, 9]}, (7, 8, 9, END)),
-        ({"eos_token_id": None}, {"eos_token_id": 9}, (9, END)),
+        # Llama 3.1: the list of its config begins with what ends a text.
+        (LLAMA3, (MORE + 2, MORE + 3, MORE + 4), HEADERS, MORE + 4, (MORE + 2, MORE + 3, MORE + 4)),
+        # Files with the EOS of the base model.
+        (LLAMA3, (MORE + 2,), HEADERS, MORE + 4, (MORE + 2, MORE + 4, MORE + 3)),
+        (CHATML, (END,), ("<|im_start|>", "<|im_end|>"), MORE + 1, (END, MORE + 1)),
+        (LLAMA2, (), (), END, (END,)),
+        (PLAIN, (END,), (), END, (END,)),
+        (BETWEEN, (END,), ("<|eot_id|>",), MORE, (END, MORE)),
+        (PLAIN, (END,), ("<|eot_id|>",), END, (END, MORE)),  # known by its text
+        (None, (), ("<|im_end|>",), MORE, (MORE,)),
+        (BROKEN, (END,), (), END, (END,)),
+        ("{{", (), (), None, ()),
     ],
 )
-def test_directory(tmp_path: Path, config: dict[str, Any], generation: Any, wanted: tuple[int, ...]) -> None:
-    tokenizer = chat.tokenizer_from_directory(save(tmp_path, config, generation))
-    assert tokenizer.stop_ids == wanted
-    messages = [{"role": "user", "content": "Grüße"}]
-    assert tokenizer.chat(messages) == wrap().chat(messages)
+def test_the_end_of_a_turn(
+    template: str | None, listed: tuple[int, ...], marks: tuple[str, ...], end: int | None, stops: tuple[int, ...]
+) -> None:
+    """What the template writes after an answer, whatever the files list."""
+    tokenizer = with_marks(template, listed, *marks)
+    assert (tokenizer.end_id, tokenizer.stop_ids) == (end, stops)
 
 
-def test_directory_without_a_tokenizer(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="cannot read a tokenizer") as caught:
-        chat.tokenizer_from_directory(tmp_path)
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (BROKEN, r'toy does not work: TypeError: can only concatenate str \(not "int"\) to str'),
+        ("{{", "toy refuses the conversation: unexpected 'end of template'"),
+        ("{{ nothing.at.all }}", "toy refuses the conversation: 'nothing' is undefined"),
+        ("{{ 1 // 0 }}", "toy does not work: ZeroDivisionError"),
+    ],
+)
+def test_templates_that_fail(template: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"the chat template of {message}") as caught:
+        wrap(template).chat([{"role": "user", "content": "x"}])
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["{", "[]"])
-def test_directory_with_a_broken_generation_config(tmp_path: Path, text: str) -> None:
-    (save(tmp_path, {}) / "generation_config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"generation_config\.json is not a readable JSON object"):
-        chat.tokenizer_from_directory(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -183,20 +206,6 @@ def test_smollm2_splits_digits_one_by_one(smollm2: Tokenizer) -> None:
 @pytest.mark.smollm2
 def test_smollm2_answer_text(smollm2: Tokenizer) -> None:
     assert smollm2.decode([504, 3575, 282, 4649, 314, 7042, 30, 2]) == "The capital of France is Paris."
-
-
-def test_truncation_and_padding_of_the_file_are_left_out(tmp_path: Path) -> None:
-    """A training script may have saved its own with the tokenizer."""
-    backend = byte_backend()
-    backend.enable_truncation(4)
-    backend.enable_padding(length=6)
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", chat_template=TEMPLATE)
-    fast.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "tokenizer.json").read_text())
-    assert (saved["truncation"] is None, saved["padding"] is None) == (False, False)
-    tokenizer = chat.tokenizer_from_directory(tmp_path)
-    assert tokenizer.encode("ab") == list(byte_backend().encode("ab").ids)
-    assert len(tokenizer.chat([{"role": "user", "content": "a" * 40}])) > 40
 
 
 def test_what_cannot_be_encoded_is_a_value_error() -> None:

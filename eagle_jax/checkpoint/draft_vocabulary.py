@@ -13,6 +13,7 @@ import numpy as np
 
 from eagle_jax.checkpoint.assemble import TensorSource
 from eagle_jax.checkpoint.head_formats import D2T, T2D
+from eagle_jax.files import check_fetched
 from eagle_jax.kernels.packed import PackedMatrix
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadParams
@@ -99,6 +100,7 @@ def read_ranks(directory: pathlib.Path, vocab_size: int) -> np.ndarray | None:
     path = directory / RANKS_FILE
     if not path.exists():
         return None
+    check_fetched(path)
     try:
         ranks = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

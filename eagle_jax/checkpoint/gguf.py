@@ -15,11 +15,14 @@ import numpy as np
 
 from eagle_jax.checkpoint.assemble import Place, Progress, TensorSource, assemble
 from eagle_jax.checkpoint.names import gguf_name, target_tensors
+from eagle_jax.files import check_fetched
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.types import Params
 
 ROPE_FACTORS = "rope_freqs.weight"
 """Divisors of the RoPE frequencies (Llama 3.1 and later): they shape the config and are no weights."""
+
+_NO_TOKEN = 0xFFFFFFFF  # -1 as the unsigned number that llama.cpp writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    check_fetched(path)
     try:
         reader = _Reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
@@ -91,6 +95,21 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     if metadata.get("split.count", 1) > 1:
         raise ValueError(f"{path} is one of {metadata['split.count']} parts; join them with llama-gguf-split --merge")
     return GGUFFile(path, metadata, {tensor.name: tensor for tensor in reader.tensors})
+
+
+def token_id(metadata: Mapping[str, Any], name: str) -> int | None:
+    """A token that a file declares, such as `bos`; None where it declares none, or -1 for none.
+
+    Raises:
+      ValueError: not the number of one of its tokens.
+    """
+    key = f"tokenizer.ggml.{name}_token_id"
+    declared, size = metadata.get(key), len(metadata.get("tokenizer.ggml.tokens", ()))
+    if declared in (None, -1, _NO_TOKEN):
+        return None
+    if not isinstance(declared, int) or declared < 0 or (size and declared >= size):
+        raise ValueError(f"{key} is {str(declared)[:60]}, but there are {size} tokens")
+    return declared
 
 
 def load_params(

@@ -4,13 +4,15 @@ Every key in the namespace of the architecture must be known: one that is not ma
 error and not skipped.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from eagle_jax.checkpoint.gguf import ROPE_FACTORS, GGUFFile
+from eagle_jax.checkpoint.gguf import ROPE_FACTORS, GGUFFile, token_id
+from eagle_jax.checkpoint.hf_config import context_remark, scaled_context
 from eagle_jax.models.config import ModelConfig, RopeScaling
 from eagle_jax.models.rope import frequencies
 
@@ -33,6 +35,7 @@ _NEUTRAL = {
 }
 """Keys that are read only to make sure that they change nothing."""
 
+_LOG = logging.getLogger(__name__)
 _IGNORED = ("rope.scaling.finetuned", "tensor_data_layout")
 
 
@@ -64,6 +67,13 @@ class _Keys:
         if not isinstance(value, int) or value < 1:
             raise self.error(key, f"is {str(value)[:60]}, expected one positive number for all layers")
         return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number, whole or not; required where no default is given."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self.error(key, f"is {str(value)[:60]}, expected one positive number")
+        return float(value)
 
     def error(self, key: str, what: str) -> ValueError:
         return ValueError(f"{self._origin}: metadata key {self._prefix}{key} {what}")
@@ -99,7 +109,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         if keys.get(key, head_dim) != head_dim:
             raise keys.error(key, f"is {keys.get(key)}, but the head size is {head_dim}")
     vocab_size = keys.count("vocab_size", len(file.metadata.get("tokenizer.ggml.tokens", ())))
-    theta = float(keys.get("rope.freq_base", 10000.0))
+    theta = keys.number("rope.freq_base", 10000.0)
     scaling = _rope_scaling(keys)
     if ROPE_FACTORS in file.tensors:
         scaling = _llama3_scaling(file, head_dim, theta, scaling)
@@ -111,8 +121,8 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=keys.count("attention.head_count_kv", num_heads),
         head_dim=head_dim,
-        max_positions=keys.count("context_length"),
-        norm_eps=_shortest(keys.need("attention.layer_norm_rms_epsilon")),
+        max_positions=_context(keys, scaling),
+        norm_eps=_shortest(keys.number("attention.layer_norm_rms_epsilon")),
         rope_theta=theta,
         rope_scaling=scaling,
         qkv_bias=architecture == "qwen2" or "blk.0.attn_q.bias" in file.tensors,
@@ -120,16 +130,18 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
         qk_norm=architecture == "qwen3",
         tie_embeddings="output.weight" not in file.tensors,
-        bos_id=file.metadata.get("tokenizer.ggml.bos_token_id"),
+        bos_id=token_id(file.metadata, "bos"),
         eos_ids=eos_ids(file.metadata),
     )
     keys.reject_the_rest()
+    if remark := context_remark(keys.count("context_length"), config):
+        _LOG.warning("%s: %s", file.path, remark)
     return config
 
 
 def eos_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
     """Tokens that end an answer: end of text, of turn and of message, as far as the file declares them."""
-    ids = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    ids = (token_id(metadata, name) for name in ("eos", "eot", "eom"))
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
@@ -140,20 +152,29 @@ def _shortest(value: float) -> float:
 
 def _rope_scaling(keys: _Keys) -> RopeScaling:
     """Linear and yarn; llama.cpp takes a factor without a type for linear."""
-    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear"))
-    kind = keys.get("rope.scaling.type", "none" if factor is None else "linear")
-    original = keys.get("rope.scaling.original_context_length", keys.need("context_length"))
+    key = "rope.scaling.factor" if keys.get("rope.scaling.factor") is not None else "rope.scale_linear"
+    kind = keys.get("rope.scaling.type", "none" if keys.get(key) is None else "linear")
+    original = keys.count("rope.scaling.original_context_length", keys.count("context_length"))
     if kind == "none":
         return RopeScaling()
     if kind not in ("linear", "yarn"):
         raise keys.error("rope.scaling.type", f"is {kind!r}; supported are none, linear, yarn")
-    if factor is None:
+    if keys.get(key) is None:
         raise keys.error("rope.scaling.factor", f"is missing, and RoPE scaling {kind} needs it")
+    factor = keys.number(key)
     if kind == "linear":
-        return RopeScaling(kind="linear", factor=float(factor))
+        return RopeScaling(kind="linear", factor=factor)
     if keys.get("rope.scaling.yarn_log_multiplier", 0.0):
         raise keys.error("rope.scaling.yarn_log_multiplier", "is not supported for this architecture")
-    return RopeScaling(kind="yarn", factor=float(factor), original_max_positions=int(original))
+    return RopeScaling(kind="yarn", factor=factor, original_max_positions=original)
+
+
+def _context(keys: _Keys, scaling: RopeScaling) -> int:
+    """Positions that the model is made for: `context_length` is that of its `config.json`."""
+    declared = keys.count("context_length")
+    if scaling.kind == "linear":
+        return max(declared, round(scaling.factor * keys.count("rope.scaling.original_context_length", declared)))
+    return scaled_context(declared, scaling)
 
 
 def _llama3_scaling(file: GGUFFile, head_dim: int, theta: float, declared: RopeScaling) -> RopeScaling:

@@ -4,13 +4,13 @@ How a text is split before BPE is not in the file, only the name of a rule (`tok
 those of the models' own `tokenizer.json`; an unknown name is an error, since a wrong split gives wrong ids silently.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
-"""Token types: pieces that BPE makes, markers such as end of text, and words that BPE may not split."""
+from eagle_jax.checkpoint.gguf import token_id
+from eagle_jax.checkpoint.sentencepiece import NORMAL, Pieces, add_special_tokens, sentencepiece_bpe, start_with
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -56,29 +56,46 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not tokens:
         raise ValueError("tokenizer.ggml.tokens is missing or empty")
-    tokenizer = builders[kind](metadata, {token: index for index, token in enumerate(tokens)})
-    types = metadata.get("tokenizer.ggml.token_type", [])
-    listed = [(token, sort) for token, sort in zip(tokens, types, strict=False) if sort in (_CONTROL, _USER_DEFINED)]
-    tokenizer.add_tokens([AddedToken(token, special=sort == _CONTROL, normalized=False) for token, sort in listed])
+    try:
+        tokenizer = builders[kind](metadata)
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers has no type of its own for what it refuses
+        raise ValueError(f"the vocabulary of this file is not complete: {error}") from error
+    add_special_tokens(tokenizer, tokens, _by_token(metadata, "token_type", [NORMAL] * len(tokens)))
     # As llama.cpp: these families start a text with BOS unless the file says otherwise.
     default = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST
     if metadata.get("tokenizer.ggml.add_bos_token", default):
-        bos = metadata.get("tokenizer.ggml.bos_token_id")
+        bos = token_id(metadata, "bos")
         if bos is None:
             raise ValueError("texts start with BOS, but tokenizer.ggml.bos_token_id is missing")
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{tokens[bos]} $A", pair=None, special_tokens=[(tokens[bos], bos)]
-        )
+        start_with(tokenizer, tokens[bos], bos)
     return tokenizer
 
 
-def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int]) -> Tokenizer:
+def _by_token(metadata: Mapping[str, Any], name: str, default: Sequence[Any] = ()) -> Sequence[Any]:
+    """A list that has something for each token.
+
+    Raises:
+      ValueError: there is none and no default, or one of another length.
+    """
+    key = f"tokenizer.ggml.{name}"
+    values, size = metadata.get(key) or default, len(metadata["tokenizer.ggml.tokens"])
+    if not values:
+        raise ValueError(f"{key} is missing or empty")
+    if len(values) != size:
+        raise ValueError(f"{key} has {len(values)} entries, but there are {size} tokens")
+    return values
+
+
+def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre")
     if pre not in _SPLITS:
         raise ValueError(f"tokenizer.ggml.pre is {pre!r}; supported are {', '.join(_SPLITS)}")
     merges = [tuple(merge.split(" ")) for merge in metadata.get("tokenizer.ggml.merges", [])]
     if not merges:
         raise ValueError("tokenizer.ggml.merges is missing or empty")
+    vocab = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _WHOLE_WORDS_FIRST))
     if _SPLITS[pre] is _SPLITS["qwen2"]:
         tokenizer.normalizer = normalizers.NFC()
@@ -87,39 +104,14 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int]) -> Tokenizer
     return tokenizer
 
 
-def _sentencepiece(metadata: Mapping[str, Any], vocab: dict[str, int]) -> Tokenizer:
-    """SentencePiece stores scores instead of merges: any pair of pieces that makes a piece is a merge, best first.
-
-    A space is put before each stretch of text between special tokens, as in llama.cpp and in Llama 2's own files.
-    """
-    scores = metadata.get("tokenizer.ggml.scores")
-    if not scores:
-        raise ValueError("tokenizer.ggml.scores is missing or empty")
-    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(vocab)
-    merges = [
-        (-scores[index], -cut, index, (token[:cut], token[cut:]))
-        for token, index in vocab.items()
-        if types[index] == _NORMAL
-        for cut in range(1, len(token))
-        if token[:cut] in vocab and token[cut:] in vocab
-    ]
-    unknown = metadata.get("tokenizer.ggml.unknown_token_id")
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocab,
-            merges=[merge[-1] for merge in sorted(merges)],
-            unk_token=None if unknown is None else metadata["tokenizer.ggml.tokens"][unknown],
-            fuse_unk=True,
-            byte_fallback=True,
+def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
+    tokens = metadata["tokenizer.ggml.tokens"]
+    return sentencepiece_bpe(
+        Pieces(
+            texts=tokens,
+            scores=_by_token(metadata, "scores"),
+            types=_by_token(metadata, "token_type", [NORMAL] * len(tokens)),
+            unknown_id=token_id(metadata, "unknown"),
+            space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", True),
         )
     )
-    space: list[Any] = [normalizers.Replace(" ", "▁")]
-    strip = []
-    if metadata.get("tokenizer.ggml.add_space_prefix", True):
-        space.insert(0, normalizers.Prepend("▁"))
-        strip.append(decoders.Strip(" ", left=1, right=0))
-    tokenizer.normalizer = normalizers.Sequence(space)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    return tokenizer

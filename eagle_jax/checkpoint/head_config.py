@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eagle_jax.checkpoint.head_formats import HEAD_FORMATS, Engine, kind_named, kind_of
-from eagle_jax.checkpoint.hf_config import MODEL_TYPES, config_from_hf, rope_to_hf
+from eagle_jax.checkpoint.hf_config import MODEL_TYPES, config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, head_kind, layers_of, parts_of
 
@@ -199,7 +199,7 @@ def config_to_flat(
         "rms_norm_eps": layer.norm_eps,
         "hidden_act": "silu",
         **rope_to_hf(layer.rope_theta, layer.rope_scaling),
-        "max_position_embeddings": target.max_positions,
+        **context_to_hf(target.max_positions, layer.rope_scaling),
         "tie_word_embeddings": False,
         "attention_bias": layer.output_bias,
         "mlp_bias": layer.mlp_bias,

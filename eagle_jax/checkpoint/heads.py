@@ -32,14 +32,11 @@ from eagle_jax.checkpoint.head_formats import (
     head_tensors,
     kind_of,
 )
-from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, open_safetensors, read_json, weight_files
+from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, TORCH_FILE, open_safetensors, weight_files
 from eagle_jax.checkpoint.names import TensorSpec, insert, lookup, table
-from eagle_jax.files import new_directory
+from eagle_jax.files import new_directory, read_json
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, head_kind
-
-TORCH_FILE = "pytorch_model.bin"
-"""What the EAGLE repository writes; read by `experiments.convert` alone."""
 
 Shardings = Callable[[HeadConfig, HeadParams], HeadParams]
 """(config, weights or their shapes) -> where each of them goes."""

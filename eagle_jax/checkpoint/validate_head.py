@@ -28,8 +28,8 @@ from eagle_jax.checkpoint.head_formats import (
     head_tensors,
 )
 from eagle_jax.checkpoint.heads import open_head
-from eagle_jax.checkpoint.hf import read_json
 from eagle_jax.checkpoint.hf_config import rope_from_hf
+from eagle_jax.files import read_json
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, head_kind
 

@@ -12,7 +12,6 @@ expected to lose. Without one of the two, the size follows from batch and platfo
 Gives only the three sizes that `make_eagle2` and `make_eagle3` take; builds no drafter.
 """
 
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from eagle_jax.files import read_json
 
 
 class TreeSize(NamedTuple):
@@ -88,7 +89,7 @@ def read_tau_table(directory: pathlib.Path) -> TauTable | None:
     if not path.exists():
         return None
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))["tau"]
+        given = read_json(path)["tau"]
         tau = {
             TreeSize(*map(int, size.split("/"))): {float(t): float(value) for t, value in by_temperature.items()}
             for size, by_temperature in given.items()

@@ -6,6 +6,7 @@ rounds with a target of few layers. All run in loops on the device, as a call fr
 tokens. Sizes in between are interpolated.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -31,7 +32,7 @@ from eagle_jax.drafters.default_tree import (
     ladder_tree,
     read_tau_table,
 )
-from eagle_jax.files import cache_directory, write_whole
+from eagle_jax.files import cache_directory, read_json, write_whole
 from eagle_jax.generator import Generator
 from eagle_jax.kernels.packed import is_packed, pack
 from eagle_jax.models.draft_head import Head, HeadParams
@@ -102,8 +103,9 @@ def round_costs(model: LoadedModel, head: Head, head_params: HeadParams, batch: 
     """
     params = pack(model.params)
     path = cache_directory() / "round_costs" / f"{_key(model, params, head, batch)}.json"
-    if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+    # A damaged file is measured anew, as one that is not there.
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        stored = read_json(path)
         return RoundCosts(**{**stored, "passes": {int(size): cost for size, cost in stored["passes"].items()}})
     costs = measure(model, params, head, pack(head_params), batch)
     path.parent.mkdir(parents=True, exist_ok=True)

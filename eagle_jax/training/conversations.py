@@ -6,7 +6,7 @@ answer is there as token ids, those count:
     answer_ids   token ids of the last message, without its end token
     prompt_ids   token ids of all before it, as the target read them; made anew by the chat template where left out
     finished     whether the answer ended by itself; then the end token is appended and learnt
-    end_id       the token that ended it; the tokenizer's first stop id where left out
+    end_id       the token that ended it; the one that the chat template ends answers with where left out
     id           of the prompt: all answers to one are trained on, or all held out (`split`)
 
 Then the last answer alone is supervised. Without ids every assistant turn is: from where the chat template leaves it to
@@ -39,6 +39,10 @@ class ChatTokenizer(Protocol):
     @property
     def stop_ids(self) -> Sequence[int]:
         """Tokens that end an answer."""
+
+    @property
+    def end_id(self) -> int | None:
+        """The one of them that the chat template writes after an answer."""
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Prompt ids of a conversation, up to where the answer begins."""
@@ -179,7 +183,7 @@ def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: En
     Raises:
       ValueError: no stop id, a template that rewrites earlier turns, or an answer without ids and no `encode_plain`.
     """
-    if not tokenizer.stop_ids:
+    if tokenizer.end_id is None:
         raise ValueError("the tokenizer has no stop id, so no answer would ever end")
     messages, ids = record["messages"], record.get("answer_ids")
     prompt = None if ids is None else record.get("prompt_ids")
@@ -187,12 +191,12 @@ def encode(record: Mapping[str, Any], tokenizer: ChatTokenizer, encode_plain: En
         prompt = tokenizer.chat(messages[:-1])
     if ids is not None:
         end = record.get("end_id")
-        answer = [*ids, *([tokenizer.stop_ids[0] if end is None else end] if record["finished"] else [])]
+        answer = [*ids, *([tokenizer.end_id if end is None else end] if record["finished"] else [])]
         spans = []
     else:
         if encode_plain is None:
             raise ValueError("the answer has no answer_ids, and nothing to tokenise it with was given")
-        answer = [*encode_plain(messages[-1]["content"]), tokenizer.stop_ids[0]]
+        answer = [*encode_plain(messages[-1]["content"]), tokenizer.end_id]
         spans = [_earlier_answer(messages, index, prompt, tokenizer) for index in _earlier_answers(messages)]
     tokens = np.asarray([*prompt, *answer], np.int32)
     supervised = np.zeros(len(tokens), bool)

@@ -114,6 +114,41 @@ def test_rope_scaling(tmp_path: Path, metadata: dict[str, Any], wanted: RopeScal
     assert config.rope_scaling == wanted
 
 
+@pytest.mark.parametrize(
+    ("metadata", "wanted"),
+    [
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, 2048),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+            512,
+        ),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, 2048),
+        ({"rope.scale_linear": 2.0, "rope.scaling.original_context_length": 128}, 512),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, 512),
+    ],
+)
+def test_context_that_scaling_stretches(
+    tmp_path: Path, metadata: dict[str, Any], wanted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`context_length` is what `config.json` had, with YaRN the original length; the log says which context counts."""
+    metadata = {f"llama.{key}": value for key, value in metadata.items()}
+    config, _ = load(write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS, metadata=metadata))
+    assert config.max_positions == wanted
+    assert any(f"the context is {wanted} positions" in text for text in caplog.messages) == (wanted != 512)
+
+
+@pytest.mark.parametrize(("token", "wanted"), [(2, (2,)), (0xFFFFFFFF, ()), (3, None)])
+def test_end_tokens(tmp_path: Path, token: int, wanted: tuple[int, ...] | None) -> None:
+    """-1 is none; one that is not there is refused."""
+    metadata = {"tokenizer.ggml.eos_token_id": token, "tokenizer.ggml.bos_token_id": 0xFFFFFFFF}
+    metadata |= {"tokenizer.ggml.tokens": ["a", "b", "c"], "llama.vocab_size": 64}
+    path = write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS, metadata=metadata)
+    if wanted is None:
+        fails(path, "tokenizer.ggml.eos_token_id is 3, but there are 3 tokens")
+    else:
+        assert (load(path)[0].bos_id, load(path)[0].eos_ids) == (None, wanted)
+
+
 LLAMA3 = RopeScaling(kind="llama3", factor=32.0, original_max_positions=8192)
 
 
@@ -163,6 +198,12 @@ def test_factors_of_another_scaling(tmp_path: Path) -> None:
         ({"llama.logit_scale": 0.5}, ["llama.logit_scale", "is not known"]),
         ({"llama.rope.scaling.type": "longrope"}, ["'longrope'", "none, linear, yarn"]),
         ({"llama.rope.scaling.type": "yarn"}, ["llama.rope.scaling.factor is missing"]),
+        ({"llama.rope.freq_base": -1.0}, ["llama.rope.freq_base is -1.0, expected one positive number"]),
+        ({"llama.attention.layer_norm_rms_epsilon": "1e-5"}, ["layer_norm_rms_epsilon is 1e-5, expected one positive"]),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.0},
+            ["factor is 0.0, expected one positive"],
+        ),
         ({"llama.rope.scaling.attn_factor": 0.5}, ["llama.rope.scaling.attn_factor is 0.5", "only 1.0"]),
         (
             {"llama.feed_forward_length": [64, 64, 32]},

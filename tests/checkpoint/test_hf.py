@@ -117,6 +117,25 @@ def test_tied_model_with_another_head(tmp_path: Path) -> None:
     fails(write_hf(tmp_path, TENSORS, tie_word_embeddings=True), "lm_head.weight differs from")
 
 
+def test_context_that_scaling_stretches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As model cards switch YaRN on: the log says which context was taken."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    assert load_config(write_hf(tmp_path / "plain", TENSORS)).max_positions == 512
+    assert caplog.messages == []
+    assert load_config(write_hf(tmp_path / "yarn", TENSORS, rope_scaling=yarn)).max_positions == 2048
+    assert caplog.messages == [
+        f"{tmp_path / 'yarn'}: the context is 2048 positions by RoPE scaling (yarn, 4 times); the file declares 512"
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_pointer_of_git_lfs(tmp_path: Path, name: str) -> None:
+    """What a clone without Git LFS holds."""
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 135\n"
+    (write_hf(tmp_path, TENSORS) / name).write_text(text)
+    fails(tmp_path, f"{tmp_path / name} is a Git LFS pointer, not the file: run git lfs pull in {tmp_path}")
+
+
 @pytest.mark.parametrize("part", [0, 4, 60, 5000, -1])
 def test_cut_file(tmp_path: Path, part: int) -> None:
     file = write_hf(tmp_path, TENSORS) / "model.safetensors"
@@ -169,10 +188,17 @@ def test_unreadable_index(tmp_path: Path, text: str) -> None:
     fails(tmp_path, "model.safetensors.index.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_unreadable_config(tmp_path: Path, text: str) -> None:
-    (write_hf(tmp_path, TENSORS) / "config.json").write_text(text)
-    fails(tmp_path, "config.json")
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, '{"a": 1}'.encode("utf-16")])
+def test_unreadable_config(tmp_path: Path, content: bytes) -> None:
+    (write_hf(tmp_path, TENSORS) / "config.json").write_bytes(content)
+    fails(tmp_path, f"{tmp_path / 'config.json'}: ")
+
+
+def test_config_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = write_hf(tmp_path, TENSORS) / "config.json"
+    wanted, text = load(tmp_path)[0], json.dumps(json.loads(path.read_text()), indent=1)
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load(tmp_path)[0] == wanted
 
 
 def test_no_config(tmp_path: Path) -> None:

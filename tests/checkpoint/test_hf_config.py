@@ -158,6 +158,63 @@ def test_rope(changes: dict[str, Any], theta: float, wanted: RopeScaling) -> Non
     assert (config.rope_theta, config.rope_scaling) == (theta, wanted)
 
 
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+LINEAR = {"type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"rope_scaling": YARN}, 2048),  # as the cards of Qwen2.5 switch it on
+        ({"rope_scaling": YARN, "max_position_embeddings": 640}, 2048),  # Qwen3
+        ({"rope_scaling": YARN, "max_position_embeddings": 2048}, 2048),
+        ({"rope_parameters": {**YARN, "rope_theta": 1e6}}, 2048),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 2048),
+        ({"rope_scaling": {**YARN, "factor": None}, "max_position_embeddings": 1024}, 1024),
+        ({"rope_scaling": {**YARN, "original_max_position_embeddings": None}, "max_position_embeddings": 2048}, 8192),
+        ({"rope_scaling": YARN, "original_max_position_embeddings": 256}, 1024),
+        # Llama 3.2: the factor is not the ratio of the lengths.
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 128}}, 512),
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 512}}, 4096),
+        ({"rope_scaling": LINEAR}, 2048),
+        ({"rope_scaling": LINEAR, "max_sequence_length": 1024}, 1024),  # Vicuna-16k
+        ({"rope_scaling": {**LINEAR, "original_max_position_embeddings": 128}}, 512),
+        ({"max_sequence_length": 1024}, 512),
+    ],
+)
+def test_context(changes: dict[str, Any], wanted: int) -> None:
+    assert read(**changes).max_positions == wanted
+
+
+def test_rope_scaling_beside_rope_parameters() -> None:
+    """A card's `rope_scaling` in a file of transformers 5: the base stays the model's own."""
+    plain = {"rope_type": "default", "rope_theta": 1e6}
+    config = read(rope_theta="absent", rope_scaling=YARN, rope_parameters=plain)
+    assert (config.rope_theta, config.rope_scaling.kind) == (1e6, "yarn")
+    assert read(rope_scaling={"rope_type": "default"}, rope_parameters={**YARN, "rope_theta": 1e6}) == config
+    assert read(rope_scaling=YARN, rope_parameters={**YARN, "rope_theta": 1e6}) == config
+    with pytest.raises(ValueError, match=r"rope_scaling says .*'linear'.* rope_parameters says .*'yarn'"):
+        read(rope_scaling=LINEAR, rope_parameters=YARN)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"initializer_range": 1},
+        {"use_cache": None},
+        {"attention_bias": None, "mlp_bias": None, "tie_word_embeddings": None},
+        {"max_position_embeddings": 512.0, "hidden_size": 32.0, "eos_token_id": 2.0},
+        {"rms_norm_eps": 1e-5, "rope_theta": 10000, "hidden_act": None},
+        {"eos_token_id": [2, -1, None]},
+        {"bos_token_id": [1]},
+        {"rope_scaling": {}, "rope_parameters": {"rope_type": None, "type": None}},
+        {"layer_types": None, "max_window_layers": None, "quantization_config": None, "head_dim": 8.0},
+    ],
+)
+def test_values_of_another_type_that_mean_the_same(changes: dict[str, Any]) -> None:
+    assert read(**changes) == read()
+
+
 @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"])
 def test_missing_key(key: str) -> None:
     with pytest.raises(ValueError, match=f"config.json has no {key}"):
@@ -189,6 +246,22 @@ def test_missing_kv_heads_of_qwen() -> None:
         ({"layer_types": MIXED}, "contradicts sliding_window None of a llama model"),
         ({"model_type": "qwen3", "layer_types": MIXED}, "contradicts sliding_window None of a qwen3 model"),
         ({"model_type": "qwen3", "layer_types": MIXED[:2]}, "3 times"),
+        ({"hidden_size": "32"}, "hidden_size is '32', expected a positive number"),
+        ({"hidden_size": True}, "hidden_size is True, expected a positive number"),
+        ({"max_position_embeddings": 512.5}, r"max_position_embeddings is 512\.5, expected a positive number"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected a positive number"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small', expected a positive number"),
+        ({"rope_theta": -1}, "rope_theta is -1, expected a positive number"),
+        ({"attention_bias": "no"}, "attention_bias is 'no', expected true or false"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>', expected token ids"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', expected an object"),
+        ({"rope_scaling": {"type": ["yarn"]}}, r"RoPE scaling \['yarn'\] is not supported"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor is '4', expected a positive number"),
+        ({"quantization_config": "awq"}, "quantization_config is 'awq', expected an object"),
+        ({"num_key_value_heads": 3}, "4 query heads, 3 key/value heads and head size 8 do not fit together"),
+        ({"head_dim": 7}, "head size 7 do not fit together"),
+        ({"model_type": "qwen3", "layer_types": [{}] * 3}, "must name full_attention or sliding"),
+        ({"model_type": "mistral", "sliding_window": "4k"}, "sliding_window is '4k', expected a positive number"),
         ({"model_type": "qwen3", "layer_types": ["chunked_attention"] * 3}, "must name full_attention or sliding"),
     ],
 )

@@ -17,8 +17,8 @@ from eagle_jax.models.transformer import make_target
 from eagle_jax.testing import tiny_transformer
 from tests.checkpoint.files import stored_tensors, write_gguf, write_hf
 from tests.checkpoint.test_gguf_tokenizer import byte_level_metadata
+from tests.checkpoint.test_hf_tokenizer import save
 from tests.models.passes import greedy, whole_pass
-from tests.test_chat import save
 from tests.tolerance import assert_close, pass_terms
 
 METADATA = byte_level_metadata("gpt-2")
@@ -42,6 +42,36 @@ def test_gguf_file(tmp_path: Path) -> None:
     assert loaded.tokenizer.vocab_size == NUM_TOKENS
     with pytest.raises(ValueError, match=r"tiny.gguf has no chat template"):
         loaded.tokenizer.chat([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize("name", ["tiny.GGUF", "sha256-4d7a", "tiny"])
+def test_gguf_file_of_another_name(tmp_path: Path, name: str) -> None:
+    """Ollama stores its models under their hashes."""
+    loaded = load_target(str(write_gguf(tmp_path / name, CONFIG, TENSORS, metadata=METADATA)))
+    assert_tree_equal(loaded.params, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a Git LFS pointer, not the file"),
+        (b"PK\x03\x04 something else", "is not a complete GGUF file"),
+    ],
+)
+def test_file_that_is_no_gguf_one(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_target(str(tmp_path / "model"))
+
+
+def test_gguf_file_with_the_eos_of_the_base_model(tmp_path: Path) -> None:
+    """Its template ends turns with another token, which ends answers too."""
+    eos = METADATA["tokenizer.ggml.eos_token_id"]
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|start|>{% endfor %}"
+    metadata = {**METADATA, "tokenizer.chat_template": template}
+    tokenizer = load_target(str(write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS, metadata=metadata))).tokenizer
+    assert tokenizer.stop_ids == (eos, eos - 1)
+    assert tokenizer.end_id == eos - 1 == tokenizer.chat([{"role": "user", "content": "x"}])[-1]
 
 
 def test_gguf_file_without_a_tokenizer(tmp_path: Path) -> None:

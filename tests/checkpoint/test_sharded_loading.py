@@ -20,7 +20,7 @@ from eagle_jax.testing import tiny_transformer
 from tests.checkpoint.files import stored_tensors, write_gguf, write_hf
 from tests.checkpoint.heads import edit_tensors, random_head, rename
 from tests.checkpoint.test_gguf_tokenizer import byte_level_metadata
-from tests.test_chat import save
+from tests.checkpoint.test_hf_tokenizer import save
 
 WIDTH, VOCAB = 64, 2048
 CONFIG, _, PARAMS = tiny_transformer(

@@ -136,7 +136,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "equal ids": (set_keys(**{IDS: [1, 4, 5], "eagle_config": {IDS: [1, 4, 5]}}), "which eagle_config."),
     "number of ids": (set_keys(**{IDS: [1, 4], "eagle_config": {IDS: [0, 3]}}), "names 2 layers, fc.weight reads 3"),
     "files": (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors"),
-    "config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not readable JSON"),
+    "config": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON"),
 }
 
 

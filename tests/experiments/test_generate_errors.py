@@ -151,7 +151,7 @@ def poison(tensors: dict[str, np.ndarray]) -> None:
         ),
         (edit_tensors(poison), "tensor model.norm.weight holds 1 values of 32 that are NaN or infinite"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot read a tokenizer"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not readable JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON"),
     ],
     ids=["cut", "scrambled", "missing", "extra", "misshapen", "nan", "tokenizer", "config"],
 )

@@ -33,6 +33,17 @@ def test_two_turns_by_hand() -> None:
     assert mask == "....................xxx....................xxx"
 
 
+def test_the_end_is_that_of_the_template_and_not_the_first_stop_id() -> None:
+    """Llama 3.1 lists the end of a text before that of a turn."""
+
+    class SeveralEnds(ByteTokenizer):
+        stop_ids = (0, 257)
+
+    for fields in ({}, {"answer_ids": [*b"d."], "finished": True}):
+        tokens = encode({"messages": TWO_TURNS, **fields}, SeveralEnds(), TOKENIZER.encode).tokens
+        assert tokens[-3:].tolist() == [*b"d.", END]
+
+
 def test_slots_speak_of_supervised_tokens() -> None:
     example = encode({"messages": TWO_TURNS}, TOKENIZER, TOKENIZER.encode)
     assert example.slots.tolist() == [18, 19, 20, 41, 42, 43]
