@@ -2,6 +2,7 @@
 
 run.json            the request; another one for the same directory is refused, nothing overwritten
 checkpoints/STEP/   train state and iterator state, written atomically by orbax; the newest two
+damaged/STEP/       a checkpoint that could not be read when the run went on, from the one before it
 best/STEP/          the weights with the best real tau so far
 metrics.jsonl       one object a line; lines after the checkpoint that a run continues from are dropped
 tensorboard/        the same numbers
@@ -11,6 +12,7 @@ Several processes that train one run see the same directory. Process 0 locks and
 """
 
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -21,10 +23,12 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
-from eagle_jax.files import is_filled, local, lock, read_jsonl, with_fields, write_whole
+from eagle_jax.files import is_filled, local, lock, read_json, read_jsonl, with_fields, write_whole
 from eagle_jax.journal import check_recorded, write_settings
 from eagle_jax.processes import broadcast_text, is_primary
 from eagle_jax.training.step import TrainState
+
+_LOG = logging.getLogger(__name__)
 
 ABOUT, EXPORTS = "run.json", "exports.json"
 
@@ -96,19 +100,53 @@ class Run:
             self._checkpoints.save_checkpointables(step, {"state": state, "data": data})
 
     def restore(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
-        """The newest checkpoint, or `state` where there is none; sets `data`, and takes later metrics back."""
-        latest = self._checkpoints.latest
+        """The newest checkpoint that can be read, or `state` where there is none at all.
+
+        Sets `data`, and takes later metrics back. Checkpoints that cannot be read are named in the log and set aside.
+
+        Raises:
+          ValueError: there are checkpoints, but none that can be read; or the newest of several processes cannot be.
+        """
         step = 0
-        if latest is not None:
-            step = latest.step
-            state = self._checkpoints.load_checkpointables(step, {"state": _abstract(state)})["state"]
-            # Every process reads all rows, so that one's place is that of all, however many there are now.
-            (place,) = (self.directory / "checkpoints" / str(step) / "data").glob("process_0-of-*.json")
-            data.set_state(json.loads(place.read_text(encoding="utf-8")))
+        damaged: dict[int, str] = {}
+        steps = [checkpoint.step for checkpoint in reversed(self._checkpoints.checkpoints)]
+        for newest in steps if jax.process_count() == 1 else steps[:1]:  # processes would have to agree on it
+            try:
+                state, step = self._load(newest, state, data), newest
+                break
+            except Exception as error:  # whatever orbax does with damaged files
+                damaged[newest] = " ".join(str(error).split())[:200] or type(error).__name__
+        if damaged and not step:
+            number, reason = next(iter(damaged.items()))
+            folder = self.directory / "checkpoints"
+            raise ValueError(f"{folder / str(number)} cannot be read ({reason}), nor any other that could replace it")
+        for number, reason in damaged.items():
+            _LOG.warning(
+                "checkpoint %d of %s cannot be read, going on from %d: %s", number, self.directory, step, reason
+            )
+            self._set_aside(number)
         if is_primary():
             self._forget_after(step)
             self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
         return state
+
+    def _load(self, step: int, state: TrainState, data: grain.DatasetIterator) -> TrainState:
+        """The state of a checkpoint; sets `data`."""
+        state = self._checkpoints.load_checkpointables(step, {"state": _abstract(state)})["state"]
+        # Every process reads all rows, so that one's place is that of all, however many there are now.
+        (place,) = (self.directory / "checkpoints" / str(step) / "data").glob("process_0-of-*.json")
+        data.set_state(read_json(place))
+        return state
+
+    def _set_aside(self, step: int) -> None:
+        """Move a damaged checkpoint to where it is in nobody's way."""
+        folder = self.directory / "damaged"
+        folder.mkdir(exist_ok=True)
+        place, number = folder / str(step), 1
+        while place.exists():
+            place, number = folder / f"{step}.{number}", number + 1
+        (self.directory / "checkpoints" / str(step)).rename(place)
+        self._checkpoints.reload()
 
     def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append a line of metrics, and show it in TensorBoard under `kind`/."""
@@ -141,11 +179,20 @@ class Run:
         return True
 
     def best(self, trained: Any) -> tuple[int, Any] | None:
-        """Step and weights of the best real tau, shaped like `trained`; None where none was measured."""
+        """Step and weights of the best real tau, shaped like `trained`; None where none was measured.
+
+        Raises:
+          ValueError: they cannot be read.
+        """
         latest = self._best.latest
         if latest is None:
             return None
-        return latest.step, self._best.load_checkpointables(latest.step, {"state": _abstract(trained)})["state"]
+        try:
+            return latest.step, self._best.load_checkpointables(latest.step, {"state": _abstract(trained)})["state"]
+        except Exception as error:  # whatever orbax does with damaged files
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            place = self.directory / "best" / str(latest.step)
+            raise ValueError(f"{place} cannot be read, without it the last weights count: {reason}") from error
 
     def exported(self, directory: Directory) -> int | None:
         """The step whose weights this run wrote to `directory`, where they still are; None where it wrote none."""
@@ -204,7 +251,7 @@ def _check_owner(directory: pathlib.Path, wanted: Mapping[str, Any]) -> None:
 def _exports(directory: pathlib.Path) -> dict[str, int]:
     """Steps of the weights that a run has written, by `_key` of where they are."""
     path = directory / EXPORTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _key(directory: Directory) -> str:

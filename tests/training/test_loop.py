@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -70,6 +71,13 @@ def setup(request: pytest.FixtureRequest) -> Setup:
 def uninterrupted(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("whole")
     return setup.run(folder), metrics(folder)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, Outcome]:
+    """The quicker kind of head, and how its run ends."""
+    setup = Setup("eagle")
+    return setup, setup.run(tmp_path_factory.mktemp("short"))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -202,6 +210,88 @@ def test_heldout_and_best(tmp_path: Path) -> None:
         found = run.best(setup.trained())
     assert found is not None
     assert found[0] == 8
+
+
+def largest(checkpoint: Path) -> Path:
+    """The file with most of the weights."""
+    return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def cut(checkpoint: Path) -> None:
+    path = largest(checkpoint)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty_place(checkpoint: Path) -> None:
+    """Of the data."""
+    (path,) = (checkpoint / "data").glob("*.json")
+    path.write_bytes(b"")
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut": cut,
+    "no weights": lambda checkpoint: largest(checkpoint).unlink(),
+    "no state": lambda checkpoint: shutil.rmtree(checkpoint / "state"),
+    "no data": lambda checkpoint: shutil.rmtree(checkpoint / "data"),
+    "empty place": empty_place,
+    "nothing": lambda checkpoint: [shutil.rmtree(checkpoint), checkpoint.mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_newest_checkpoint_is_damaged(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, short: tuple[Setup, Outcome]
+) -> None:
+    """The run goes on from the one before it, says so, and ends as it would have."""
+    setup, uninterrupted = short
+    with pytest.raises(Killed):
+        setup.run(tmp_path, **at_step(7, kill))
+    DAMAGE[damage](tmp_path / "checkpoints" / "6")
+    outcome = setup.run(tmp_path)
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("eagle_jax")]
+    assert message.startswith(f"checkpoint 6 of {tmp_path} cannot be read, going on from 3: ")
+    assert len(message) < 400
+    assert "\n" not in message
+    assert_same(outcome, uninterrupted)
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["6"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "9"]
+
+
+def test_all_checkpoints_are_damaged(tmp_path: Path, short: tuple[Setup, Outcome]) -> None:
+    """One line, and nothing is moved or begun anew."""
+    setup, _ = short
+    with pytest.raises(Killed):
+        setup.run(tmp_path, **at_step(7, kill))
+    for step in ("3", "6"):
+        cut(tmp_path / "checkpoints" / step)
+    with pytest.raises(ValueError, match=r"checkpoints/6 cannot be read .*, nor any other that") as caught:
+        setup.run(tmp_path)
+    assert len(str(caught.value)) < 600
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_the_best_weights_are_damaged(tmp_path: Path) -> None:
+    setup = Setup("eagle")
+    setup.run(tmp_path, evaluate=lambda params: {"tau": 1.5}, config={"evaluate_every": 12})
+    cut(tmp_path / "best" / "12")
+    with (
+        Run(tmp_path, {"kind": "eagle"}) as run,
+        pytest.raises(ValueError, match="best/12 cannot be read, without it the last weights count"),
+    ):
+        run.best(setup.trained())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "not JSON: Expecting value at column 1"), ("[]", "expected a JSON object, got list")],
+)
+def test_an_empty_description_of_a_run(content: str, message: str, tmp_path: Path) -> None:
+    """Whose run it is cannot be known."""
+    with Run(tmp_path, {"kind": "eagle"}):
+        pass
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"run\.json: {message}"):
+        Run(tmp_path, {"kind": "eagle"})
 
 
 def test_directory_of_another_run(tmp_path: Path) -> None:
