@@ -24,7 +24,7 @@ Show = Callable[[str], None]
 class Answer:
     """One question's answer, and plain decoding's where that was compared; generations of one row."""
 
-    question_id: int
+    question_id: int | str
     prompt: str
     text: str
     written: Generation

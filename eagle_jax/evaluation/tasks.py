@@ -6,7 +6,7 @@ Spec-Bench (Xia et al., arXiv 2401.07851, section 4) and the EAGLE repository ha
     {"prompt": "Compose ..."}
     {"id": "a-1", "messages": [{"role": "user", "content": "Compose ..."}]}      as training prompts are stored
 
-Knows no tokenizer and no model.
+The id may be a text and only names the question in results. Knows no tokenizer and no model.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from eagle_jax.training.conversations import check_messages
 class Question:
     """One conversation: the user's message in each turn."""
 
-    question_id: int
+    question_id: int | str
     category: str
     turns: tuple[str, ...]
 
@@ -101,10 +101,10 @@ def _parse(record: Record, index: int) -> Question:
     turns = tuple(_typed(record, "turns", list))
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise ValueError(f"turns must be texts, one at least and none empty, got {list(turns)!r}")
-    return Question(_typed(record, "question_id", int, index), _typed(record, "category", str, ""), turns)
+    return Question(_typed(record, "question_id", int | str, index), _typed(record, "category", str, ""), turns)
 
 
-def _typed(record: Record, key: str, kind: type, default: object = None) -> Any:
+def _typed(record: Record, key: str, kind: Any, default: object = None) -> Any:
     value = record.get(key, default)
     check_type(key, value, kind)
     return value

@@ -45,6 +45,11 @@ def test_reads_conversations(tmp_path: Path) -> None:
     ]
 
 
+def test_an_id_may_be_a_text(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"question_id": "HumanEval/0", "turns": ["def f():"]}')
+    assert read_questions(path) == [Question("HumanEval/0", "", ("def f():",))]
+
+
 def test_takes_the_first_few(tmp_path: Path) -> None:
     path = write(tmp_path, SPEC_BENCH)
     assert [question.question_id for question in read_questions(path, 1)] == [81]
@@ -66,8 +71,8 @@ def test_takes_the_first_few(tmp_path: Path) -> None:
         ('{"turns": "Who?"}', "turns must be list, got 'Who?'"),
         ('{"turns": []}', "turns must be texts, one at least and none empty"),
         ('{"turns": ["Who?", ""]}', "turns must be texts, one at least and none empty"),
-        ('{"turns": ["Who?"], "question_id": "a"}', "question_id must be int, got 'a'"),
-        ('{"turns": ["Who?"], "question_id": true}', "question_id must be int, got True"),
+        ('{"turns": ["Who?"], "question_id": [1]}', "question_id must be int | str, got [1]"),
+        ('{"turns": ["Who?"], "question_id": true}', "question_id must be int | str, got True"),
         ('{"turns": ["Who?"], "category": null}', "category must be str, got None"),
     ],
 )
@@ -89,6 +94,18 @@ def test_refuses_a_file_that_is_no_text(tmp_path: Path) -> None:
     path.write_bytes(b'{"prompt": "\xff"}')
     with pytest.raises(ValueError, match="line 1: not UTF-8: invalid start byte at byte 12"):
         read_questions(path)
+    path.write_bytes('{"prompt": "One"}\n'.encode("utf-16"))
+    with pytest.raises(ValueError, match="line 1: it is UTF-16, save it as UTF-8"):
+        read_questions(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 135\n")
+    with pytest.raises(ValueError, match=r"question\.jsonl is a Git LFS pointer, not the file"):
+        read_questions(path)
+
+
+def test_reads_files_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / "question.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "One"}\r\n{"prompt": "Two"}\r\n')
+    assert [question.turns for question in read_questions(path)] == [("One",), ("Two",)]
 
 
 @pytest.mark.parametrize("count", [0, -1, 3])
