@@ -13,7 +13,7 @@ RUNTIME = [
     "grain>=0.2.18",
     "huggingface-hub>=1.0",
     "jax>=0.10.2",
-    "jinja2>=3.1",  # chat templates, rendered by transformers
+    "jinja2>=3.1.6",  # chat templates, rendered by transformers, which refuses older ones
     "matplotlib>=3.9",
     "ml-collections>=1.0",
     "numpy>=2.0",
@@ -23,7 +23,7 @@ RUNTIME = [
     "tensorboardX>=2.6",
     "tokenizers>=0.22",
     "tqdm>=4.66",
-    "transformers>=5.0",
+    "transformers>=5.0",  # tested with 5.0.0 and later ones: it renders chat templates and no more
 ]
 
 TEST = [

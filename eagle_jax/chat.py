@@ -203,8 +203,8 @@ def tokenizer_from_backend(
 ) -> Tokenizer:
     """Wraps a tokenizer that was built in memory; BOS and EOS are known to the chat template by their text."""
     marks = {
-        name: backend.id_to_token(token)
+        name: text
         for name, token in (("bos_token", bos_id), ("eos_token", eos_id))
-        if token is not None
+        if token is not None and (text := backend.id_to_token(token)) is not None
     }
     return Tokenizer(backend, stop_ids=stop_ids, chat_template=chat_template, marks=marks, origin=origin)

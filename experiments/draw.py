@@ -29,6 +29,7 @@ from eagle_jax.figures.theme import THEMES, save
 from eagle_jax.figures.time_charts import round_split
 from eagle_jax.figures.timeline import draw_strip
 from eagle_jax.figures.tree_picture import draw_tree
+from eagle_jax.files import check_directory, local
 from eagle_jax.generator import ALL_ROUNDS, Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
@@ -74,6 +75,7 @@ def main() -> None:
 def check_flags() -> None:
     """Check values before anything is loaded."""
     launch.need(FLAGS, "prompts_file" if FLAGS.what == "reliability" else "prompt", "output")
+    check_directory(FLAGS.output)
     for flag in ("first", "rounds", "num_prompts", "repeats"):
         given = getattr(FLAGS, flag)
         if given is not None and given < 1:
@@ -95,7 +97,7 @@ def sampling_options() -> dict[str, Any]:
 
 def output() -> pathlib.Path:
     """The output directory, created if missing."""
-    folder = pathlib.Path(FLAGS.output)
+    folder = local(FLAGS.output)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

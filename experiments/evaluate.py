@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from eagle_jax.evaluation import tables
 from eagle_jax.evaluation.rows import TIMED
+from eagle_jax.files import local
 from eagle_jax.journal import Journal, Record, write_rows
 from experiments.cli import launch
 from experiments.cli.evaluation_config import read_config
@@ -78,6 +79,7 @@ def evaluate(
       ValueError: a config, a question file or an output file that cannot be used, in one line.
     """
     checked = read_config(config)
+    output = str(local(output))
     journal_path = beside(output)
     evaluation = prepare_evaluation(checked, data)
     with Journal(
@@ -97,8 +99,7 @@ def beside(output: str) -> pathlib.Path:
     """
     path = pathlib.Path(output)
     journal = path.with_name(path.name + ".journal")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--output={output} must name a file in a folder that exists")
+    launch.check_file("output", output)
     if path.exists() and not journal.exists():
         raise ValueError(f"{path} is there without {journal.name}, so it cannot be continued; nothing was written")
     return journal

@@ -14,7 +14,6 @@ Several processes write them on a `--mesh` of all their devices: start the same 
 
 import functools
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from eagle_jax.continuous import write_all
 from eagle_jax.drafters import make_vanilla
 from eagle_jax.evaluation import runner, summary
 from eagle_jax.evaluation.tasks import Question, from_prompt, read_questions
+from eagle_jax.files import local
 from eagle_jax.generator import Generator
 from eagle_jax.give_up import GivingUp
 from eagle_jax.models.transformer import make_target
@@ -36,7 +36,7 @@ from experiments.cli import launch, methods
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    "target", "smollm2-135m", "smollm2-135m, a Hugging Face directory or id, or a .gguf file", flag_values=FLAGS
+    "target", "smollm2-135m", "smollm2-135m, a Hugging Face directory or id, or a GGUF file", flag_values=FLAGS
 )
 methods.define_flags(FLAGS)
 flags.DEFINE_string("prompt", None, "the user's message", flag_values=FLAGS)
@@ -112,14 +112,12 @@ def main() -> None:
     record = summary.summarise(settings_shown, tree, answers, margin)
     launch.say("\n".join(summary.closing_lines(record)))
     if FLAGS.json_output and is_primary():
-        pathlib.Path(FLAGS.json_output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        local(FLAGS.json_output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def check_flags() -> None:
     """Check flags before anything is loaded."""
-    output = pathlib.Path(FLAGS.json_output) if FLAGS.json_output else None
-    if output and (output.is_dir() or not output.parent.is_dir()):
-        raise ValueError(f"--json_output={output} must name a file in a folder that exists")
+    launch.check_file("json_output", FLAGS.json_output)
     if FLAGS.batch < 1:
         raise ValueError(f"--batch must be at least 1, got {FLAGS.batch}")
     if FLAGS.give_up and FLAGS.batch > 1:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.continuous import write_each
-from eagle_jax.files import local
 from eagle_jax.generator import Generator, cache_slots
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import weights_digest
@@ -30,7 +29,7 @@ from experiments.cli import launch, methods
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    "target", "smollm2-135m", "smollm2-135m, a Hugging Face directory or id, or a .gguf file", flag_values=FLAGS
+    "target", "smollm2-135m", "smollm2-135m, a Hugging Face directory or id, or a GGUF file", flag_values=FLAGS
 )
 methods.define_flags(FLAGS)
 FLAGS.set_default("method", "vanilla")
@@ -81,7 +80,7 @@ def main() -> None:
 def check_flags() -> list[float]:
     """Check values before anything is loaded; returns the temperatures."""
     launch.need(FLAGS, "prompts", "output", "temperatures")
-    local(FLAGS.output)
+    launch.check_file("output", FLAGS.output)
     for flag in ("answers", "num_prompts", "max_prompt_tokens", "batch"):
         given = getattr(FLAGS, flag)
         if given is not None and given < 1:

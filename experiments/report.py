@@ -24,7 +24,7 @@ from eagle_jax.evaluation.tables import Row
 from eagle_jax.figures.charts import CHARTS
 from eagle_jax.figures.theme import THEMES, Theme, save
 from eagle_jax.figures.training_curves import Line, accuracy_by_step, read_metrics, training_curves
-from eagle_jax.files import Location, check_fields, read_jsonl, write_whole
+from eagle_jax.files import Location, check_directory, check_fields, local, read_jsonl, write_whole
 from experiments.cli import launch
 
 FLAGS = flags.FlagValues()
@@ -66,16 +66,19 @@ def main() -> None:
         raise ValueError("give --rows, files of experiments.evaluate, or --metrics, of experiments.train")
     if not (FLAGS.output or FLAGS.tau_table):
         raise ValueError("give --output, a directory for the report, or --tau_table, a file")
+    launch.check_file("tau_table", FLAGS.tau_table)
+    if FLAGS.output:
+        check_directory(FLAGS.output)
     files = read_rows(FLAGS.rows) if FLAGS.rows else []
     if FLAGS.tau_table:
         table = tables.tau_table([row for file in files for row in file])
-        write_whole(FLAGS.tau_table, json.dumps(table, indent=1) + "\n")
+        write_whole(local(FLAGS.tau_table), json.dumps(table, indent=1) + "\n")
         print(f"wrote {FLAGS.tau_table}, {len(table['tau'])} trees", flush=True)
     if not FLAGS.output:
         return
     measured = tables.comparable(files)
     runs = read_runs(FLAGS.metrics or [])
-    output = pathlib.Path(FLAGS.output)
+    output = local(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     sections = ["# Measured"]
     if files:

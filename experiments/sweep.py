@@ -30,7 +30,7 @@ from eagle_jax.evaluation import tables
 from eagle_jax.evaluation.acceptance import why_not
 from eagle_jax.evaluation.checks import check_type
 from eagle_jax.evaluation.rows import TEACHER_FORCED, TIMED
-from eagle_jax.files import local, write_whole
+from eagle_jax.files import check_directory, write_whole
 from eagle_jax.journal import Journal, Record
 from eagle_jax.provenance import file_digest
 from experiments.cli import launch
@@ -81,7 +81,7 @@ def main() -> None:
         base = {**base, "batch": TEACHER_FORCED_BATCH}  # nothing is timed, so nothing speaks for one at a time
     if any(point.train for point in chosen) and not FLAGS.answers:
         raise ValueError(f"{FLAGS.config} trains heads: give --answers, conversations to train on")
-    output = local(FLAGS.output)
+    output = check_directory(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     heads = output / "heads"
     failed = train_all([point for point in chosen if point.train], heads)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
 from eagle_jax.evaluation.runner import prompt_ids
 from eagle_jax.evaluation.tasks import read_questions
-from eagle_jax.files import local
+from eagle_jax.files import check_directory
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import broadcast_text, is_primary
 from eagle_jax.provenance import json_digest
@@ -126,7 +126,7 @@ def check_flags() -> None:
     """Refuse bad values before anything is loaded."""
     launch.need(FLAGS, "config", "data", "run")
     for place in filter(None, (FLAGS.run, FLAGS.features, FLAGS.export)):
-        local(place)
+        check_directory(place)
     if FLAGS.features_budget is not None:
         if not FLAGS.features:
             raise ValueError("--features_budget needs --features, the directory that it limits")

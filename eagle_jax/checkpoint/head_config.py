@@ -5,11 +5,13 @@ the ids of the tapped layers above all. Absent keys mean here what they mean in 
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eagle_jax.checkpoint.head_formats import HEAD_FORMATS, Engine, kind_named, kind_of
 from eagle_jax.checkpoint.hf_config import MODEL_TYPES, config_from_hf, context_to_hf, rope_to_hf
+from eagle_jax.files import read_json
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, head_kind, layers_of, parts_of
 
@@ -28,6 +30,17 @@ _COUNTS = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("max_position_embeddings", "target_hidden_size", "draft_vocab_size", "num_aux_hidden_states", DEFAULT_SIZE),
 )
+
+
+def read_head_config(directory: pathlib.Path) -> dict[str, Any]:
+    """The `config.json` of a head without its nulls but that of `draft_vocab_size`, which stands for the target's.
+
+    Numbers such as 512.0 become whole.
+    """
+    mapping = read_json(directory / "config.json")
+    stated = {key: value for key, value in mapping.items() if value is not None or key == "draft_vocab_size"}
+    floats = {key: value for key in _COUNTS if isinstance(value := stated.get(key), float)}
+    return {**stated, **{key: int(value) for key, value in floats.items() if value.is_integer()}}
 
 
 def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> HeadConfig:
@@ -89,7 +102,7 @@ def _reject_unsupported(mapping: Mapping[str, Any], kind: str) -> None:
         if mapping.get(key):
             raise ValueError(f"{key} is {mapping[key]!r}: heads of this kind are not supported")
     aux = mapping.get("eagle_config") or {}
-    if not aux.get("use_aux_hidden_state", True):
+    if aux.get("use_aux_hidden_state") not in (None, True):
         raise ValueError("eagle_config.use_aux_hidden_state is false: heads without tapped layers are not supported")
     if mapping.get("model_type", "llama") not in MODEL_TYPES:
         raise ValueError(f"model_type {mapping['model_type']!r} is not supported; {', '.join(MODEL_TYPES)} are")

@@ -20,7 +20,13 @@ from safetensors.numpy import save_file
 
 from eagle_jax.checkpoint.assemble import Place, TensorSource, assemble, check_dtype, convert
 from eagle_jax.checkpoint.draft_vocabulary import check_ranks, offsets_from_ids, read_target_ids, write_ranks
-from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, config_from_flat, config_to_flat, fit_to_target
+from eagle_jax.checkpoint.head_config import (
+    DEFAULT_SIZE,
+    config_from_flat,
+    config_to_flat,
+    fit_to_target,
+    read_head_config,
+)
 from eagle_jax.checkpoint.head_formats import (
     D2T,
     EMBEDDING,
@@ -34,7 +40,7 @@ from eagle_jax.checkpoint.head_formats import (
 )
 from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, TORCH_FILE, open_safetensors, weight_files
 from eagle_jax.checkpoint.names import TensorSpec, insert, lookup, table
-from eagle_jax.files import new_directory, read_json
+from eagle_jax.files import new_directory
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, head_kind
 
@@ -95,7 +101,7 @@ def load_head(
     """
     directory = pathlib.Path(directory)
     check_dtype(dtype)
-    mapping = read_json(directory / "config.json")
+    mapping = read_head_config(directory)
     try:
         with open_head(directory) as (source, _):
             config = fit_to_target(mapping, config_from_flat(mapping, source.shapes), target)

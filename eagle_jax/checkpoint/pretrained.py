@@ -24,10 +24,9 @@ from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, read_ranks, with_d
 from eagle_jax.checkpoint.gguf import GGUFFile, load_params, open_gguf, token_id
 from eagle_jax.checkpoint.gguf_config import config_from_gguf
 from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
-from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
+from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, read_head_config
 from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.checkpoint.hf_tokenizer import tokenizer_from_directory
-from eagle_jax.files import read_json
 from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, make_head
@@ -189,7 +188,7 @@ def _load_head(
             )
         return config, params
     if draft_vocab is None:
-        draft_vocab = read_json(directory / "config.json").get(DEFAULT_SIZE)
+        draft_vocab = read_head_config(directory).get(DEFAULT_SIZE)
     if not draft_vocab or draft_vocab == target.config.vocab_size:
         return config, params
     ranks = read_ranks(directory, target.config.vocab_size)

@@ -15,7 +15,13 @@ import numpy as np
 
 from eagle_jax.checkpoint.assemble import DTYPES, TensorSource
 from eagle_jax.checkpoint.draft_vocabulary import ids_from_offsets, read_target_ids
-from eagle_jax.checkpoint.head_config import LAYER_IDS, config_from_flat, fit_to_target, taps_from_flat
+from eagle_jax.checkpoint.head_config import (
+    LAYER_IDS,
+    config_from_flat,
+    fit_to_target,
+    read_head_config,
+    taps_from_flat,
+)
 from eagle_jax.checkpoint.head_formats import (
     D2T,
     EMBEDDING,
@@ -29,7 +35,6 @@ from eagle_jax.checkpoint.head_formats import (
 )
 from eagle_jax.checkpoint.heads import open_head
 from eagle_jax.checkpoint.hf_config import rope_from_hf
-from eagle_jax.files import read_json
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, head_kind
 
@@ -80,7 +85,7 @@ def validate(
     directory = pathlib.Path(directory)
     problems: list[str] = []
     try:
-        mapping = read_json(directory / "config.json")
+        mapping = read_head_config(directory)
         problems += _key_problems(mapping)
         with open_head(directory) as (source, names):
             problems += _reasons(lambda: config_from_flat(mapping, source.shapes))

@@ -18,7 +18,6 @@ import functools
 import itertools
 import json
 import logging
-import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +31,7 @@ from eagle_jax.evaluation import metrics, runner
 from eagle_jax.evaluation.summary import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import read_questions
 from eagle_jax.evaluation.turns import PLAIN
+from eagle_jax.files import local
 from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import device_kind, git_commit
@@ -93,7 +93,7 @@ def main() -> None:
             rows.append({**about(batch), "draft": label, "tree": trees[label], **row, "commit": git_commit()})
         if FLAGS.output:
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            pathlib.Path(FLAGS.output).write_text(text, encoding="utf-8")
+            local(FLAGS.output).write_text(text, encoding="utf-8")
     print(f"{FLAGS.target}, {FLAGS.dtype}, {device_kind()}, T = {FLAGS.temperature:g}\n")
     print(table(rows))
 
@@ -106,9 +106,7 @@ def check_flags() -> list[int]:
         raise ValueError(f"--batches takes numbers of at least 1, got {','.join(FLAGS.batches)!r}")
     if FLAGS.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {FLAGS.repeats}")
-    output = pathlib.Path(FLAGS.output) if FLAGS.output else None
-    if output and (output.exists() or not output.parent.is_dir()):
-        raise ValueError(f"--output={output} must name a new file in a folder that exists")
+    launch.check_file("output", FLAGS.output, new=True)
     make_sampling(1, temperature=FLAGS.temperature, seed=FLAGS.seed, max_new_tokens=FLAGS.max_new_tokens)
     return [int(text) for text in FLAGS.batches]
 

@@ -8,7 +8,6 @@ forced along them (`eagle_jax.evaluation.teacher_forced`). A context holds the p
 """
 
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from eagle_jax.evaluation.recording import write_recorded
 from eagle_jax.evaluation.summary import markdown_table, tree_size
 from eagle_jax.evaluation.tasks import from_prompt, read_questions
 from eagle_jax.evaluation.teacher_forced import accept_known
+from eagle_jax.files import local
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import device_kind, git_commit
 from eagle_jax.sampling import SamplingOptions
@@ -52,9 +52,8 @@ def main() -> None:
     contexts, windows = numbers("contexts", 1), numbers("windows", 0)
     if FLAGS.head_window is not None:
         raise ValueError(f"--windows says how far the head looks back, got --head_window={FLAGS.head_window}")
-    output = pathlib.Path(FLAGS.output) if FLAGS.output else None
-    if output and (output.exists() or not output.parent.is_dir()):
-        raise ValueError(f"--output={output} must name a new file in a folder that exists")
+    output = local(FLAGS.output) if FLAGS.output else None
+    launch.check_file("output", FLAGS.output, new=True)
     if not FLAGS.prompts_file or not FLAGS.documents:
         raise ValueError(f"give --prompts_file and --documents, got {FLAGS.prompts_file!r} and {FLAGS.documents!r}")
     questions = [question.turns[0] for question in read_questions(FLAGS.prompts_file, FLAGS.num_prompts)]

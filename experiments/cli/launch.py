@@ -26,6 +26,7 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
+from eagle_jax.files import check_writable
 from eagle_jax.processes import is_primary
 from eagle_jax.sharding import check_batch, make_mesh
 
@@ -119,6 +120,26 @@ def need(values: flags.FlagValues, *names: str) -> None:
     for name in names:
         if not getattr(values, name):
             raise ValueError(f"give --{name}: {values[name].help}")
+
+
+def check_file(name: str, text: str | None, *, new: bool = False, folders: bool = False) -> None:
+    """Refuse a flag with an output file that cannot be written, before any work.
+
+    Args:
+      name: of the flag.
+      text: its value; nothing is no file.
+      new: nothing may be there yet.
+      folders: missing ones are made.
+
+    Raises:
+      ValueError: an address, a directory, a folder that is not there, or no permission.
+    """
+    if not text:
+        return
+    path = check_writable(text)
+    if path.is_dir() or (new and path.exists()) or not (folders or path.parent.is_dir()):
+        where = "" if folders else " in a folder that exists"
+        raise ValueError(f"--{name}={text} must name a {'new ' if new else ''}file{where}")
 
 
 def keep_compiled_programs() -> None:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from configs.targets.shapes import TARGETS, get_target
 from eagle_jax import sharding
 from eagle_jax.evaluation.summary import markdown_table
+from eagle_jax.files import local, read_jsonl, with_fields
 from eagle_jax.provenance import git_commit
 from experiments.cli import launch
 from experiments.cli.methods import HEAD_METHODS
@@ -66,6 +67,7 @@ def main() -> None:
     if FLAGS.rows:
         print(summary(pathlib.Path(FLAGS.rows)))
         return
+    launch.check_file("output", FLAGS.output, folders=True)
     target = get_target(FLAGS.target_config)
     if FLAGS.num_layers:
         target = dataclasses.replace(target, num_layers=FLAGS.num_layers)
@@ -112,7 +114,7 @@ def _tree(setting: Setting, shapes: Shapes) -> Row:
 
 def summary(path: pathlib.Path) -> str:
     """The programs of all rows in a file, one line each, where a program was compiled twice the later one."""
-    rows = [row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if "program" in row]
+    rows = [row for row in read_jsonl(path, with_fields()) if "program" in row]
     header = ["target", "devices", "rows x slots", "program", "peak GiB", "temporary GiB", *_TIMES, "sums a layer"]
     lines = {}
     for row in rows:
@@ -167,7 +169,7 @@ def _row(name: str, held: Row, shapes: Shapes, setting: Setting, topology: Topol
 
 def _append(row: Row) -> None:
     if FLAGS.output:
-        path = pathlib.Path(FLAGS.output)
+        path = local(FLAGS.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -19,6 +18,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from configs.targets.shapes import TARGETS, get_target
 from eagle_jax.evaluation.summary import markdown_table
+from eagle_jax.files import local
 from eagle_jax.provenance import git_commit
 from eagle_jax.sharding import DATA, MODEL
 from experiments.cli import launch
@@ -47,6 +47,7 @@ _FIELDS = ("method", "batch", "context", "dtype", "split_head")
 
 def main() -> None:
     """Count, print."""
+    launch.check_file("output", FLAGS.output, folders=True)
     unknown = [kind for kind in FLAGS.kinds if kind not in CHIPS]
     if unknown:
         raise ValueError(f"--kinds takes {', '.join(CHIPS)}, got {', '.join(unknown)}")
@@ -59,7 +60,7 @@ def main() -> None:
         with launch.status(name):
             rows += [{"target": name, **smallest(setting, kind), "commit": git_commit()} for kind in FLAGS.kinds]
     if FLAGS.output:
-        path = pathlib.Path(FLAGS.output)
+        path = local(FLAGS.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -83,6 +83,20 @@ def test_what_published_files_leave_out_or_bring_along(tmp_path: Path) -> None:
     assert params.embedding is None
 
 
+def test_null_is_absent_and_numbers_may_be_written_with_a_point(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    wanted = load_head(folder, CONFIG)
+    edit_config(
+        folder,
+        **{"hidden_size": 32.0, "max_position_embeddings": 512.0, "vocab_size": 64.0, "num_hidden_layers": 1.0},
+        **{"bias": None, "model_type": None, "attention_bias": None, "rope_scaling": None, "initializer_range": 1},
+        eagle_config={"use_aux_hidden_state": None},
+    )
+    config, params = load_head(folder, CONFIG)
+    assert config == wanted[0]
+    assert_tree_equal(params, wanted[1])
+
+
 def test_whole_vocabulary(tmp_path: Path) -> None:
     """d2t and t2d are not looked at, and a head without an LM head has the target's."""
     config, params = random_head("eagle3", CONFIG)

@@ -182,6 +182,17 @@ def test_index_that_promises_too_much(tmp_path: Path) -> None:
     fails(tmp_path, "model.layers.9.mlp.up_proj.weight", "in the index but not in the file")
 
 
+def test_index_that_promises_a_buffer(tmp_path: Path) -> None:
+    """Old versions of transformers listed them, and new ones left them out of the shards."""
+    write_hf(tmp_path, TENSORS, 2)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    shard = next(iter(index["weight_map"].values()))
+    index["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] = shard
+    path.write_text(json.dumps(index))
+    assert_tree_equal(load(tmp_path)[1], PARAMS)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}'])
 def test_unreadable_index(tmp_path: Path, text: str) -> None:
     (write_hf(tmp_path, TENSORS, 2) / "model.safetensors.index.json").write_text(text)

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import shutil
 import sys
 import types
 import warnings
@@ -109,20 +110,20 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, _, weights = tiny_transformer(vocab_size=len(metadata["tokenizer.ggml.tokens"]))
     write_gguf(folder / "model.gguf", config, stored_tensors(config, weights), metadata=metadata)
     if importlib.util.find_spec("torch"):
-        write_torch_head(folder / "whole-eagle3", folder / "torch")
+        write_torch(folder / "whole-eagle3", folder / "torch")
+        write_torch(folder / "model", folder / "torch-target")
     return folder
 
 
-def write_torch_head(head: Path, folder: Path) -> None:
-    """The head as the EAGLE repository saves it."""
+def write_torch(saved: Path, folder: Path) -> None:
+    """A head or a target as PyTorch saves it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, at its import
         import torch
         from safetensors.torch import load_file
 
-    folder.mkdir()
-    torch.save(load_file(head / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "config.json").write_text((head / "config.json").read_text())
+    shutil.copytree(saved, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(saved / "model.safetensors"), folder / "pytorch_model.bin")
 
 
 @pytest.fixture
@@ -137,6 +138,7 @@ def reader(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         "heads/EAGLE3-LLaMA3.1-Instruct-8B": shelf / "whole-eagle3",
         "heads/mine": shelf / "whole-eagle3",
         "downloads/EAGLE-head": shelf / "torch",
+        "downloads/vicuna-7b-v1.3": shelf / "torch-target",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(content)

@@ -15,7 +15,7 @@ from tests.docs.pages import PAGES, ROOT, blocks, changed_file, commands, explai
 # How ml_collections reads a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-NEEDS_TORCH = ("downloads/EAGLE-head", "--what=torch")
+NEEDS_TORCH = ("downloads/EAGLE-head", "downloads/vicuna", "--what=torch")
 WITH_COMMANDS = [page for page in PAGES if commands(page)]
 WITH_PYTHON = [page for page in PAGES if list(blocks(page, "python"))]
 

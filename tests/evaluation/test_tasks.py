@@ -71,8 +71,8 @@ def test_takes_the_first_few(tmp_path: Path) -> None:
         ('{"turns": "Who?"}', "turns must be list, got 'Who?'"),
         ('{"turns": []}', "turns must be texts, one at least and none empty"),
         ('{"turns": ["Who?", ""]}', "turns must be texts, one at least and none empty"),
-        ('{"turns": ["Who?"], "question_id": [1]}', "question_id must be int | str, got [1]"),
-        ('{"turns": ["Who?"], "question_id": true}', "question_id must be int | str, got True"),
+        ('{"turns": ["Who?"], "question_id": [1]}', "question_id must be int or str, got [1]"),
+        ('{"turns": ["Who?"], "question_id": true}', "question_id must be int or str, got True"),
         ('{"turns": ["Who?"], "category": null}', "category must be str, got None"),
     ],
 )

@@ -1,6 +1,7 @@
 """The conversion script: files of PyTorch, exports for the engines, and the validator."""
 
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -203,3 +204,49 @@ def test_export_of_a_head_for_another_target(
     options = [f"--head={golden.GOLDEN / 'seed0/eagle3_full'}", f"--target={tiny_model}", "--export=vllm"]
     line = refused(capsys, *options, f"--output={tmp_path / 'new'}")
     assert "the head is for a vocabulary of 128, the target has 257 tokens" in line
+
+
+def torch_target(tiny_model: Path, folder: Path, parts: int) -> Path:
+    """The tiny model as PyTorch would have saved it, in so many files."""
+    torch = torch_module()
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = {name: torch.from_numpy(value) for name, value in load_file(tiny_model / "model.safetensors").items()}
+    names = [f"pytorch_model-{part + 1:05}-of-{parts:05}.bin" for part in range(parts)]
+    for part, name in enumerate(names if parts > 1 else ["pytorch_model.bin"]):
+        torch.save(dict([*tensors.items()][part::parts]), folder / name)
+    if parts > 1:
+        holders = {key: names[place % parts] for place, key in enumerate(tensors)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": holders}))
+    return folder
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_target_of_pytorch(parts: int, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights, config and tokenizer come through; the directory itself says how."""
+    old, new = torch_target(tiny_model, tmp_path / "old", parts), tmp_path / "new"
+    with pytest.raises(ValueError, match=rf"pytorch_model\.bin alone; .* --target={old} --output=DIRECTORY"):
+        load_target(str(old))
+    assert run(f"--target={old}", f"--output={new}") == 0
+    assert capsys.readouterr().out == f"wrote {new}\n"
+    converted, wanted = load_target(str(new)), load_target(str(tiny_model))
+    assert converted.config == wanted.config
+    jax.tree.map(np.testing.assert_array_equal, converted.params, wanted.params)
+    assert converted.tokenizer.encode("x y") == wanted.tokenizer.encode("x y")
+    assert len(list(new.glob("*.safetensors"))) == parts
+
+
+def test_target_of_pytorch_without_a_part(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = torch_target(tiny_model, tmp_path / "old", 2)
+    path = old / "pytorch_model-00002-of-00002.bin"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    assert f"{path} is a Git LFS pointer" in refused(capsys, f"--target={old}", f"--output={tmp_path / 'new'}")
+    path.unlink()
+    line = refused(capsys, f"--target={old}", f"--output={tmp_path / 'new'}")
+    assert line.endswith(f"pytorch_model.bin.index.json names {path.name}, which is not there")
+    assert not (tmp_path / "new").exists()
+
+
+def test_outputs_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    line = refused(capsys, "--head=no/such", f"--output={tmp_path}/file/new")
+    assert line == f"error: {tmp_path}/file/new cannot be written: {tmp_path}/file is not a directory"
