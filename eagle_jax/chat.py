@@ -92,8 +92,10 @@ class Tokenizer:
             raise ValueError(f"not a text that can be encoded: {text[:80]!r}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; special tokens are left out. For text that is still growing use `TextStream`."""
-        return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
+        """Text of token ids; special tokens and stop ids are left out. For growing text use `TextStream`."""
+        # Some files do not mark what ends a turn as special.
+        shown = [token for token in map(int, ids) if token not in self.stop_ids]
+        return self._backend.decode(shown, skip_special_tokens=True)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a conversation, up to where the assistant's answer begins.

@@ -23,7 +23,7 @@ from eagle_jax.checkpoint.head_formats import ENGINES, HEAD_FORMATS
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.hf import INDEX_FILE, SINGLE_FILE, TORCH_FILE, load_config, torch_files
 from eagle_jax.checkpoint.hf_tokenizer import tokenizer_from_directory
-from eagle_jax.checkpoint.pretrained import PIP_INSTALL, SMOLLM2, load_pretrained_head, load_target
+from eagle_jax.checkpoint.pretrained import PIP_INSTALL, load_pretrained_head, load_target
 from eagle_jax.checkpoint.validate_head import validate
 from eagle_jax.files import check_fetched, check_new_directory, new_directory, read_json
 from eagle_jax.models.transformer import lm_head_rows
@@ -35,7 +35,7 @@ flags.DEFINE_string("output", None, "directory to write, which must not exist", 
 flags.DEFINE_enum("export", None, list(ENGINES), "write for this engine", flag_values=FLAGS)
 flags.DEFINE_bool("validate", False, "list what is wrong, with exit code 1 where anything is", flag_values=FLAGS)
 flags.DEFINE_enum("engine", None, list(ENGINES), "of --validate: the engine to load it; else both", flag_values=FLAGS)
-text = f"directory to convert, without --head; of --export, as for experiments.generate, {SMOLLM2} where left out"
+text = "directory to convert, without --head; of --export as for experiments.generate, smollm2-135m where left out"
 flags.DEFINE_string("target", None, text, flag_values=FLAGS)
 flags.DEFINE_string("dtype", "bfloat16", "of --export: type of the stored weights", flag_values=FLAGS)
 flags.DEFINE_integer("draft_vocab", None, "of --export, as for experiments.generate", flag_values=FLAGS)
@@ -72,7 +72,7 @@ def check(directory: str) -> None:
 
 def export() -> None:
     """Write a head for an engine; rows that it takes of its target's LM head are written out."""
-    name = FLAGS.target or SMOLLM2
+    name = FLAGS.target or "smollm2-135m"
     with launch.status(f"Loading {name}") as progress:
         model = load_target(name, progress=progress)
     config, params = load_pretrained_head(FLAGS.head, model, draft_vocab=FLAGS.draft_vocab)

@@ -153,6 +153,15 @@ def test_the_end_of_a_turn(
     assert (tokenizer.end_id, tokenizer.stop_ids) == (end, stops)
 
 
+def test_the_end_of_a_turn_is_no_text() -> None:
+    """Where the files do not mark it as special."""
+    backend = byte_backend()
+    backend.add_tokens([AddedToken("<|im_end|>", special=False), AddedToken("<word>", special=False)])
+    tokenizer = chat.Tokenizer(backend, stop_ids=(), chat_template=CHATML, origin="toy")
+    assert tokenizer.end_id == MORE
+    assert tokenizer.decode([*tokenizer.encode("a<word>"), MORE]) == "a<word>"
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

@@ -104,7 +104,8 @@ def token_id(metadata: Mapping[str, Any], name: str) -> int | None:
       ValueError: not the number of one of its tokens.
     """
     key = f"tokenizer.ggml.{name}_token_id"
-    declared, size = metadata.get(key), len(metadata.get("tokenizer.ggml.tokens", ()))
+    declared, tokens = metadata.get(key), metadata.get("tokenizer.ggml.tokens")
+    size = len(tokens) if isinstance(tokens, list) else 0
     if declared in (None, -1, _NO_TOKEN):
         return None
     if not isinstance(declared, int) or declared < 0 or (size and declared >= size):

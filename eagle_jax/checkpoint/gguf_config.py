@@ -108,7 +108,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.get(key, head_dim) != head_dim:
             raise keys.error(key, f"is {keys.get(key)}, but the head size is {head_dim}")
-    vocab_size = keys.count("vocab_size", len(file.metadata.get("tokenizer.ggml.tokens", ())))
+    vocab_size = keys.count("vocab_size", _num_tokens(file))
     theta = keys.number("rope.freq_base", 10000.0)
     scaling = _rope_scaling(keys)
     if ROPE_FACTORS in file.tensors:
@@ -137,6 +137,12 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     if remark := context_remark(keys.count("context_length"), config):
         _LOG.warning("%s: %s", file.path, remark)
     return config
+
+
+def _num_tokens(file: GGUFFile) -> int:
+    """Tokens that the file lists."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    return len(tokens) if isinstance(tokens, list) else 0
 
 
 def eos_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:

@@ -49,6 +49,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     Raises:
       ValueError: no vocabulary, or a kind of tokenizer that is not known; the message names it.
     """
+    try:
+        return _build(metadata)
+    except ValueError:
+        raise
+    # Values of other types, and what tokenizers refuses, for which it has no type of its own.
+    except Exception as error:
+        raise ValueError(f"the tokenizer of this file is damaged: {error}") from error
+
+
+def _build(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if kind not in builders:
@@ -56,12 +66,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not tokens:
         raise ValueError("tokenizer.ggml.tokens is missing or empty")
-    try:
-        tokenizer = builders[kind](metadata)
-    except ValueError:
-        raise
-    except Exception as error:  # tokenizers has no type of its own for what it refuses
-        raise ValueError(f"the vocabulary of this file is not complete: {error}") from error
+    tokenizer = builders[kind](metadata)
     add_special_tokens(tokenizer, tokens, _by_token(metadata, "token_type", [NORMAL] * len(tokens)))
     # As llama.cpp: these families start a text with BOS unless the file says otherwise.
     default = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST

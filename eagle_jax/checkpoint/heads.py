@@ -38,7 +38,7 @@ from eagle_jax.checkpoint.head_formats import (
     head_tensors,
     kind_of,
 )
-from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, TORCH_FILE, open_safetensors, weight_files
+from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, TORCH_FILE, open_safetensors, torch_files, weight_files
 from eagle_jax.checkpoint.names import TensorSpec, insert, lookup, table
 from eagle_jax.files import new_directory
 from eagle_jax.models.config import ModelConfig
@@ -55,7 +55,7 @@ def open_head(directory: pathlib.Path) -> Iterator[tuple[TensorSource, dict[str,
     Raises:
       ValueError: no safetensors, damaged ones, or two tensors that mean the same.
     """
-    if (directory / TORCH_FILE).exists() and not list(directory.glob("*.safetensors*")):
+    if torch_files(directory) and not list(directory.glob("*.safetensors*")):
         raise ValueError(
             f"{directory} holds its weights as {TORCH_FILE} alone; make safetensors of it with: "
             f"python -m experiments.convert --head={directory} --output=DIRECTORY"

@@ -255,10 +255,11 @@ def _from_gguf(name: str, file: GGUFFile, dtype: str, where: _Where, progress: P
         backend = tokenizer_from_gguf(metadata)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
+    template = metadata.get("tokenizer.chat_template")
     tokenizer = chat.tokenizer_from_backend(
         backend,
         stop_ids=config.eos_ids,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) else None,
         bos_id=config.bos_id,
         eos_id=token_id(metadata, "eos"),
         origin=str(file.path),
@@ -300,8 +301,8 @@ def _download(repository: str, what: str) -> pathlib.Path:
     path = pathlib.Path(folder)
     if not list(path.glob("*.safetensors")):
         raise ValueError(
-            f"{repository} holds no safetensors; where it has {hf.TORCH_FILE} or parts of it, download all of it (hf"
-            f" download {repository} --local-dir DIRECTORY) and run: python -m experiments.convert --{what}=DIRECTORY"
-            " --output=OTHER"
+            f"{repository} holds no safetensors; of GGUF files download one and give its path; where it has"
+            f" {hf.TORCH_FILE} or parts of it, download all of it (hf download {repository} --local-dir DIRECTORY) and"
+            f" run: python -m experiments.convert --{what}=DIRECTORY --output=OTHER"
         )
     return path

@@ -1,5 +1,6 @@
 """Tokenizers from GGUF metadata, against the tokenizer classes that transformers has for the same families."""
 
+import contextlib
 import json
 import unicodedata
 from typing import Any
@@ -155,6 +156,40 @@ def test_sentencepiece_without_a_leading_space() -> None:
     tokenizer = tokenizer_from_gguf(sentencepiece_metadata(**{"tokenizer.ggml.add_space_prefix": False}))
     assert tokenizer.decode(tokenizer.encode(" the").ids) == " the"
     assert tokenizer.encode("the", add_special_tokens=False).tokens == ["t", "he"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": 7},
+        {"tokens": "abc"},
+        {"tokens": [1, 2, 3]},
+        {"merges": 7},
+        {"merges": ["a"]},
+        {"merges": ["no such"]},
+        {"token_type": [1, 2]},
+        {"token_type": 3},
+        {"add_bos_token": True, "bos_token_id": 100_000},
+        {"add_bos_token": True, "bos_token_id": "<s>"},
+        {"pre": ["qwen2"]},
+        {"model": 3},
+    ],
+)
+def test_damaged_metadata_is_never_anything_but_a_value_error(changes: dict[str, Any]) -> None:
+    named = {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+    for metadata in (QWEN2, LLAMA):
+        with contextlib.suppress(ValueError):
+            tokenizer_from_gguf({**metadata, **named})
+    with pytest.raises(ValueError, match=r"tokenizer") as caught:
+        tokenizer_from_gguf({**QWEN2, **named})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"scores": [0.0]}, {"scores": 1.0}, {"unknown_token_id": 100_000}])
+def test_damaged_sentencepiece(changes: dict[str, Any]) -> None:
+    named = {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+    with pytest.raises(ValueError, match=r"scores has 1 entries|is damaged|is 100000, but there are"):
+        tokenizer_from_gguf({**LLAMA, **named})
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,20 @@ def test_a_damaged_sentencepiece_file_is_never_anything_but_a_value_error(
         read_sentencepiece(path)
 
 
+@given(data=st.data())
+@settings(deadline=None)
+def test_a_damaged_tokenizer_json_is_never_anything_but_a_value_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    content = bytearray(byte_backend().to_str().encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from(b'0129"{}[],:nul.ae-\xff'))
+    path = tmp_path_factory.mktemp("damaged")
+    (path / "tokenizer.json").write_bytes(content[: data.draw(st.integers(0, 2 * len(content)))])
+    with contextlib.suppress(ValueError):
+        tokenizer_from_directory(path)
+
+
 def test_one_of_several_templates(tmp_path: Path) -> None:
     """The default; a file of its own goes first."""
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
