@@ -107,3 +107,56 @@ def test_a_new_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gs://bucket/head is an address"), files.new_directory("gs://bucket/head"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "{path}: not JSON: Expecting value at column 1"),
+        (b'{\n "a": 1,\n}', "{path}: not JSON: .* at line [23], column"),
+        (b"[1]", "{path}: expected a JSON object, got list"),
+        (b'{"a": "\xe9"}', "{path}: not UTF-8: invalid continuation byte at byte 7"),
+        ('{"a": 1}'.encode("utf-16-le"), "{path}: not JSON"),
+        ('\ufeff{"a": 1}'.encode("utf-16-be"), "{path}: it is UTF-16, save it as UTF-8"),
+        (b"[" * 100_000, "{path}: nested too deeply"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "{path} is a Git LFS pointer, not the file",
+        ),
+    ],
+)
+def test_json_that_cannot_be_read(tmp_path: Path, content: bytes, message: str) -> None:
+    """One line that names the file once."""
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message.format(path=path)) as caught:
+        files.read_json(path)
+    assert str(caught.value).count(str(path)) == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_json(tmp_path: Path) -> None:
+    """With a byte order mark or without one, and line ends of any system."""
+    path = tmp_path / "a.json"
+    for content in (b'{"a": 1}\n', b'\xef\xbb\xbf{\r\n"a": 1\r\n}\r\n'):
+        path.write_bytes(content)
+        assert files.read_json(path) == {"a": 1}
+    with pytest.raises(ValueError, match=rf"^{tmp_path} has no b\.json$"):
+        files.read_json(tmp_path / "b.json")
+    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+        files.read_json(tmp_path)
+
+
+def test_places_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for place in ("new/folder", ".", "file"):
+        assert files.check_writable(tmp_path / place) == tmp_path / place
+    assert files.check_directory(tmp_path / "new") == tmp_path / "new"
+    with pytest.raises(ValueError, match="file is a file, expected a directory to write in"):
+        files.check_directory(tmp_path / "file")
+    with pytest.raises(ValueError, match=rf"new cannot be written: {tmp_path}/file is not a directory"):
+        files.check_new_directory(tmp_path / "file" / "new")
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)  # as for another user than root
+    with pytest.raises(ValueError, match=rf"a/b cannot be written: no permission in {tmp_path}"):
+        files.check_writable(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

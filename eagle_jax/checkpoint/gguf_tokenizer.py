@@ -55,7 +55,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         raise
     # Values of other types, and what tokenizers refuses, for which it has no type of its own.
     except Exception as error:
-        raise ValueError(f"the tokenizer of this file is damaged: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the tokenizer of this file is damaged: {reason}") from error
 
 
 def _build(metadata: Mapping[str, Any]) -> Tokenizer:

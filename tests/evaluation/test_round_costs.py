@@ -43,6 +43,10 @@ def test_measured_once(model: LoadedModel, tmp_path: pathlib.Path, monkeypatch: 
     assert round_costs.round_costs(model, head, params, batch=2) == costs
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         round_costs.round_costs(model, head, params, batch=1)
+    (stored,) = (tmp_path / "cache/round_costs").iterdir()
+    stored.write_text("")  # damaged
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        round_costs.round_costs(model, head, params, batch=2)
 
 
 def test_the_tree_of_a_head(model: LoadedModel, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
