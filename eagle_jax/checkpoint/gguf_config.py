@@ -158,20 +158,21 @@ def _shortest(value: float) -> float:
 
 def _rope_scaling(keys: _Keys) -> RopeScaling:
     """Linear and yarn; llama.cpp takes a factor without a type for linear."""
-    key = "rope.scaling.factor" if keys.get("rope.scaling.factor") is not None else "rope.scale_linear"
-    kind = keys.get("rope.scaling.type", "none" if keys.get(key) is None else "linear")
-    original = keys.count("rope.scaling.original_context_length", keys.count("context_length"))
+    given = [key for key in ("rope.scaling.factor", "rope.scale_linear") if keys.get(key) is not None]
+    kind = keys.get("rope.scaling.type", "linear" if given else "none")
+    keys.get("rope.scaling.original_context_length")
     if kind == "none":
         return RopeScaling()
     if kind not in ("linear", "yarn"):
         raise keys.error("rope.scaling.type", f"is {kind!r}; supported are none, linear, yarn")
-    if keys.get(key) is None:
+    if not given:
         raise keys.error("rope.scaling.factor", f"is missing, and RoPE scaling {kind} needs it")
-    factor = keys.number(key)
+    factor = keys.number(given[0])
     if kind == "linear":
         return RopeScaling(kind="linear", factor=factor)
     if keys.get("rope.scaling.yarn_log_multiplier", 0.0):
         raise keys.error("rope.scaling.yarn_log_multiplier", "is not supported for this architecture")
+    original = keys.count("rope.scaling.original_context_length", keys.count("context_length"))
     return RopeScaling(kind="yarn", factor=factor, original_max_positions=original)
 
 

@@ -70,18 +70,23 @@ def _from_sentencepiece(directory: pathlib.Path, settings: dict[str, Any]) -> Ba
     pieces = read_sentencepiece(directory / SENTENCEPIECE)
     backend = sentencepiece_bpe(pieces)
     add_special_tokens(backend, pieces.texts, pieces.types)
-    added = dict(_optional(directory / "added_tokens.json"))
-    decoder = settings.get("added_tokens_decoder")
-    for index, token in (decoder if isinstance(decoder, dict) else {}).items():
-        if index.isdecimal() and _text_of(token):
-            added.setdefault(_text_of(token), int(index))
-    for text, index in sorted(added.items(), key=lambda item: str(item[1]).zfill(12)):
+    for index, text in sorted(_added_tokens(directory, settings).items()):
         backend.add_tokens([AddedToken(text, special=True, normalized=False)])
         if backend.token_to_id(text) != index:
             raise ValueError(f"{directory}: token {text!r} has id {index}, but {backend.token_to_id(text)} is the next")
     if settings.get("add_bos_token", True) and pieces.bos_id is not None:
         start_with(backend, pieces.texts[pieces.bos_id], pieces.bos_id)
     return backend
+
+
+def _added_tokens(directory: pathlib.Path, settings: dict[str, Any]) -> dict[int, str]:
+    """Texts by token id of what `added_tokens.json` and the settings add to a vocabulary."""
+    decoder = settings.get("added_tokens_decoder")
+    numbered = decoder if isinstance(decoder, dict) else {}
+    added = {int(index): _text_of(token) for index, token in numbered.items() if index.isdecimal()}
+    listed = _optional(directory / "added_tokens.json")
+    added |= {index: text for text, index in listed.items() if type(index) is int}
+    return {index: text for index, text in added.items() if text}
 
 
 def _chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | None:

@@ -150,7 +150,10 @@ def poison(tensors: dict[str, np.ndarray]) -> None:
             "tensor model.norm.weight has shape (3,), expected (32,)",
         ),
         (edit_tensors(poison), "tensor model.norm.weight holds 1 values of 32 that are NaN or infinite"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot read a tokenizer"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text("{"),
+            "tokenizer.json is no tokenizer that the installed",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON"),
     ],
     ids=["cut", "scrambled", "missing", "extra", "misshapen", "nan", "tokenizer", "config"],

@@ -311,7 +311,7 @@ def test_prompts_leave_room_for_the_answer(task: Task, tmp_path: Path, capsys: p
         ("--seed=-1", "seed must be between 0 and 4294967295, got -1"),
         ("--method=eagle9", "method 'eagle9' is not one of "),
         ("--prompts=no/such.jsonl", "no/such.jsonl: No such file or directory"),
-        ("--output=no/such/answers.jsonl", "no/such/answers.jsonl: No such file or directory"),
+        ("--output=no/such/answers.jsonl", "--output=no/such/answers.jsonl must name a file in a folder that exists"),
     ],
 )
 def test_bad_flags(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, message: str) -> None:
