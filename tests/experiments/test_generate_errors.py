@@ -152,7 +152,7 @@ def poison(tensors: dict[str, np.ndarray]) -> None:
         (edit_tensors(poison), "tensor model.norm.weight holds 1 values of 32 that are NaN or infinite"),
         (
             lambda folder: (folder / "tokenizer.json").write_text("{"),
-            "tokenizer.json is no tokenizer that the installed",
+            "tokenizer.json is no tokenizer that the",
         ),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON"),
     ],
