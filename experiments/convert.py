@@ -3,6 +3,7 @@
     python -m experiments.convert --head=DIRECTORY --output=NEW               # pytorch_model.bin to safetensors
     python -m experiments.convert --target=DIRECTORY --output=NEW             # the same of a target, in parts or not
     python -m experiments.convert --head=eagle3 --export=vllm --output=NEW    # for an engine, LM head included
+    python -m experiments.convert --head=eagle3 --export=speculators --output=NEW    # for `vllm serve NEW`
     python -m experiments.convert --head=NEW --validate                       # say what is wrong with the files
 
 Only the first two of these need PyTorch (torch==2.13.0). Nothing is overwritten.
@@ -34,10 +35,13 @@ flags.DEFINE_string("head", None, "directory of the head; with --export also one
 flags.DEFINE_string("output", None, "directory to write, which must not exist", flag_values=FLAGS)
 flags.DEFINE_enum("export", None, list(ENGINES), "write for this engine", flag_values=FLAGS)
 flags.DEFINE_bool("validate", False, "list what is wrong, with exit code 1 where anything is", flag_values=FLAGS)
-flags.DEFINE_enum("engine", None, list(ENGINES), "of --validate: the engine to load it; else both", flag_values=FLAGS)
+text = "of --validate: the engine to load it; else those that its format is for"
+flags.DEFINE_enum("engine", None, list(ENGINES), text, flag_values=FLAGS)
 text = "directory to convert, without --head; of --export as for experiments.generate, smollm2-135m where left out"
 flags.DEFINE_string("target", None, text, flag_values=FLAGS)
 flags.DEFINE_string("dtype", "bfloat16", "of --export: type of the stored weights", flag_values=FLAGS)
+text = "of --export=speculators: name or path of the target, as vLLM shall load it; else --target"
+flags.DEFINE_string("verifier", "", text, flag_values=FLAGS)
 flags.DEFINE_integer("draft_vocab", None, "of --export, as for experiments.generate", flag_values=FLAGS)
 
 
@@ -62,7 +66,7 @@ def main() -> None:
 
 def check(directory: str) -> None:
     """Print what is wrong with a head; exit code 1 where anything is."""
-    problems = validate(directory, engines=[FLAGS.engine] if FLAGS.engine else list(ENGINES))
+    problems = validate(directory, engines=[FLAGS.engine] if FLAGS.engine else None)
     for problem in problems:
         print(problem)
     if problems:
@@ -82,7 +86,16 @@ def export() -> None:
         params = dataclasses.replace(params, lm_head=lm_head_rows(model.config, model.params))
     if frozen:
         params = dataclasses.replace(params, lm_head=None, target_ids=None)
-    save_head(FLAGS.output, config, params, model.config, dtype=FLAGS.dtype, engine=FLAGS.export, frozen_lm_head=frozen)
+    save_head(
+        FLAGS.output,
+        config,
+        params,
+        model.config,
+        dtype=FLAGS.dtype,
+        engine=FLAGS.export,
+        frozen_lm_head=frozen,
+        verifier=FLAGS.verifier or name,
+    )
 
 
 def convert(directory: pathlib.Path, output: pathlib.Path) -> None:

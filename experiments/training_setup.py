@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from eagle_jax.checkpoint.head_config import flat_engine
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head
@@ -235,6 +236,8 @@ def _first_weights(head: Head, target: Target, model: LoadedModel, training: Pac
         read = features_of(head.config, features.hidden, features.taps)
         num_parts = read.shape[-1] // features.hidden.shape[-1]
         sizes = initialise.typical_sizes(read, num_parts, batch.segments)
+        if head.config.fc_norm or head.config.norm_before_fc:  # which fc reads them after
+            sizes = initialise.normed_sizes(sizes, together=head.config.norm_before_fc)
     layer = config.start.layer if config.start.copy_layer else None
     return initialise.initial_weights(head, model.params, config.seed, layer=layer, feature_sizes=sizes)
 
@@ -268,6 +271,7 @@ def _export_head(
         head.config,
         dataclasses.replace(params, lm_head=None) if frozen else params,
         model.config,
+        engine=flat_engine(head.config),
         frozen_lm_head=frozen,
         token_ranks=ranks if frozen else None,
     )

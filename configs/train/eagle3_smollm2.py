@@ -24,6 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.head.draft_vocab_size = 8192  # 0 is the full vocabulary
     config.head.fc_norm = False
     config.head.norm_output = False
+    config.head.norm_before_residual = False  # these two are of speculators, whose default is True for both
+    config.head.norm_before_fc = False  # not beside fc_norm
     config.head.taps = ()  # layers whose inputs are fused, -1 is the last hidden state; (): the target's three
 
     config.start = ml_collections.ConfigDict()

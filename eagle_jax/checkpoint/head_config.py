@@ -1,19 +1,18 @@
 """The `config.json` of a draft head in the flat format, read and written.
 
 The format grew in three places (the EAGLE repository, SGLang, vLLM) and the same key does not always mean the same:
-the ids of the tapped layers above all. Absent keys mean here what they mean in the EAGLE repository.
+the ids of the tapped layers above all. Absent keys mean here what they mean in the EAGLE repository. Some configs are
+copies of the target's: only keys that describe the one layer are read, and how many there are is what the tensors say.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eagle_jax.checkpoint.head_formats import HEAD_FORMATS, Engine, kind_named, kind_of
-from eagle_jax.checkpoint.hf_config import MODEL_TYPES, config_from_hf, context_to_hf, rope_to_hf
-from eagle_jax.files import read_json
+from eagle_jax.checkpoint.head_formats import ENGINES, FLAT, HEAD_FORMATS, Engine, count_layers, kind_named, kind_of
+from eagle_jax.checkpoint.hf_config import config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadConfig, head_kind, layers_of, parts_of
+from eagle_jax.models.draft_head import NORMS, HeadConfig, head_kind, layers_of, parts_of
 
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 DEFAULT_SIZE = "default_draft_vocab_size"
@@ -23,21 +22,38 @@ LAST_STATE = "last_hidden_state"
 """Our own key too: "normed" where a head reads what comes out of the final norm, which the ids count as a layer more
 than there are. Engines have nothing under that id, or the state before the norm."""
 
-_UNSUPPORTED = ("norm_before_residual", "norm_before_fc", "parallel_drafting", "speculators_model_type")
-"""Keys that, where set, ask for another forward pass or another format."""
+OWN_EMBEDDING = "embed_requires_grad"
+"""Key of speculators: whether the embedding was trained, and is no copy of the target's."""
+
+QK_NORM = "qk_norm"
+"""What the layer's type says in a config of speculators; in a flat one the type may be the target's: tensors decide."""
+
+_LAYER_KEYS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("max_position_embeddings", "original_max_position_embeddings", "rms_norm_eps", "hidden_act", "attention_bias"),
+    *("mlp_bias", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "bos_token_id"),
+    "eos_token_id",
+)
+"""Keys that describe the layer of a head in words of a model's; all others of a model may be those of its target."""
+
+_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+"""Models whose dense layers are one, but for biases and query/key norms; a target's experts are no part of its head."""
+
+_STEPS = "parallel_draft_step"
+"""In `eagle_config` of ModelOpt: tokens that are guessed in one pass."""
 
 _COUNTS = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("max_position_embeddings", "target_hidden_size", "draft_vocab_size", "num_aux_hidden_states", DEFAULT_SIZE),
+    "sliding_window",
 )
 
 
-def read_head_config(directory: pathlib.Path) -> dict[str, Any]:
-    """The `config.json` of a head without its nulls but that of `draft_vocab_size`, which stands for the target's.
+def tidied(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config without its nulls but that of `draft_vocab_size`, which stands for the target's.
 
     Numbers such as 512.0 become whole.
     """
-    mapping = read_json(directory / "config.json")
     stated = {key: value for key, value in mapping.items() if value is not None or key == "draft_vocab_size"}
     floats = {key: value for key in _COUNTS if isinstance(value := stated.get(key), float)}
     return {**stated, **{key: int(value) for key, value in floats.items() if value.is_integer()}}
@@ -56,9 +72,14 @@ def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[i
     kind = kind_of(shapes)
     what = head_kind(kind)
     _check_types(mapping)
-    _reject_unsupported(mapping, kind)
-    layer = config_from_hf({**mapping, "model_type": "llama", "tie_word_embeddings": False})
-    layer = dataclasses.replace(layer, qkv_bias=layer.qkv_bias or bool(mapping.get("qkv_bias", False)))
+    _reject_unsupported(mapping, kind, count_layers(shapes))
+    described = {key: mapping[key] for key in _LAYER_KEYS if key in mapping}
+    layer = dataclasses.replace(
+        config_from_hf({**described, "model_type": "llama", "num_hidden_layers": 1}),
+        qkv_bias=bool(mapping.get("attention_bias") or mapping.get("qkv_bias")),
+        qk_norm=mapping.get(QK_NORM, f"{HEAD_FORMATS[kind].layer}self_attn.q_norm.weight" in shapes),
+        windows=_windows(mapping),
+    )
     target_width = mapping.get("target_hidden_size") or layer.width
     if what.reads_taps:
         feature_width = tuple(shapes.get("fc.weight", (0, 3 * target_width)))[-1]
@@ -69,26 +90,33 @@ def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[i
         feature_width, num_taps = target_width, 3
         if target_width != layer.width:
             raise ValueError(f"target_hidden_size is {target_width}, but an {what.title} head is as wide as its target")
+    norms: dict[str, Any] = {name: bool(mapping.get(name)) for name in NORMS}
+    norms["fc_norm"] |= bool(mapping.get("use_fc_norm"))
     return HeadConfig(
         kind=kind,
         layer=layer,
         feature_width=feature_width,
         fc_bias=_fc_bias(mapping, kind, "fc.bias" in shapes),
-        fc_norm=bool(mapping.get("fc_norm") or mapping.get("use_fc_norm")),
-        norm_output=bool(mapping.get("norm_output")),
+        **norms,
         num_taps=num_taps,
     )
 
 
 def _check_types(mapping: Mapping[str, Any]) -> None:
-    """Refuse values that are no numbers, or no lists of such, where these are expected; null is as good as absent."""
-    for key in _COUNTS:
-        value = mapping.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{key} is {value!r}, expected a positive number")
+    """Refuse values of other types than are expected; null is as good as absent."""
     aux = mapping.get("eagle_config") or {}
     if not isinstance(aux, dict):
         raise ValueError(f"eagle_config is {aux!r}, expected an object")
+    counts = {key: mapping.get(key) for key in _COUNTS} | {_STEPS: aux.get(_STEPS)}
+    for key, value in counts.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{key} is {value!r}, expected a positive number")
+    for key in (*NORMS, OWN_EMBEDDING):
+        if not isinstance(mapping.get(key), bool | None):
+            raise ValueError(f"{key} is {mapping[key]!r}, expected true or false")
+    kinds = mapping.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise ValueError(f"layer_types is {kinds!r}, expected a list of names")
     for ids in (mapping.get(LAYER_IDS), aux.get(LAYER_IDS)):
         if ids is not None and not (isinstance(ids, list) and all(isinstance(index, int) for index in ids)):
             raise ValueError(f"{LAYER_IDS} is {ids!r}, expected a list of layers")
@@ -97,17 +125,28 @@ def _check_types(mapping: Mapping[str, Any]) -> None:
         raise ValueError(f"architectures is {names!r}, expected a list of names")
 
 
-def _reject_unsupported(mapping: Mapping[str, Any], kind: str) -> None:
-    for key in _UNSUPPORTED:
-        if mapping.get(key):
-            raise ValueError(f"{key} is {mapping[key]!r}: heads of this kind are not supported")
+def _windows(mapping: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Sliding window of the head's layer, () where it has none; a list of more layers than one is the target's."""
+    kinds = mapping.get("layer_types") or []
+    if len(kinds) != 1 or kinds == ["full_attention"]:
+        return ()
+    if kinds != ["sliding_attention"] or not mapping.get("sliding_window"):
+        raise ValueError(f"layer_types {kinds} with sliding_window {mapping.get('sliding_window')} is not supported")
+    return (mapping["sliding_window"],)
+
+
+def _reject_unsupported(mapping: Mapping[str, Any], kind: str, num_layers: int) -> None:
+    if num_layers > 1:
+        raise ValueError(
+            f"the file holds {num_layers} layers; heads of 1 are computed: their cache and their training have no more"
+        )
     aux = mapping.get("eagle_config") or {}
+    if mapping.get("parallel_drafting") or (aux.get(_STEPS) or 1) > 1:
+        raise ValueError("parallel drafting is on: heads that guess several tokens in one pass are not supported")
     if aux.get("use_aux_hidden_state") not in (None, True):
         raise ValueError("eagle_config.use_aux_hidden_state is false: heads without tapped layers are not supported")
-    if mapping.get("model_type", "llama") not in MODEL_TYPES:
-        raise ValueError(f"model_type {mapping['model_type']!r} is not supported; {', '.join(MODEL_TYPES)} are")
-    if mapping.get("num_hidden_layers") != 1:
-        raise ValueError(f"num_hidden_layers is {mapping.get('num_hidden_layers')}; heads of 1 layer are supported")
+    if mapping.get("model_type", "llama") not in _MODEL_TYPES:
+        raise ValueError(f"model_type {mapping['model_type']!r} is not supported; {', '.join(_MODEL_TYPES)} are")
     for name in mapping.get("architectures") or ():
         if kind_named(name) not in (kind, None):
             raise ValueError(f"architectures says {name}, but the tensors are those of an {kind} head")
@@ -184,24 +223,48 @@ def fit_to_target(mapping: Mapping[str, Any], config: HeadConfig, target: ModelC
     return dataclasses.replace(config, parts=parts_of(target, layers))
 
 
+def missing_parts(config: HeadConfig, engine: Engine) -> dict[str, bool]:
+    """Parts that heads may have here and not everywhere, and whether this one has them while the engine has not."""
+    layer, norms = config.layer, HEAD_FORMATS[config.kind].norms.get(engine, ())
+    return {
+        "query/key norms": layer.qk_norm and engine != "speculators",
+        "biases on q, k and v but not on o": layer.qkv_bias and not layer.output_bias,
+        **{name: getattr(config, name) and name not in norms for name in NORMS},
+    }
+
+
+def flat_engine(config: HeadConfig) -> Engine:
+    """The first engine whose flat format holds all parts of this head.
+
+    Raises:
+      ValueError: none does.
+    """
+    for engine in FLAT:
+        if not any(missing_parts(config, engine).values()):
+            return engine
+    parts = ", ".join(part for part, given in missing_parts(config, FLAT[-1]).items() if given)
+    raise ValueError(f"a head with {parts} has no flat format: neither SGLang nor vLLM has such heads")
+
+
 def config_to_flat(
     config: HeadConfig, target: ModelConfig, *, engine: Engine, dtype: str, draft_vocab_size: int | None
 ) -> dict[str, Any]:
     """The `config.json` of a head, for one engine; `draft_vocab_size` None says that the target's LM head is used.
 
+    For speculators it is still to be nested (`speculators`).
+
     Raises:
-      ValueError: parts that the engines' heads do not have.
+      ValueError: a kind of head, or parts of one, that the engine does not have.
     """
     layer = config.layer
-    for part, given in (
-        ("query/key norms", layer.qk_norm),
-        ("biases on q, k and v but not on o", layer.qkv_bias and not layer.output_bias),
-    ):
+    if engine not in HEAD_FORMATS[config.kind].architectures:
+        raise ValueError(f"{ENGINES[engine]} has no {head_kind(config.kind).title} heads")
+    for part, given in missing_parts(config, engine).items():
         if given:
-            raise ValueError(f"a head with {part} cannot be written: the heads of SGLang and vLLM have none")
+            raise ValueError(f"a head with {part} cannot be written: the heads of {ENGINES[engine]} have none")
     mapping: dict[str, Any] = {
         "architectures": [HEAD_FORMATS[config.kind].architectures[engine][0]],
-        "model_type": "llama",
+        "model_type": "qwen3" if layer.qk_norm else "llama",
         "hidden_size": layer.width,
         "intermediate_size": layer.mlp_width,
         "num_hidden_layers": 1,
@@ -222,15 +285,17 @@ def config_to_flat(
         "torch_dtype": dtype,
         "bias": config.fc_bias,
     }
+    if layer.window(0) is not None:
+        mapping |= {"layer_types": ["sliding_attention"], "sliding_window": layer.window(0), "use_sliding_window": True}
     if HEAD_FORMATS[config.kind].own_lm_head:
         mapping["draft_vocab_size"] = draft_vocab_size
     if not head_kind(config.kind).reads_taps:
         return mapping
     if layer.width != target.width:
         mapping["target_hidden_size"] = target.width
-    mapping |= {key: True for key in ("fc_norm", "norm_output") if getattr(config, key)}
+    mapping |= {name: True for name in NORMS if getattr(config, name)}
     layers = layers_of(config, target)
-    if layers != default_taps(target):
+    if layers != default_taps(target) or engine == "speculators":
         mapping[LAYER_IDS] = list(layers)
         mapping["eagle_config"] = {"use_aux_hidden_state": True, LAYER_IDS: [layer - 1 for layer in layers]}
     if target.num_layers in layers:

@@ -10,15 +10,19 @@ Files spell these names in several ways; `flat_name` brings them to the ones abo
 what differs between kinds on disk; readers, writers and the validator ask it. Nothing here touches a file.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from eagle_jax.checkpoint.names import TensorSpec, layer_tensors, linear, vector
-from eagle_jax.models.draft_head import HeadConfig
+from eagle_jax.models.draft_head import NORMS, HeadConfig
 
-Engine = Literal["sglang", "vllm"]
-ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM"}
-"""Serving engines that load the flat format."""
+Engine = Literal["sglang", "vllm", "speculators"]
+ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM", "speculators": "speculators"}
+"""What heads are written for: two serving engines that load the flat format, and the library with a format of its own,
+whose directories vLLM serves as well."""
+FLAT: tuple[Engine, ...] = ("sglang", "vllm")
+"""Those that load the flat format."""
 
 LM_HEAD = "lm_head.weight"
 """[U, E]: rows of the draft vocabulary; EAGLE-1/2 heads use the target's LM head and store none."""
@@ -39,9 +43,12 @@ class HeadFormat(NamedTuple):
     layer: str  # what the names of its layer's tensors begin with
     tensors: Callable[[HeadConfig], dict[str, TensorSpec]]  # of `HeadParams.weights`, by name in the flat format
     architectures: Mapping[Engine, tuple[str, ...]]
-    """What `architectures` may say for an engine to know the head; the first is written."""
+    """What `architectures` may say for an engine to know the head; the first is written. Left out are engines without
+    heads of this kind."""
     own_lm_head: bool  # may store an LM head with a draft vocabulary, `draft_vocab_size` in its config
     fc_bias: tuple[Engine, ...] = ()  # engines whose head has a bias of fc, which they leave random where it is missing
+    norms: Mapping[Engine, tuple[str, ...]] = {}  # those of `NORMS` that an engine computes, where it computes any
+    speculators_type: str | None = None  # its `speculators_model_type`, where that library has heads of this kind
 
 
 def _eagle_tensors(config: HeadConfig) -> dict[str, TensorSpec]:
@@ -58,6 +65,8 @@ def _eagle3_tensors(config: HeadConfig) -> dict[str, TensorSpec]:
     specs["norm.weight"] = vector(("norm", "weight"), width)
     for tap in range(config.num_taps if config.fc_norm else 0):
         specs[f"fc_norm.{tap}.weight"] = vector((f"fc_norm_{tap}", "weight"), config.feature_width // config.num_taps)
+    if config.norm_before_fc:
+        specs["input_norm.weight"] = vector(("input_norm", "weight"), config.feature_width)
     return specs
 
 
@@ -78,8 +87,11 @@ HEAD_FORMATS: dict[str, HeadFormat] = {
         architectures={
             "sglang": ("LlamaForCausalLMEagle3",),
             "vllm": ("LlamaForCausalLMEagle3", "LlamaForCausalLM", "Eagle3LlamaForCausalLM"),
+            "speculators": ("Eagle3Speculator", "Eagle3DraftModel"),
         },
         own_lm_head=True,
+        norms={"sglang": ("fc_norm", "norm_output"), "vllm": NORMS, "speculators": NORMS},
+        speculators_type="eagle3",
     ),
 }
 """By the kinds of `models.draft_head.HEAD_KINDS`; a kind stands below those whose mark its files have too."""
@@ -103,6 +115,12 @@ def flat_name(name: str, kind: str) -> str:
         if name.startswith(other.layer):
             return HEAD_FORMATS[kind].layer + name.removeprefix(other.layer)
     return _TAP_NORMS.get(name, name)
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """Decoder layers of a head whose tensors have these names in the flat format; the first has a name by its kind."""
+    later = (re.match(r"layers\.([1-9]\d*)\.", name) for name in names)
+    return 1 + len({found[1] for found in later if found})
 
 
 def flat_names(names: Iterable[str], kind: str) -> dict[str, str]:

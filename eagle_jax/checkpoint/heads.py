@@ -1,6 +1,6 @@
-"""Reads and writes draft heads in the flat format of EAGLE and EAGLE-3: `config.json` and safetensors.
+"""Reads and writes draft heads: a `config.json`, flat or nested as in the library speculators, and safetensors.
 
-What SGLang and vLLM load, and what is published for them. Both skip or invent weights where names do not fit; here
+What SGLang and vLLM load, and what is published for them. Engines skip or invent weights where names do not fit; here
 every tensor of the file has a place in the head, and every place its tensor. Two exceptions, both of the format: most
 files carry a copy of the target's embedding, which is dropped, since the target's own is used; and where the draft
 vocabulary is the target's, `d2t` and `t2d` hold nothing new and are passed over.
@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,14 +22,16 @@ from eagle_jax.checkpoint.assemble import Place, TensorSource, assemble, check_d
 from eagle_jax.checkpoint.draft_vocabulary import check_ranks, offsets_from_ids, read_target_ids, write_ranks
 from eagle_jax.checkpoint.head_config import (
     DEFAULT_SIZE,
+    OWN_EMBEDDING,
     config_from_flat,
     config_to_flat,
     fit_to_target,
-    read_head_config,
 )
 from eagle_jax.checkpoint.head_formats import (
     D2T,
     EMBEDDING,
+    ENGINES,
+    FLAT,
     HEAD_FORMATS,
     LM_HEAD,
     T2D,
@@ -40,6 +42,9 @@ from eagle_jax.checkpoint.head_formats import (
 )
 from eagle_jax.checkpoint.hf import LEGACY_BUFFERS, SINGLE_FILE, TORCH_FILE, open_safetensors, torch_files, weight_files
 from eagle_jax.checkpoint.names import TensorSpec, insert, lookup, table
+from eagle_jax.checkpoint.save_target import config_to_hf
+from eagle_jax.checkpoint.speculators import LAYER as NESTED_LAYER
+from eagle_jax.checkpoint.speculators import nest, read_head_config
 from eagle_jax.files import new_directory
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, head_kind
@@ -101,36 +106,47 @@ def load_head(
     """
     directory = pathlib.Path(directory)
     check_dtype(dtype)
-    mapping = read_head_config(directory)
     try:
+        mapping = read_head_config(directory)
         with open_head(directory) as (source, _):
             config = fit_to_target(mapping, config_from_flat(mapping, source.shapes), target)
-            return config, _read(source, config, mapping.get("draft_vocab_size"), target, dtype, place, shardings)
+            stored = _Stored(
+                mapping.get("draft_vocab_size"),
+                config.layer.width != target.width or bool(mapping.get(OWN_EMBEDDING)),
+            )
+            return config, _read(source, config, stored, dtype, place, shardings)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(directory) in text else f"{directory}: {text}") from error
 
 
+class _Stored(NamedTuple):
+    """Which parts the file must hold."""
+
+    draft_vocab_size: int | None  # of the config
+    own_embedding: bool  # else what it may hold is a copy of the target's
+
+
 def _read(
     source: TensorSource,
     config: HeadConfig,
-    size: int | None,
-    target: ModelConfig,
+    stored: _Stored,
     dtype: str,
     place: Place | None,
     shardings: Shardings | None,
 ) -> HeadParams:
-    """The weights; `size` is `draft_vocab_size` of the config."""
+    """The weights."""
     width, vocab_size = config.layer.width, config.layer.vocab_size
+    size = stored.draft_vocab_size
     target_ids: Any = None
     shapes, specs = dict(source.shapes), head_tensors(config)
-    if width != target.width:
+    if stored.own_embedding:
         specs[EMBEDDING] = table(("embedding",), vocab_size, width)
     elif tuple(shapes.pop(EMBEDDING, (vocab_size, width))) != (vocab_size, width):
         shape = tuple(source.shapes[EMBEDDING])
         raise ValueError(f"tensor {EMBEDDING} has shape {shape}, that of the target is {(vocab_size, width)}")
     if HEAD_FORMATS[config.kind].own_lm_head:
-        if LM_HEAD in shapes or size is not None or width != target.width:
+        if LM_HEAD in shapes or size is not None or width != config.target_width:
             specs[LM_HEAD] = table(("lm_head",), size or vocab_size, width)
         target_ids = read_target_ids(source, size or vocab_size, vocab_size)
         shapes = {name: shape for name, shape in shapes.items() if name not in (D2T, T2D)}
@@ -171,6 +187,7 @@ def save_head(
     engine: Engine = "sglang",
     frozen_lm_head: bool = False,
     token_ranks: Sequence[int] | np.ndarray | None = None,
+    verifier: str = "",
 ) -> None:
     """Write a head as an engine loads it, all of it or nothing.
 
@@ -180,9 +197,11 @@ def save_head(
       params: its weights.
       target: shape of the target; taps other than the default are written in the conventions of both engines.
       dtype: of the stored weights.
-      engine: EAGLE-1 heads differ (SGLang needs a bias of fc, vLLM refuses it); EAGLE-3 heads are the same for both.
+      engine: EAGLE-1 heads differ (SGLang needs a bias of fc, vLLM refuses it); EAGLE-3 heads are the same for both,
+        but vLLM knows more norms. speculators has a nested config and no frozen LM heads.
       frozen_lm_head: the LM head is the target's own rows, so none is stored; engines then use all of the target's.
       token_ranks: target ids, the most frequent first, stored beside a frozen LM head, of which they pick the rows.
+      verifier: name or path under which vLLM shall load the target; the directories of speculators need it.
 
     Raises:
       ValueError: something is there already, or the format cannot hold this head.
@@ -192,11 +211,6 @@ def save_head(
         for name, spec in head_tensors(config).items()
     }
     config = _fit_bias(config, tensors, engine)
-    if (params.embedding is not None) != (config.layer.width != target.width):
-        raise ValueError(
-            f"a head of width {config.layer.width} for a target of width {target.width} needs "
-            f"{'no' if params.embedding is not None else 'an'} embedding of its own"
-        )
     if params.embedding is not None:
         tensors[EMBEDDING] = np.asarray(params.embedding)
     size = None
@@ -205,6 +219,19 @@ def save_head(
     mapping = config_to_flat(config, target, engine=engine, dtype=dtype, draft_vocab_size=size)
     ranks = None if token_ranks is None else check_ranks(np.asarray(token_ranks), target.vocab_size)
     mapping |= _default_size(params, ranks, frozen_lm_head)
+    own_embedding, needs_one = params.embedding is not None, config.layer.width != target.width
+    if own_embedding != needs_one and (engine in FLAT or needs_one):
+        raise ValueError(
+            f"a head of width {config.layer.width} for a target of width {target.width} needs "
+            f"{'no' if own_embedding else 'an'} embedding of its own"
+        )
+    if engine not in FLAT:
+        if frozen_lm_head or not verifier:
+            lacks = "an LM head" if frozen_lm_head else "the name of its target (verifier)"
+            raise ValueError(f"a head for {ENGINES[engine]} is stored with {lacks}, got none")
+        form, of_target = HEAD_FORMATS[config.kind], config_to_hf(target, dtype)
+        mapping = nest({**mapping, OWN_EMBEDDING: own_embedding}, form, verifier, of_target["architectures"])
+        tensors = {name.replace(form.layer, NESTED_LAYER): value for name, value in tensors.items()}
     wanted = check_dtype(dtype)
     tensors = {name: convert(value, wanted, name, str(directory)) for name, value in tensors.items()}
     if params.target_ids is not None and size not in (None, target.vocab_size):
@@ -222,10 +249,10 @@ def _fit_bias(config: HeadConfig, tensors: dict[str, np.ndarray], engine: Engine
     if engine in HEAD_FORMATS[config.kind].fc_bias and not config.fc_bias:
         tensors["fc.bias"] = np.zeros(config.layer.width, np.float32)  # left out, the engine's values stay random
         return dataclasses.replace(config, fc_bias=True)
-    if engine == "vllm" and config.fc_bias:
+    if engine != "sglang" and config.fc_bias:
         largest = float(np.abs(tensors.pop("fc.bias").astype(np.float32)).max())
         if largest:
-            raise ValueError(f"vLLM knows no bias of fc, this head has one of up to {largest:g}")
+            raise ValueError(f"{ENGINES[engine]} knows no bias of fc, this head has one of up to {largest:g}")
         return dataclasses.replace(config, fc_bias=False)
     return config
 

@@ -24,9 +24,10 @@ from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, read_ranks, with_d
 from eagle_jax.checkpoint.gguf import GGUFFile, load_params, open_gguf, token_id
 from eagle_jax.checkpoint.gguf_config import config_from_gguf
 from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
-from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, read_head_config
+from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
 from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.checkpoint.hf_tokenizer import tokenizer_from_directory
+from eagle_jax.checkpoint.speculators import read_head_config
 from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, make_head

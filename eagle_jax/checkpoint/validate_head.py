@@ -2,7 +2,8 @@
 
 SGLang skips tensors that it does not know and keeps random values for those that it misses; vLLM refuses the former and
 does not report the latter either. So everything is checked here that can be without running them: names, shapes,
-types, the draft vocabulary, the config's keys, and the conventions in which the two differ.
+types, the draft vocabulary, the config's keys, and the conventions in which the two differ. A directory of the library
+speculators is checked as what it would be in the flat format, and for what vLLM asks of its config.
 """
 
 import dataclasses
@@ -17,24 +18,31 @@ from eagle_jax.checkpoint.assemble import DTYPES, TensorSource
 from eagle_jax.checkpoint.draft_vocabulary import ids_from_offsets, read_target_ids
 from eagle_jax.checkpoint.head_config import (
     LAYER_IDS,
+    OWN_EMBEDDING,
     config_from_flat,
     fit_to_target,
-    read_head_config,
+    missing_parts,
     taps_from_flat,
+    tidied,
 )
 from eagle_jax.checkpoint.head_formats import (
     D2T,
     EMBEDDING,
     ENGINES,
+    FLAT,
     HEAD_FORMATS,
     LM_HEAD,
     T2D,
     Engine,
     HeadFormat,
+    count_layers,
     head_tensors,
 )
 from eagle_jax.checkpoint.heads import open_head
 from eagle_jax.checkpoint.hf_config import rope_from_hf
+from eagle_jax.checkpoint.speculators import LAYER as NESTED_LAYER
+from eagle_jax.checkpoint.speculators import TYPE, flatten, missing_keys
+from eagle_jax.files import read_json
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, head_kind
 
@@ -49,7 +57,7 @@ _KEYS = (
 class _Files:
     """What the directory holds."""
 
-    mapping: Mapping[str, Any]  # config.json
+    mapping: Mapping[str, Any]  # config.json, flat
     source: TensorSource  # under flat names
     names: Mapping[str, str]  # of the file, by flat names
     config: HeadConfig
@@ -73,20 +81,36 @@ class _Files:
 
 
 def validate(
-    directory: str | os.PathLike[str], *, engines: Sequence[Engine] = tuple(ENGINES), target: ModelConfig | None = None
+    directory: str | os.PathLike[str],
+    *,
+    engines: Sequence[Engine] | None = None,
+    target: ModelConfig | None = None,
 ) -> list[str]:
-    """Everything that is wrong with a head in the flat format, one line each; empty where nothing is.
+    """Everything that is wrong with a head, one line each; empty where nothing is.
 
     Args:
       directory: of the head.
-      engines: that shall load it. No EAGLE-1 head suits both, since they disagree about the bias of fc.
+      engines: that shall load it; left out, those that its format is for. No EAGLE-1 head suits both SGLang and vLLM,
+        since they disagree about the bias of fc.
       target: shape of the model that it drafts for, where that shall be checked too.
     """
     directory = pathlib.Path(directory)
     problems: list[str] = []
     try:
-        mapping = read_head_config(directory)
-        problems += _key_problems(mapping)
+        mapping = read_json(directory / "config.json")
+        nested = TYPE in mapping
+        served: tuple[Engine, ...] = ("speculators",) if nested else FLAT
+        engines = served if engines is None else engines
+        for engine in engines:
+            if engine not in served:
+                has = "has" if nested else "has no"
+                problems.append(f"{ENGINES[engine]}: does not read this format: config.json {has} {TYPE}")
+        engines = [engine for engine in engines if engine in served]
+        if nested:
+            problems += missing_keys(mapping)
+            mapping = flatten(mapping)
+        mapping = tidied(mapping)
+        problems += _key_problems(mapping, nested)
         with open_head(directory) as (source, names):
             problems += _reasons(lambda: config_from_flat(mapping, source.shapes))
             agreeing = {**mapping, "bias": "fc.bias" in source.shapes}  # else there would be no config to go on with
@@ -107,13 +131,13 @@ def _reasons(attempt: Callable[[], object]) -> list[str]:
     return []
 
 
-def _key_problems(mapping: Mapping[str, Any]) -> Iterator[str]:
+def _key_problems(mapping: Mapping[str, Any], nested: bool) -> Iterator[str]:
     for key in _KEYS:
-        if key not in mapping:
+        if key not in mapping and not (nested and key == "tie_word_embeddings"):
             yield f"config.json has no {key}"
-    if mapping.get("model_type", "llama") != "llama":
+    if mapping.get("model_type", "llama") != "llama" and not nested:
         yield f"model_type is {mapping['model_type']!r}: the heads of both engines are llama"
-    if mapping.get("tie_word_embeddings"):
+    if mapping.get("tie_word_embeddings") and not nested:
         yield "tie_word_embeddings is true: SGLang then takes the embedding for the LM head"
     if not mapping.get("rope_theta") and not (mapping.get("rope_parameters") or {}).get("rope_theta"):
         yield "config.json has no rope_theta: engines then take 10000, whatever the head was trained with"
@@ -129,7 +153,7 @@ def _tensors(files: _Files) -> Iterator[str]:
     layer = config.layer
     wanted = {name: spec.stored_shape for name, spec in head_tensors(config).items()}
     known: dict[str, tuple[int, ...]] = {EMBEDDING: (layer.vocab_size, layer.width)}
-    if files.mapping.get("target_hidden_size", layer.width) != layer.width:
+    if config.target_width != layer.width or files.mapping.get(OWN_EMBEDDING):
         wanted, known = wanted | known, {}
     if files.format.own_lm_head:
         known |= {D2T: (files.draft_vocab_size,), T2D: (layer.vocab_size,)}
@@ -147,6 +171,9 @@ def _tensors(files: _Files) -> Iterator[str]:
             yield f"tensor {files.names[name]} {tuple(shape)} has no place in this head"
         elif tuple(shape) != expected:
             yield f"tensor {files.names[name]} has shape {tuple(shape)}, expected {expected}"
+    declared, stored = files.mapping.get("num_hidden_layers"), count_layers(shapes)
+    if declared is not None and declared != stored:
+        yield f"num_hidden_layers is {declared}, as many layers as engines make; the file holds {stored}"
     prefixed = [name for name in files.names.values() if name.startswith("model.")]
     if prefixed:
         yield f"tensor {prefixed[0]}: names of the flat format carry no prefix model."
@@ -216,15 +243,19 @@ def _target(files: _Files) -> Iterator[str]:
 def _for_engines(files: _Files) -> Iterator[str]:
     """What one engine needs and the other does not."""
     for engine in files.engines:
-        for problem in (_for_sglang if engine == "sglang" else _for_vllm)(files):
+        if engine not in files.format.architectures:
+            yield f"{ENGINES[engine]}: has no {head_kind(files.config.kind).title} heads"
+            continue
+        for problem in _FOR_ENGINES[engine](files):
             yield f"{ENGINES[engine]}: {problem}"
+        for part, given in missing_parts(files.config, engine).items():
+            if given:
+                yield f"{ENGINES[engine]}: has no {part}"
         if engine in files.format.fc_bias and "fc.bias" not in files.source.shapes:
             yield f"{ENGINES[engine]}: tensor fc.bias is missing and would be left random; zeros will do"
         named, known = files.mapping.get("architectures") or [], files.format.architectures[engine]
         if not set(named) & set(known):
             yield f"{ENGINES[engine]}: architectures is {named}, expected [{known[0]!r}]"
-        if files.config.layer.qkv_bias and not files.config.layer.output_bias:
-            yield f"{ENGINES[engine]}: has no biases on q, k and v alone"
 
 
 def _for_sglang(files: _Files) -> Iterator[str]:
@@ -241,3 +272,20 @@ def _for_vllm(files: _Files) -> Iterator[str]:
     all_tokens = files.draft_vocab_size == files.config.layer.vocab_size
     if files.format.own_lm_head and all_tokens and D2T in files.source.shapes:
         yield "wants no d2t where the draft vocabulary is the whole one"
+
+
+def _for_speculators(files: _Files) -> Iterator[str]:
+    yield from _for_vllm(files)
+    if files.mapping.get("draft_vocab_size") is None:
+        yield "config.json has no draft_vocab_size, which is 32000 then"
+    layer = files.format.layer
+    named = [files.names[name] for name in files.source.shapes if name.startswith(layer)]
+    if any(name.removeprefix("model.").startswith(layer) for name in named):
+        yield f"tensor {named[0]}: the layer's tensors are called {NESTED_LAYER}*"
+
+
+_FOR_ENGINES: Mapping[Engine, Callable[[_Files], Iterator[str]]] = {
+    "sglang": _for_sglang,
+    "vllm": _for_vllm,
+    "speculators": _for_speculators,
+}

@@ -9,6 +9,9 @@ EAGLE-3 (arXiv 2503.01840, section 3.1): three tapped layers are fused once; aft
     state_p = fc([low; mid; high])                             logits = own LM head on norm(state')
     state'  = layer([norm(embedding(x_{p+1})); norm(state_p)]), residual around state_p
 
+Later heads move or add norms (`NORMS`): EAGLE-3.1 before `fc`, tap by tap, and on the state that is fed back; the
+library speculators before `fc`, over all taps at once, and on the residual stream, which then starts at norm(state_p).
+
 Slot p joins the target's features at position p with the token at p + 1; its output predicts position p + 2. Knows
 neither trees nor caches: who attends to whom is the caller's `attend_fn`.
 
@@ -42,6 +45,9 @@ from eagle_jax.models.layers import (
 from eagle_jax.models.rope import angles
 from eagle_jax.types import Params, Target, any_weights
 
+NORMS = ("fc_norm", "norm_output", "norm_before_residual", "norm_before_fc")
+"""Fields of `HeadConfig` that add a norm or move one; configs of all formats have them under these names."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
@@ -53,12 +59,19 @@ class HeadConfig:
     fc_bias: bool = False  # EAGLE-1 heads mostly have one
     fc_norm: bool = False  # EAGLE-3.1: RMSNorm on each tap before fc
     norm_output: bool = False  # EAGLE-3.1: the state fed back is the one after the final norm
+    norm_before_residual: bool = False  # speculators: the residual stream starts at the normed state
+    norm_before_fc: bool = False  # speculators: one RMSNorm on all taps side by side before fc
     num_taps: int = 3
     parts: tuple[int, ...] = ()  # EAGLE-3: what it reads of (tap 0, tap 1, ..., last hidden state); () is all taps
 
     def __post_init__(self) -> None:
-        """Refuses an unknown kind."""
-        head_kind(self.kind)
+        """Refuses an unknown kind, norms that heads of the kind do not have, and two norms in one place."""
+        what = head_kind(self.kind)
+        for name in NORMS:
+            if getattr(self, name) and name not in what.norms:
+                raise ValueError(f"{name} is set, but {what.title} heads have no such norm")
+        if self.fc_norm and self.norm_before_fc:
+            raise ValueError("fc_norm and norm_before_fc are both set: taps are normed one by one or all at once")
 
     @property
     def target_width(self) -> int:
@@ -127,6 +140,7 @@ class EagleLayer(nn.Module):
 
     config: ModelConfig
     fused_input: bool
+    norm_before_residual: bool = False
 
     @nn.compact
     def __call__(
@@ -137,7 +151,9 @@ class EagleLayer(nn.Module):
         read = x  # EAGLE-1 has no norm here
         if self.fused_input:
             embedded = RMSNorm(config.width, config.norm_eps, name="input_layernorm")(embedded)
-            read = jnp.concatenate([embedded, RMSNorm(config.width, config.norm_eps, name="hidden_norm")(x)], axis=-1)
+            state = RMSNorm(config.width, config.norm_eps, name="hidden_norm")(x)
+            read = jnp.concatenate([embedded, state], axis=-1)
+            x = state if self.norm_before_residual else x
         mixed, keys, values = Attention(config, read.shape[-1], name="self_attn")(read, rope, attend_fn)
         x = x + mixed
         normed = RMSNorm(config.width, config.norm_eps, name="post_attention_layernorm")(x)
@@ -181,16 +197,20 @@ class Eagle3Module(nn.Module):
         config = self.config
         width, eps = config.layer.width, config.layer.norm_eps
         self.fc = Projection({"embed": config.feature_width}, {"embed": width}, config.fc_bias)
-        self.midlayer = EagleLayer(config.layer, fused_input=True)
+        self.midlayer = EagleLayer(config.layer, fused_input=True, norm_before_residual=config.norm_before_residual)
         self.norm = RMSNorm(width, eps)
         if config.fc_norm:
             self.fc_norm = [RMSNorm(config.feature_width // config.num_taps, eps) for _ in range(config.num_taps)]
+        if config.norm_before_fc:
+            self.input_norm = RMSNorm(config.feature_width, eps)
 
     def fuse(self, features: jax.Array) -> jax.Array:
         """What `features_of` gives, taps side by side -> the first state [B, T, E]."""
         if self.config.fc_norm:
             taps = jnp.split(features, self.config.num_taps, axis=-1)
             features = jnp.concatenate([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], axis=-1)
+        if self.config.norm_before_fc:
+            features = self.input_norm(features)
         return self.fc(features)
 
     def readout(self, x: jax.Array) -> jax.Array:
@@ -214,6 +234,7 @@ class HeadKind(NamedTuple):
     reads_taps: bool  # hidden states of several layers, which can be chosen; else the last hidden state alone
     fuses_once: bool  # fc reads the features once, in `fuse`; else it reads embedding and state at every step
     fc_bias: bool  # of heads that are trained here, as published ones have it
+    norms: tuple[str, ...] = ()  # those of `NORMS` that its module computes
 
     def feature_width(self, target_width: int, num_taps: int) -> int:
         """Width of what `features_of` gives."""
@@ -222,7 +243,9 @@ class HeadKind(NamedTuple):
 
 HEAD_KINDS: dict[str, HeadKind] = {
     "eagle": HeadKind("EAGLE-1", EagleModule, "layers_0", reads_taps=False, fuses_once=False, fc_bias=True),
-    "eagle3": HeadKind("EAGLE-3", Eagle3Module, "midlayer", reads_taps=True, fuses_once=True, fc_bias=False),
+    "eagle3": HeadKind(
+        "EAGLE-3", Eagle3Module, "midlayer", reads_taps=True, fuses_once=True, fc_bias=False, norms=NORMS
+    ),
 }
 
 

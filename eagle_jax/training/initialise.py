@@ -31,6 +31,8 @@ def head_config(
     fc_bias: bool | None = None,
     fc_norm: bool = False,
     norm_output: bool = False,
+    norm_before_residual: bool = False,
+    norm_before_fc: bool = False,
     taps: Sequence[int] = (),
 ) -> HeadConfig:
     """A head shaped like one layer of its target, without the biases and query/key norms that engines do not load.
@@ -41,11 +43,13 @@ def head_config(
       mlp_width, num_heads, num_kv_heads: the target's where left out.
       fc_bias: left out, as published heads of this kind have it.
       fc_norm, norm_output: EAGLE-3.1.
+      norm_before_residual, norm_before_fc: speculators.
       taps: the layers whose inputs a head fuses, as `draft_head.parts_of` takes them: the target's taps where left out.
         The last hidden state may be called -1, the others from there.
 
     Raises:
-      ValueError: no such kind, taps that the target does not give, or any for a head that reads none.
+      ValueError: no such kind, norms that it does not have, taps that the target does not give, or any for a head that
+        reads none.
     """
     what = head_kind(kind)
     if len(taps) and not what.reads_taps:
@@ -73,6 +77,8 @@ def head_config(
         fc_bias=what.fc_bias if fc_bias is None else fc_bias,
         fc_norm=fc_norm,
         norm_output=norm_output,
+        norm_before_residual=norm_before_residual,
+        norm_before_fc=norm_before_fc,
         num_taps=num_taps,
         parts=parts,
     )
@@ -198,3 +204,16 @@ def typical_sizes(features: jax.Array, num_parts: int, segments: jax.Array) -> l
     rows = to_host(features).astype(np.float32)[np.asarray(segments) > 0]
     parts = rows.reshape(len(rows), num_parts, -1)
     return [float(size) for size in np.median(np.sqrt((parts**2).mean(-1)), axis=0)]
+
+
+def normed_sizes(sizes: Sequence[float], *, together: bool) -> list[float]:
+    """What `typical_sizes` become behind a norm whose weights are 1.
+
+    Args:
+      sizes: of parts of equal width.
+      together: one norm on all parts side by side, which leaves their proportions; else one on each.
+    """
+    if not together:
+        return [1.0] * len(sizes)
+    size = float(np.sqrt(np.mean(np.square(sizes))))
+    return [part / size for part in sizes]

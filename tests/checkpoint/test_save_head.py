@@ -1,6 +1,7 @@
 """Writing draft heads: read back they say the same, and nothing is written that could not be."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from eagle_jax.checkpoint.head_formats import Engine
+from eagle_jax.checkpoint.head_config import flat_engine
+from eagle_jax.checkpoint.head_formats import ENGINES, Engine
 from eagle_jax.checkpoint.heads import load_head, save_head
 from eagle_jax.models.config import ModelConfig, RopeScaling
+from eagle_jax.models.draft_head import NORMS
 from eagle_jax.testing import tiny_transformer
 from tests.checkpoint.heads import CONFIG, DRAFT_VOCAB, assert_tree_equal, logits, random_head, saved
 
@@ -21,6 +24,7 @@ OTHER_TAPS = tiny_transformer(num_layers=7, tap_layers=(1, 4, 5))[0]
 ROUND_TRIPS: dict[str, tuple[str, Engine, ModelConfig, dict[str, Any]]] = {
     "eagle3": ("eagle3", "sglang", CONFIG, {}),
     "eagle3-1": ("eagle3", "vllm", CONFIG, {"fc_norm": True, "norm_output": True}),
+    "norms of speculators": ("eagle3", "vllm", CONFIG, {"norm_before_residual": True, "norm_before_fc": True}),
     "other width": ("eagle3", "sglang", CONFIG, {"width": 16}),
     "other taps": ("eagle3", "vllm", OTHER_TAPS, {}),
     "more taps": ("eagle3", "vllm", tiny_transformer(num_layers=7, tap_layers=(1, 3, 4, 5))[0], {"fc_norm": True}),
@@ -168,8 +172,33 @@ def test_what_cannot_be_written(case: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("part", ["qk_norm", "qkv_bias"])
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[Engine, ...]]] = {
+    "query/key norms": ({"qk_norm": True}, {}, ("sglang", "vllm")),
+    "biases on q, k and v but not on o": ({"qkv_bias": True}, {}, ("sglang", "vllm", "speculators")),
+    "norm_before_residual": ({}, {"norm_before_residual": True}, ("sglang",)),
+    "norm_before_fc": ({}, {"norm_before_fc": True}, ("sglang",)),
+}
+"""What a head may have: of its target, flags of its own, and the engines without it."""
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_parts_that_engines_do_not_have(part: str, tmp_path: Path) -> None:
-    target = tiny_transformer(**{part: True})[0]
-    with pytest.raises(ValueError, match="cannot be written: the heads of SGLang and vLLM have none"):
-        save_head(tmp_path / "head", *random_head("eagle3", target), target)
+    shape, flags, engines = PARTS[part]
+    target = tiny_transformer(num_layers=7, **shape)[0]
+    config, params = random_head("eagle3", target, **flags)
+    for engine in engines:
+        message = f"a head with {part} cannot be written: the heads of {ENGINES[engine]} have none"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            save_head(tmp_path / "head", config, params, target, engine=engine, verifier="owner/model")
+    if len(engines) == len(ENGINES):
+        with pytest.raises(ValueError, match=f"a head with {part} has no flat format"):
+            flat_engine(config)
+    elif engines == ("sglang",):
+        assert flat_engine(config) == "vllm"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_norms_that_a_kind_does_not_have() -> None:
+    for norm in NORMS:
+        with pytest.raises(ValueError, match=f"{norm} is set, but EAGLE-1 heads have no such norm"):
+            random_head("eagle", CONFIG, **{norm: True})

@@ -104,7 +104,12 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "other type": (set_keys(torch_dtype="float16"), f"tensor {UP} is bfloat16, expected float16"),
     "plain name": (set_keys(architectures=["LlamaForCausalLM"]), "SGLang: architectures is ['LlamaForCausalLM'], exp"),
     "no name": (set_keys(architectures=[]), "vLLM: architectures is [], expected ['LlamaForCausalLMEagle3']"),
-    "unsupported": (set_keys(norm_before_fc=True), "norm_before_fc is True: heads of this kind are not supported"),
+    "norm": (set_keys(norm_before_fc=True), "tensor input_norm.weight is missing"),
+    "norm of vLLM": (set_keys(norm_before_residual=True), "SGLang: has no norm_before_residual"),
+    "layers": (
+        set_keys(num_hidden_layers=40),
+        "num_hidden_layers is 40, as many layers as engines make; the file holds 1",
+    ),
     "bias": (set_keys(bias=True), "config.json says bias: true, but the file holds no tensor fc.bias"),
     "stored bias": (put(**{"fc.bias": np.zeros(32, np.float32)}), "vLLM: has no bias of fc and refuses the tensor"),
     "missing": (drop(UP), f"tensor {UP} is missing"),
