@@ -111,6 +111,8 @@ def main() -> None:
     tree = summary.tree_size(drafter)
     record = summary.summarise(settings_shown, tree, answers, margin)
     launch.say("\n".join(summary.closing_lines(record)))
+    if settings.head and (line := summary.doubt(record)):
+        launch.note(line)
     if FLAGS.json_output and is_primary():
         local(FLAGS.json_output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -36,6 +36,9 @@ _LAYER_KEYS = (
 )
 """Keys that describe the layer of a head in words of a model's; all others of a model may be those of its target."""
 
+_ABSENT = {"max_position_embeddings": 2048}
+"""What keys that some heads come without mean in `transformers`; SpecJAX leaves this one out."""
+
 _MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 """Models whose dense layers are one, but for biases and query/key norms; a target's experts are no part of its head."""
 
@@ -75,7 +78,7 @@ def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[i
     _reject_unsupported(mapping, kind, count_layers(shapes))
     described = {key: mapping[key] for key in _LAYER_KEYS if key in mapping}
     layer = dataclasses.replace(
-        config_from_hf({**described, "model_type": "llama", "num_hidden_layers": 1}),
+        config_from_hf({**_ABSENT, **described, "model_type": "llama", "num_hidden_layers": 1}),
         qkv_bias=bool(mapping.get("attention_bias") or mapping.get("qkv_bias")),
         qk_norm=mapping.get(QK_NORM, f"{HEAD_FORMATS[kind].layer}self_attn.q_norm.weight" in shapes),
         windows=_windows(mapping),
@@ -172,16 +175,16 @@ def taps_from_flat(mapping: Mapping[str, Any], default: tuple[int, ...] = ()) ->
 
     vLLM reads the ids at the top level, or else those in `eagle_config`, as inputs of layers; SGLang reads those in
     `eagle_config` alone, as outputs of layers: one less. Given twice they must differ by exactly that. Given in
-    `eagle_config` alone they are clear only where one of the two readings is the default.
+    `eagle_config` alone they are clear only where one of the two readings is the default. An empty list names none.
 
     Raises:
       ValueError: two lists that contradict each other, or one that is not clear.
     """
     inputs, outputs = mapping.get(LAYER_IDS), (mapping.get("eagle_config") or {}).get(LAYER_IDS)
-    if outputs is None:
-        return default if inputs is None else tuple(inputs)
+    if not outputs:
+        return tuple(inputs or default)
     above = tuple(index + 1 for index in outputs)
-    if inputs is None:
+    if not inputs:
         if default not in (above, tuple(outputs)):
             raise ValueError(
                 f"eagle_config.{LAYER_IDS} is {list(outputs)}: SGLang takes that for the inputs of layers "

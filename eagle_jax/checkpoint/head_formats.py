@@ -120,7 +120,7 @@ def flat_name(name: str, kind: str) -> str:
 def count_layers(names: Iterable[str]) -> int:
     """Decoder layers of a head whose tensors have these names in the flat format; the first has a name by its kind."""
     later = (re.match(r"layers\.([1-9]\d*)\.", name) for name in names)
-    return 1 + len({found[1] for found in later if found})
+    return 1 + len({match[1] for match in later if match})
 
 
 def flat_names(names: Iterable[str], kind: str) -> dict[str, str]:

@@ -6,7 +6,9 @@ and their kind; any other is a directory or a Hugging Face id. Nothing is traine
 """
 
 import dataclasses
+import functools
 import importlib.util
+import logging
 import pathlib
 import re
 import sys
@@ -24,16 +26,18 @@ from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, read_ranks, with_d
 from eagle_jax.checkpoint.gguf import GGUFFile, load_params, open_gguf, token_id
 from eagle_jax.checkpoint.gguf_config import config_from_gguf
 from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
-from eagle_jax.checkpoint.head_config import DEFAULT_SIZE
+from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, default_taps, taps_from_flat
 from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.checkpoint.hf_tokenizer import tokenizer_from_directory
 from eagle_jax.checkpoint.speculators import read_head_config
 from eagle_jax.kernels.packed import pack
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, make_head
+from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, head_kind, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import file_digest
 from eagle_jax.types import Params
+
+_LOG = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2-135m"
 """The default target: SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1."""
@@ -181,6 +185,8 @@ def _load_head(
     """The head with its draft vocabulary."""
     directory = head_directory(name, target.name)
     config, params = load_head(directory, target.config, dtype=dtype, **where)
+    if head_kind(config.kind).reads_taps and name not in HEAD_KINDS and not taps_from_flat(read_head_config(directory)):
+        _warn_default_taps(name, default_taps(target.config))
     if params.lm_head is not None:
         if draft_vocab is not None:
             raise ValueError(
@@ -196,6 +202,12 @@ def _load_head(
     if ranks is None:
         raise ValueError(f"{directory} has no {RANKS_FILE}, which a draft vocabulary of {draft_vocab} tokens needs")
     return config, with_draft_vocabulary(params, target.config, target.params, ranks, draft_vocab)
+
+
+@functools.cache
+def _warn_default_taps(name: str, layers: tuple[int, ...]) -> None:
+    """Once for each head."""
+    _LOG.warning("head %s names no layers of its target: it reads the inputs of %s, the default", name, list(layers))
 
 
 def head_directory(name: str, target_name: str) -> pathlib.Path:

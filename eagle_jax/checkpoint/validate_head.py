@@ -213,14 +213,14 @@ def _vocabulary(files: _Files) -> Iterator[str]:
 def _layer_ids(files: _Files) -> Iterator[str]:
     """Which layers are tapped, in the conventions of both engines."""
     inputs, outputs = (m.get(LAYER_IDS) for m in (files.mapping, files.mapping.get("eagle_config") or {}))
-    if not files.reads_taps or inputs is outputs is None:
+    if not files.reads_taps or not (inputs or outputs):
         return
-    if inputs is not None and outputs is not None:
+    if inputs and outputs:
         yield from _reasons(lambda: taps_from_flat(files.mapping))
-    elif outputs is not None and len(files.engines) > 1:
+    elif outputs and len(files.engines) > 1:
         above = [index + 1 for index in outputs]
         yield f"{LAYER_IDS} in eagle_config alone: SGLang taps the inputs of layers {above}, vLLM of {list(outputs)}"
-    elif inputs is not None and "sglang" in files.engines:
+    elif inputs and "sglang" in files.engines:
         yield f"SGLang: does not see {LAYER_IDS} outside eagle_config and taps the default layers"
     count = len(inputs or outputs or ())
     if count != files.config.num_taps:

@@ -207,7 +207,7 @@ def typical_sizes(features: jax.Array, num_parts: int, segments: jax.Array) -> l
 
 
 def normed_sizes(sizes: Sequence[float], *, together: bool) -> list[float]:
-    """What `typical_sizes` become behind a norm whose weights are 1.
+    """What `typical_sizes` become after a norm whose weights are 1.
 
     Args:
       sizes: of parts of equal width.

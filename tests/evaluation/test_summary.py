@@ -52,6 +52,16 @@ def test_record_without_comparison() -> None:
     ]
 
 
+def test_next_to_nothing_accepted() -> None:
+    """Only after enough rounds, and not where some of the rounds were plain."""
+    record = {"rounds": 32, "tau": 1.09, "gave_up": 0}
+    assert (summary.doubt(record) or "").startswith(
+        "0.09 drafted tokens a round are accepted, which is next to nothing"
+    )
+    for other in ({"rounds": 31}, {"tau": 1.1}, {"gave_up": 1}, {"rounds": 0, "tau": None}):
+        assert summary.doubt(record | other) is None
+
+
 def test_drafting_that_was_given_up_is_told() -> None:
     answers = [answer([5, 6, 7], None), answer([5, 6, 7], None)]
     answers[1] = dataclasses.replace(answers[1], written=dataclasses.replace(answers[1].written, gave_up=True))

@@ -148,7 +148,7 @@ def frozen(folder: Path, tiny_model: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(("vocab", "size"), [([], 40), (["--draft_vocab=0"], 257), (["--draft_vocab=30"], 30)])
-@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize("engine", ["sglang", "vllm", "speculators"])
 def test_export_writes_rows_of_the_target(
     engine: str, vocab: list[str], size: int, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +162,15 @@ def test_export_writes_rows_of_the_target(
     assert json.loads((new / "config.json").read_text())["draft_vocab_size"] == size
     np.testing.assert_array_equal(params.lm_head, load_target(str(tiny_model)).params["lm_head"][:size])
     jax.tree.map(np.testing.assert_array_equal, params.weights, load_head(head, target)[1].weights)
+
+
+def test_export_for_speculators_names_the_target(tiny_model: Path, tmp_path: Path) -> None:
+    head = frozen(tmp_path / "head", tiny_model, "eagle3")
+    options = [f"--head={head}", f"--target={tiny_model}", "--export=speculators"]
+    for name, extra in ((str(tiny_model), []), ("owner/model", ["--verifier=owner/model"])):
+        assert run(*options, f"--output={tmp_path / str(len(extra))}", *extra) == 0
+        config = json.loads((tmp_path / str(len(extra)) / "config.json").read_text())
+        assert config["speculators_config"]["verifier"]["name_or_path"] == name
 
 
 def test_export_of_an_eagle_head(tiny_model: Path, tmp_path: Path) -> None:
@@ -190,7 +199,7 @@ def test_validate(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([], "--head is needed"),
         (["--head=x"], "--output is needed"),
         (["--head=no/such", "--output=x"], "no/such has no config.json"),
-        (["--head=x", "--output=y", "--export=tgi"], "value should be one of <sglang|vllm>"),
+        (["--head=x", "--output=y", "--export=tgi"], "value should be one of <sglang|vllm|speculators>"),
     ],
 )
 def test_bad_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,20 @@
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
+from eagle_jax.checkpoint.head_config import default_taps
+from eagle_jax.checkpoint.heads import save_head
+from eagle_jax.checkpoint.hf import load_config
 from eagle_jax.evaluation import runner
 from eagle_jax.generator import Generation
 from experiments import generate
 from experiments.cli import launch
+from tests.checkpoint.heads import random_head
 from tests.experiments.conftest import CONTEXT, write_model
 
 KEYS = {
@@ -24,6 +30,25 @@ COMPARED = {
 
 def run(*arguments: str) -> int:
     return launch.call(generate.main, generate.FLAGS, arguments)
+
+
+def test_a_head_without_layers_and_without_use(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line before the text, and one after it."""
+    target = load_config(tiny_model)
+    config, params = random_head("eagle3", target)
+    params = params.replace(target_ids=200 + jnp.arange(len(params.lm_head)))  # which this text does without
+    save_head(tmp_path / "head", config, params, target)
+    options = [f"--target={tiny_model}", "--prompt=Hello", "--method=eagle3", "--nodes=4", "--depth=1", "--top_k=2"]
+    with caplog.at_level(logging.WARNING):
+        assert run(*options, f"--head={tmp_path / 'head'}", "--max_new_tokens=40") == 0
+    named = [record.getMessage() for record in caplog.records]
+    layers = list(default_taps(target))
+    assert named == [
+        f"head {tmp_path / 'head'} names no layers of its target: it reads the inputs of {layers}, the default"
+    ]
+    assert "drafted tokens a round are accepted, which is next to nothing" in capsys.readouterr().err
 
 
 def record_of(tmp_path: Path, *arguments: str) -> dict[str, Any]:

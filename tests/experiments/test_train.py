@@ -130,10 +130,11 @@ def test_an_exported_head_loads(task: Task, whole: Path) -> None:
 
 
 def test_a_head_on_one_layer(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On half of the text, with EAGLE's feature loss, and with the features that another kind of head has left."""
+    """On half of the text, with other norms and EAGLE's feature loss, on features that another kind of head has left."""
     features = whole / "features"
     before = contents(features)
     fields = ["head.taps=(-1,)", "recipe.feature_weight=10", "data.share=0.5", "steps=1"]
+    fields += ["head.norm_before_residual=True", "head.norm_before_fc=True"]
     flags = [f"--features={features}", f"--export={tmp_path / 'head'}", *(f"--config.{field}" for field in fields)]
     assert run(task, tmp_path, *flags) == 0
     said = capsys.readouterr().out
@@ -144,6 +145,7 @@ def test_a_head_on_one_layer(task: Task, whole: Path, tmp_path: Path, capsys: py
     model = load_target(str(task.target))
     config, params = load_pretrained_head(str(tmp_path / "head"), model)
     assert layers_of(config, model.config) == (model.config.num_layers,)
+    assert (config.norm_before_residual, config.norm_before_fc) == (True, True)  # exported as vLLM has them
     assert params.weights["fc"]["kernel"].shape == (model.config.width, model.config.width)
 
 

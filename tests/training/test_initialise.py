@@ -102,6 +102,16 @@ def test_features_start_at_one_size(kind: str) -> None:
     np.testing.assert_allclose(scaled, plain[0, 1:] @ kernel(), atol=1e-3)
 
 
+def test_sizes_after_a_norm() -> None:
+    """One norm on each part makes them equal, one on all of them leaves their proportions."""
+    rng, sizes, width = np.random.default_rng(0), [0.5, 40.0, 7.0], 2000
+    parts = [size * rng.standard_normal(width) for size in sizes]
+    together = np.concatenate(parts) / np.sqrt(np.mean(np.concatenate(parts) ** 2))
+    measured = [np.sqrt(np.mean(part**2)) for part in np.split(together, 3)]
+    np.testing.assert_allclose(initialise.normed_sizes(sizes, together=True), measured, rtol=0.05)
+    assert initialise.normed_sizes(sizes, together=False) == [1, 1, 1]
+
+
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_muon_turns_matrices_and_leaves_the_rest_to_adam(kind: str) -> None:
     """The first update of a projection has singular values near one size; a norm's is Adam's."""
