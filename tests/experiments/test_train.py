@@ -130,7 +130,7 @@ def test_an_exported_head_loads(task: Task, whole: Path) -> None:
 
 
 def test_a_head_on_one_layer(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On half of the text, with other norms and EAGLE's feature loss, on features that another kind of head has left."""
+    """On half of the text, with other norms and EAGLE's feature loss, on features that another head has left."""
     features = whole / "features"
     before = contents(features)
     fields = ["head.taps=(-1,)", "recipe.feature_weight=10", "data.share=0.5", "steps=1"]
