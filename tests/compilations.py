@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import jax
 
-AS_SHIPPED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+from tests.xla import fusion_emitters
+
+AS_SHIPPED = {"xla_backend_optimization_level": 3, **fusion_emitters(True)}
 """Compiler options of programs outside the tests, whose own are quicker (`conftest`): to test the very program."""
 
 COMPILED = "/jax/core/compile/backend_compile_duration"

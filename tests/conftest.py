@@ -6,6 +6,8 @@ Warnings become errors through `filterwarnings` in pyproject.toml. The environme
 import os
 from pathlib import Path
 
+from tests.xla import fusion_emitters
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests run many programs a few times on tiny arrays: what counts is how long they take to compile.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -13,7 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
+        *(f"--{name}={str(value).lower()}" for name, value in fusion_emitters(False).items()),
     ]
 )
 # No test may reach for the network; what is not on this machine is an error, and a quick one.

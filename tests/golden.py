@@ -13,13 +13,14 @@ from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params, Target
+from tests.xla import fusion_emitters
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 SEEDS = (0, 1, 2)
 HEADS = [f"seed{seed}/{path.name}" for seed in SEEDS for path in sorted((GOLDEN / f"seed{seed}").glob("eagle*"))]
 """Every head with a random target; those in `generate` were fitted to theirs."""
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_backend_optimization_level": 0, **fusion_emitters(False)}
 """Compiler options for programs that run a few times on tiny arrays: a quarter of the time to compile."""
 
 
