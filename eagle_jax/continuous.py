@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from eagle_jax.decode import DecodeState, empty_state, keep_state
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generator import ALL_ROUNDS, Generation, Generator, read_generation
+from eagle_jax.logprobs import AnswerLogprobs
 from eagle_jax.sampling import SamplingOptions
 from eagle_jax.sharding import DATA, Split, active, check_batch, keep_rows, place_rows, to_host
 from eagle_jax.types import Sampling, Target
@@ -48,6 +49,7 @@ class RowAnswer(NamedTuple):
     tokens: list[int]
     rounds: int
     accepted: np.ndarray  # i32[P]
+    logprobs: AnswerLogprobs | None = None
 
 
 class Finished(NamedTuple):
@@ -76,6 +78,7 @@ def write_all(
         prefill_seconds=finished.prefill_seconds,
         decode_seconds=finished.decode_seconds,
         complete=True,
+        logprobs=None if generator.logprobs is None else [answer.logprobs for answer in in_order if answer.logprobs],
     )
 
 
@@ -144,7 +147,13 @@ def write_each(
         answers = {}
         if state is not None:
             answers = {
-                prompt_of[row]: RowAnswer(state.tokens[row], state.rounds[row], state.accepted[row]) for row in ended
+                prompt_of[row]: RowAnswer(
+                    state.tokens[row],
+                    state.rounds[row],
+                    state.accepted[row],
+                    None if state.logprobs is None else state.logprobs[row],
+                )
+                for row in ended
             }
             prompt_of = [IDLE if row in ended else prompt for row, prompt in enumerate(prompt_of)]
 
@@ -164,16 +173,24 @@ def _idle_rows(generator: Generator, settings: Sampling, batch: int, capacity: i
     some = jax.tree.map(lambda x: x[np.zeros(batch, int)], settings)
     with active(generator.mesh):
         dtype = generator.target.activation_dtype(generator.target_params)
-        state = _make_idle(generator.target, generator.drafter, batch, capacity, dtype, generator.split)
+        state = _make_idle(
+            generator.target, generator.drafter, batch, capacity, dtype, generator.split, generator.logprobs
+        )
     return state, some if generator.mesh is None else place_rows(generator.mesh, some)
 
 
-@functools.partial(jax.jit, static_argnums=range(6))
+@functools.partial(jax.jit, static_argnums=range(7))
 def _make_idle(
-    target: Target, drafter: Drafter, batch: int, capacity: int, dtype: DTypeLike, split: Split | None
+    target: Target,
+    drafter: Drafter,
+    batch: int,
+    capacity: int,
+    dtype: DTypeLike,
+    split: Split | None,
+    num_logprobs: int | None,
 ) -> DecodeState:
     text, length = jnp.zeros((batch, capacity), jnp.int32), jnp.ones(batch, jnp.int32)
-    state = empty_state(target, drafter, text, length, dtype)
+    state = empty_state(target, drafter, text, length, dtype, num_logprobs)
     return keep_state(dataclasses.replace(state, done=jnp.ones(batch, bool)), split)
 
 

@@ -23,6 +23,7 @@ from eagle_jax import sampling as noises
 from eagle_jax import verify
 from eagle_jax.cache import append, commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
+from eagle_jax.logprobs import Logprobs, no_logprobs, record
 from eagle_jax.sharding import Split, keep_rows
 from eagle_jax.tree import tree_pass
 from eagle_jax.types import NO_TOKEN, DraftTree, KVCache, Params, Sampling, Target, Verdict
@@ -55,6 +56,7 @@ class DecodeState:
     done: jax.Array  # bool[B]
     rounds: jax.Array  # i32[B], target passes made for the row after its prompt
     accepted: jax.Array  # i32[B, most_accepted + 1], rounds in which exactly that many drafted tokens were accepted
+    logprobs: Logprobs | None = None  # of the answers, where they are wanted
 
     @property
     def num_new(self) -> jax.Array:
@@ -102,7 +104,12 @@ def noise_at(
 
 
 def empty_state(
-    target: Target, drafter: Drafter, text: jax.Array, prompt_length: jax.Array, dtype: DTypeLike
+    target: Target,
+    drafter: Drafter,
+    text: jax.Array,
+    prompt_length: jax.Array,
+    dtype: DTypeLike,
+    num_logprobs: int | None = None,
 ) -> DecodeState:
     """Rows that have read nothing of their prompts yet; `dtype` is that of caches, the rest as for `prefill`."""
     batch, capacity = text.shape
@@ -114,10 +121,11 @@ def empty_state(
         done=jnp.zeros(batch, bool),
         rounds=jnp.zeros(batch, jnp.int32),
         accepted=jnp.zeros((batch, drafter.most_accepted + 1), jnp.int32),
+        logprobs=None if num_logprobs is None else no_logprobs(batch, capacity, num_logprobs),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "split"))
+@functools.partial(jax.jit, static_argnames=("chunk", "split", "num_logprobs"))
 def prefill(
     models: Models,
     text: jax.Array,
@@ -126,6 +134,7 @@ def prefill(
     *,
     chunk: int = 64,
     split: Split | None = None,
+    num_logprobs: int | None = None,
 ) -> DecodeState:
     """Read the prompts and choose the first new token of every row.
 
@@ -136,6 +145,7 @@ def prefill(
       sampling: one entry a row.
       chunk: tokens read per pass; a longer prompt means more passes of the same program.
       split: which caches are sharded by head on a mesh (`keep_state`); None lets the compiler decide.
+      num_logprobs: keep the log-probabilities of answers, and of this many most probable tokens beside each token.
     """
     target, drafter = models.target, models.drafter
     batch, capacity = text.shape
@@ -153,21 +163,26 @@ def prefill(
         cache = commit(state.cache, output.keys, output.values, path, count_after(count, last[:, 0] > -jnp.inf))
         complete = (count > 0) & (cache.length == prompt_length)
 
-        def first_token() -> jax.Array:
+        def first_token() -> tuple[jax.Array, Logprobs | None]:
             logits = target.unembed(models.target_params, last[:, None])
-            return noises.choose_at(logits, first_noise, jnp.zeros((batch, 1), jnp.int32), sampling)[:, 0]
+            token = noises.choose_at(logits, first_noise, jnp.zeros((batch, 1), jnp.int32), sampling)
+            if state.logprobs is None:
+                return token[:, 0], None
+            return token[:, 0], record(state.logprobs, logits, token, prompt_length, complete.astype(jnp.int32))
 
-        token = lax.cond(complete.any(), first_token, lambda: jnp.zeros(batch, jnp.int32))
+        token, logprobs = lax.cond(complete.any(), first_token, lambda: (jnp.zeros(batch, jnp.int32), state.logprobs))
         new_text = state.text.at[rows, jnp.where(complete, prompt_length, capacity)].set(token, mode="drop")
         seen = Observation(text=new_text, length=state.cache.length, output=output, path=path, count=count)
         return dataclasses.replace(
             state,
             cache=cache,
             text=new_text,
+            logprobs=logprobs,
             drafter=drafter.observe(models.drafter_params, models.target_params, state.drafter, seen),
         )
 
-    empty = empty_state(target, drafter, text, prompt_length, target.activation_dtype(models.target_params))
+    dtype = target.activation_dtype(models.target_params)
+    empty = empty_state(target, drafter, text, prompt_length, dtype, num_logprobs)
     with jax.named_scope("prefill"):
         state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, keep_state(empty, split))
     first = jnp.take_along_axis(state.text, prompt_length[:, None], axis=1)
@@ -277,6 +292,13 @@ def one_round(
     with jax.named_scope("commit"):
         cache = commit(state.cache, output.keys, output.values, verdict.path, count)
         text = append(state.text, written, length + 1, count)
+        logprobs = state.logprobs
+        if logprobs is not None:
+            place = np.zeros(drafter.nodes, np.int32)
+            place[np.array(nodes)] = np.arange(len(nodes))  # of a node's logits; those of a path are all there
+            before = jnp.asarray(place)[jnp.maximum(verdict.path, 0)]
+            on_path = jnp.take_along_axis(logits, before[:, :, None], axis=1)
+            logprobs = record(logprobs, on_path, written, length + 1, count)
     with jax.named_scope("observe"):
         observation = Observation(
             text=text, length=length, output=output, path=verdict.path, count=count, tree=tree, choice=choice
@@ -287,6 +309,7 @@ def one_round(
         cache=cache,
         drafter=drafter_state,
         text=text,
+        logprobs=logprobs,
         done=state.done | ended,
         rounds=state.rounds + ~state.done,
         accepted=state.accepted + ((counts == verdict.num_accepted[:, None]) & ~state.done[:, None]),

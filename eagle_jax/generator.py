@@ -19,6 +19,7 @@ from eagle_jax import sharding
 from eagle_jax.decode import DecodeState, Models, Rule, check_rule, decode, prefill
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.kernels.packed import is_packed, pack
+from eagle_jax.logprobs import AnswerLogprobs, of_answer
 from eagle_jax.sampling import SamplingOptions, make_sampling
 from eagle_jax.types import Params, Sampling, Target
 
@@ -37,6 +38,7 @@ class Generation:
     decode_seconds: float
     complete: bool
     gave_up: bool = False  # drafting did not pay, so that the last rounds were plain ones
+    logprobs: list[AnswerLogprobs] | None = None  # per row, where the generator keeps them
 
     @property
     def num_tokens(self) -> int:
@@ -63,6 +65,8 @@ class Generator:
       share_noise: the drafter drafts with the target's own noise.
       capacity: slots of all caches; None takes the next power of two that a batch needs, 512 at least.
       prefill_chunk: prompt tokens read per pass; None takes what `default_chunk` recommends.
+      logprobs: keep the log-probability that the target gave each token of an answer (before temperature, top-k and
+        top-p), and those of this many most probable tokens in its place; None keeps none.
       mesh: decode on these devices, rows sharded over its axis `data`. Weights that are on it already stay as they are,
         all others are replicated: `load_target(..., mesh=mesh)` splits a target over `model`. Without a mesh, on a CPU,
         weights are packed for the kernel (`kernels.packed`), once for all generators that share them.
@@ -81,6 +85,7 @@ class Generator:
     share_noise: bool = True
     capacity: int | None = None
     prefill_chunk: int | None = None
+    logprobs: int | None = None
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +97,8 @@ class Generator:
         self.drafter.check(self.drafter_params)
         if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be at least 1, got {self.prefill_chunk}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= self.target.vocab_size:
+            raise ValueError(f"logprobs must be between 0 and {self.target.vocab_size}, got {self.logprobs}")
         for name in ("target_params", "drafter_params"):  # both are placed already in a generator that was replaced
             weights = getattr(self, name)
             placed = pack(weights) if self.mesh is None else sharding.place_weights(self.mesh, weights)
@@ -152,7 +159,9 @@ class Generator:
         text, lengths, sampling = self._on_mesh((*pad_prompts(prompts, capacity), sampling))
         with sharding.active(self.mesh):
             chunk = min(self.chunk, capacity)
-            return prefill(self.models, text, lengths, sampling, chunk=chunk, split=self.split)
+            return prefill(
+                self.models, text, lengths, sampling, chunk=chunk, split=self.split, num_logprobs=self.logprobs
+            )
 
     def advance(self, state: DecodeState, sampling: Sampling, max_rounds: int, min_live: int = 1) -> DecodeState:
         """Run rounds as `decode` does; `state` is used up."""
@@ -268,6 +277,7 @@ def read_generation(
         sharding.to_host(x)
         for x in (state.text, state.prompt_length, state.num_new, state.rounds, state.accepted, state.done)
     )
+    kept = jax.tree.map(sharding.to_host, state.logprobs)
     return Generation(
         tokens=[row[begin : begin + count].tolist() for row, begin, count in zip(text, start, num_new, strict=True)],
         rounds=rounds.tolist(),
@@ -276,6 +286,7 @@ def read_generation(
         decode_seconds=decode_seconds,
         complete=bool(done.all()),
         gave_up=gave_up,
+        logprobs=kept and [of_answer(kept, row, *place) for row, place in enumerate(zip(start, num_new, strict=True))],
     )
 
 

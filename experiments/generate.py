@@ -67,6 +67,8 @@ text = "DATAxMODEL: 2x4 shards the rows of --batch over 2 groups of devices and 
 flags.DEFINE_string("mesh", None, text, flag_values=FLAGS)
 flags.DEFINE_string("distributed", None, launch.DISTRIBUTED, flag_values=FLAGS)
 flags.DEFINE_bool("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
+text = "write log-probabilities of the tokens to --json_output, and of this many most probable ones beside each"
+flags.DEFINE_integer("logprobs", None, text, flag_values=FLAGS)
 flags.DEFINE_string("json_output", None, "file for the numbers and answers, as one JSON object", flag_values=FLAGS)
 
 
@@ -89,9 +91,10 @@ def main() -> None:
     target = make_target(model.config)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
     placement: dict[str, Any] = {"capacity": capacity, "mesh": mesh}
+    kept = {"logprobs": FLAGS.logprobs}
     acceptance = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise}
     make_generator = GivingUp if FLAGS.give_up else Generator
-    method = make_generator(target, model.params, drafter, drafter_params, **placement, **acceptance)
+    method = make_generator(target, model.params, drafter, drafter_params, **placement, **acceptance, **kept)
     plain = Generator(target, model.params, make_vanilla(), **placement) if FLAGS.compare else None
     write = one_by_one if FLAGS.batch == 1 else together
     answers = write(model, method, plain, questions, prompts, sampling)
@@ -120,6 +123,8 @@ def main() -> None:
 def check_flags() -> None:
     """Check flags before anything is loaded."""
     launch.check_file("json_output", FLAGS.json_output)
+    if FLAGS.logprobs is not None and FLAGS.json_output is None:
+        raise ValueError(f"--logprobs={FLAGS.logprobs} needs --json_output, the file that they are written to")
     if FLAGS.batch < 1:
         raise ValueError(f"--batch must be at least 1, got {FLAGS.batch}")
     if FLAGS.give_up and FLAGS.batch > 1:

@@ -35,6 +35,8 @@ from eagle_jax.types import Params, Target
 from tests.compilations import count_compilations
 from tests.drafts import gated, with_noise
 from tests.reference.decode import decode as plain
+from tests.reference.logprobs import token_logprobs
+from tests.tolerance import assert_close, pass_terms
 
 CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=40, num_heads=8, num_kv_heads=4)
 PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [7] * 33]
@@ -119,6 +121,22 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
 def test_same_tokens_as_plain_decoding(name: str, temperature: float, seed: int) -> None:
     assert generate(name, temperature, seed).tokens == wanted(temperature, seed)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logprobs_are_the_targets_own(name: str, temperature: float) -> None:
+    """Of the tokens written and of the most probable ones in their place, before temperature."""
+    drafter, params, _ = build(name)
+    writer = dataclasses.replace(generator(name), drafter=drafter, drafter_params=params, logprobs=3)
+    answers = writer.generate(PROMPTS, temperature=temperature, max_new_tokens=NEW)
+    assert answers.tokens == wanted(temperature, 0)
+    assert answers.logprobs is not None
+    for prompt, tokens, kept in zip(PROMPTS, answers.tokens, answers.logprobs, strict=True):
+        expected = token_logprobs(TARGET, PARAMS, prompt, tokens)
+        ids = np.argsort(-expected, axis=1, kind="stable")[:, :3]
+        np.testing.assert_array_equal(kept.top_ids, ids)
+        for actual, places in ((kept.top, ids), (kept.written[:, None], np.array(tokens)[:, None])):
+            assert_close(actual, np.take_along_axis(expected, places, axis=1), pass_terms(CONFIG, CAPACITY))
 
 
 def test_guesses_are_accepted_at_times(name: str) -> None:

@@ -1,5 +1,6 @@
 """Continuous batching: the same answers as one by one, whatever the batch, the group and the drafter."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,8 +15,10 @@ from eagle_jax.sharding import make_mesh
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import Sampling
 from tests.reference.decode import decode as plain
+from tests.reference.logprobs import token_logprobs
+from tests.tolerance import assert_close, pass_terms
 
-_, TARGET, PARAMS = tiny_transformer(0, num_layers=1)
+CONFIG, TARGET, PARAMS = tiny_transformer(0, num_layers=1)
 PROMPTS = [[5], [1, 2, 3], list(range(3, 20)), [7] * 33, [9, 8], [1], [2, 2, 2, 2]]
 LIMITS = [20, 3, 12, 1, 25, 7, 16]
 DRAFTERS = {
@@ -75,6 +78,17 @@ def test_prompts_read_in_groups(monkeypatch: pytest.MonkeyPatch, name: str, batc
     found = write_all(writer(name), PROMPTS, batch=batch, **options(1.0))
     assert found.tokens == answers(1.0)
     assert found.rounds == rounds_alone(name, 1.0)
+
+
+@pytest.mark.parametrize("mesh", [None, "2x1"])
+def test_logprobs_go_with_their_answers(mesh: str | None) -> None:
+    """Rows are taken over, and so is what they keep."""
+    together = write_all(dataclasses.replace(writer("chain", mesh), logprobs=2), PROMPTS, batch=2, **options(1.0))
+    assert together.logprobs is not None
+    for prompt, tokens, kept in zip(PROMPTS, together.tokens, together.logprobs, strict=True):
+        expected = token_logprobs(TARGET, PARAMS, prompt, tokens)
+        np.testing.assert_array_equal(kept.top_ids, np.argsort(-expected, axis=1, kind="stable")[:, :2])
+        assert_close(kept.written, expected[np.arange(len(tokens)), tokens], pass_terms(CONFIG, 64))
 
 
 def test_rows_wait_for_a_group(monkeypatch: pytest.MonkeyPatch) -> None:

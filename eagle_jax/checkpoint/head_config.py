@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eagle_jax.checkpoint.head_formats import ENGINES, FLAT, HEAD_FORMATS, Engine, count_layers, kind_named, kind_of
-from eagle_jax.checkpoint.hf_config import config_from_hf, context_to_hf, rope_to_hf
+from eagle_jax.checkpoint.hf_config import SCALED_LENGTH, config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import NORMS, HeadConfig, head_kind, layers_of, parts_of
 
@@ -32,7 +32,7 @@ _LAYER_KEYS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("max_position_embeddings", "original_max_position_embeddings", "rms_norm_eps", "hidden_act", "attention_bias"),
     *("mlp_bias", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "bos_token_id"),
-    "eos_token_id",
+    *("eos_token_id", SCALED_LENGTH),
 )
 """Keys that describe the layer of a head in words of a model's; all others of a model may be those of its target."""
 

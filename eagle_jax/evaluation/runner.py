@@ -150,8 +150,14 @@ def _split_rows(batch: Generation) -> list[Generation]:
         batch, prefill_seconds=batch.prefill_seconds / count, decode_seconds=batch.decode_seconds / count
     )
     return [
-        dataclasses.replace(even, tokens=[tokens], rounds=[rounds], accepted=accepted[None])
-        for tokens, rounds, accepted in zip(batch.tokens, batch.rounds, batch.accepted, strict=True)
+        dataclasses.replace(
+            even,
+            tokens=[batch.tokens[row]],
+            rounds=[batch.rounds[row]],
+            accepted=batch.accepted[row][None],
+            logprobs=batch.logprobs and [batch.logprobs[row]],
+        )
+        for row in range(count)
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.evaluation.metrics import finite, tau, tokens_per_second
 from eagle_jax.evaluation.runner import Answer
+from eagle_jax.generator import Generation
 
 HARDLY_ANY = 0.1
 """Accepted tokens a round below which a head is doubted; one trained for minutes has several times as many."""
@@ -77,10 +78,23 @@ def summarise(
                 "prompt": answer.prompt,
                 "text": answer.text,
                 "token_ids": answer.written.tokens[0],
+                **logprob_fields(answer.written),
             }
             for answer in answers
         ]
     }
+
+
+def logprob_fields(written: Generation) -> dict[str, Any]:
+    """Log-probabilities of an answer, where they were kept: of each token, and (id, log-probability) of the best."""
+    if not written.logprobs:
+        return {}
+    (kept,) = written.logprobs
+    fields: dict[str, Any] = {"logprobs": kept.written.tolist()}
+    if kept.top.shape[1]:
+        pairs = zip(kept.top_ids.tolist(), kept.top.tolist(), strict=True)
+        fields["top_logprobs"] = [list(zip(ids, values, strict=True)) for ids, values in pairs]
+    return fields
 
 
 def doubt(record: dict[str, Any]) -> str | None:

@@ -57,6 +57,19 @@ def record_of(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_logprobs_in_the_record(tiny_model: Path, tmp_path: Path, batch: int) -> None:
+    """Of every token that was written; greedy tokens are the first of the most probable."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Hello"}\n{"prompt": "Hello hello"}\n')
+    options = [f"--target={tiny_model}", f"--prompts_file={prompts}", "--method=prompt_lookup", "--max_new_tokens=9"]
+    for answer in record_of(tmp_path, *options, f"--batch={batch}", "--logprobs=3")["answers"]:
+        first, second, third = ([place[rank] for place in answer["top_logprobs"]] for rank in range(3))
+        assert [token for token, _ in first] == answer["token_ids"]
+        assert [value for _, value in first] == answer["logprobs"]
+        assert all(0 >= one[1] >= two[1] >= three[1] for one, two, three in zip(first, second, third, strict=True))
+
+
 @pytest.mark.parametrize(
     ("method", "tree"),
     [

@@ -43,6 +43,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--prompt=Hi", "--split_head"], "--split_head needs --mesh, the devices to split over"),
         (["--prompt=Hi", "--split_head", "--mesh=1x2"], "--method=prompt_lookup takes no --split_head, got True"),
         (["--prompt=Hi", "--num_prompts=2"], "--num_prompts=2 needs --prompts_file; --prompt is 1 prompt"),
+        (["--prompt=Hi", "--logprobs=2"], "--logprobs=2 needs --json_output, the file that they are written to"),
         (["--prompts_file=no/such.jsonl"], "no/such.jsonl: No such file or directory"),
         (["--prompts_file=tests"], "tests: Is a directory"),
         (["--prompt=Hi", "--method=eagle9"], "method 'eagle9' is not one of vanilla, prompt_lookup, lookahead, chain"),
