@@ -24,8 +24,9 @@ from eagle_jax import verify
 from eagle_jax.cache import append, commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.logprobs import Logprobs, no_logprobs, record
+from eagle_jax.penalties import penalise, penalise_text
 from eagle_jax.sharding import Split, keep_rows
-from eagle_jax.tree import tree_pass
+from eagle_jax.tree import ancestors, tree_pass
 from eagle_jax.types import NO_TOKEN, DraftTree, KVCache, Params, Sampling, Target, Verdict
 
 Rule = Literal["match", "residual"]
@@ -165,7 +166,11 @@ def prefill(
 
         def first_token() -> tuple[jax.Array, Logprobs | None]:
             logits = target.unembed(models.target_params, last[:, None])
-            token = noises.choose_at(logits, first_noise, jnp.zeros((batch, 1), jnp.int32), sampling)
+            scores = logits
+            if sampling.penalties is not None:
+                penalised = penalise_text(logits[:, 0], sampling.penalties, state.text, prompt_length, prompt_length)
+                scores = penalised[:, None]
+            token = noises.choose_at(scores, first_noise, jnp.zeros((batch, 1), jnp.int32), sampling)
             if state.logprobs is None:
                 return token[:, 0], None
             return token[:, 0], record(state.logprobs, logits, token, prompt_length, complete.astype(jnp.int32))
@@ -196,7 +201,7 @@ class Scored(NamedTuple):
     tree: DraftTree
     depth: jax.Array  # i32[B, N], of each node
     nodes: Sequence[int]  # those with logits
-    logits: jax.Array  # f32[B, len(nodes), V], of the target
+    logits: jax.Array  # f32[B, len(nodes), V], of the target, penalised
     noise: jax.Array  # f32[B, P, V], of the target, by depth: its choice after a node is at noise[:, depth]
     length: jax.Array  # i32[B], position of the root
 
@@ -286,7 +291,12 @@ def one_round(
         hidden = output.hidden if len(nodes) == drafter.nodes else output.hidden[:, np.array(nodes)]
         logits = target.unembed(models.target_params, hidden)
     with jax.named_scope("verify"):
-        scored = Scored(tree=tree, depth=depth, nodes=nodes, logits=logits, noise=noise, length=length)
+        scores = logits
+        if sampling.penalties is not None:
+            above = ancestors(tree.parents, tree.max_depth)[:, np.array(nodes)]
+            text_so_far = state.text, state.prompt_length, length
+            scores = penalise(logits, sampling.penalties, *text_so_far, tree.tokens, above)
+        scored = Scored(tree=tree, depth=depth, nodes=nodes, logits=scores, noise=noise, length=length)
         verdict, choice = check(models.target_params, scored, sampling, rule, share_noise)
         written, count, ended = _to_commit(tree, verdict, state, sampling)
     with jax.named_scope("commit"):

@@ -277,7 +277,7 @@ def read_generation(
         sharding.to_host(x)
         for x in (state.text, state.prompt_length, state.num_new, state.rounds, state.accepted, state.done)
     )
-    kept = jax.tree.map(sharding.to_host, state.logprobs)
+    logprobs = jax.tree.map(sharding.to_host, state.logprobs)
     return Generation(
         tokens=[row[begin : begin + count].tolist() for row, begin, count in zip(text, start, num_new, strict=True)],
         rounds=rounds.tolist(),
@@ -286,7 +286,8 @@ def read_generation(
         decode_seconds=decode_seconds,
         complete=bool(done.all()),
         gave_up=gave_up,
-        logprobs=kept and [of_answer(kept, row, *place) for row, place in enumerate(zip(start, num_new, strict=True))],
+        logprobs=logprobs
+        and [of_answer(logprobs, row, *place) for row, place in enumerate(zip(start, num_new, strict=True))],
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from eagle_jax.types import NO_TOKEN, Sampling
+from eagle_jax.types import NO_TOKEN, Penalties, Sampling
 
 TARGET_STREAM = 0
 """Noise of the target's choices, and of drafters that share it."""
@@ -36,6 +36,8 @@ class SamplingOptions(TypedDict, total=False):
     temperature: float | Sequence[float]
     top_k: int | Sequence[int]
     top_p: float | Sequence[float]
+    repetition_penalty: float | Sequence[float]
+    presence_penalty: float | Sequence[float]
     seed: int | Sequence[int]
     sequence: Sequence[int] | None
     stop_ids: Sequence[int]
@@ -51,6 +53,8 @@ class SamplingConfig:
     top_p: float = 1.0
     seed: int = 0
     max_new_tokens: int = 128
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         make_sampling(1, **self.options())  # refuses values out of range
@@ -64,6 +68,8 @@ class SamplingConfig:
         parts = [f"T = {self.temperature:g}"]
         parts += [f"top-k {self.top_k}"] if self.top_k else []
         parts += [f"top-p {self.top_p:g}"] if self.top_p < 1 else []
+        parts += [f"repetition penalty {self.repetition_penalty:g}"] if self.repetition_penalty != 1 else []
+        parts += [f"presence penalty {self.presence_penalty:g}"] if self.presence_penalty else []
         return ", ".join(parts)
 
 
@@ -73,6 +79,8 @@ def make_sampling(
     temperature: float | Sequence[float] = 0.0,
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
+    repetition_penalty: float | Sequence[float] = 1.0,
+    presence_penalty: float | Sequence[float] = 0.0,
     seed: int | Sequence[int] = 0,
     sequence: Sequence[int] | None = None,
     stop_ids: Sequence[int] = (),
@@ -85,6 +93,8 @@ def make_sampling(
       temperature: >= 0; 0 is greedy.
       top_k: sample from the k most probable tokens only; 0 from all.
       top_p: in (0, 1]; sample only from the most probable tokens, as many as reach this probability at `temperature`.
+      repetition_penalty: > 0, on tokens of prompt and answer; 1 is off (`eagle_jax.penalties`).
+      presence_penalty: on tokens of the answer; 0 is off.
       seed: seed of the noise, in [0, 2**32).
       sequence: stable id of each request, in [0, 2**32); its row number where left out.
       stop_ids: tokens that end an answer (and belong to it).
@@ -114,6 +124,8 @@ def make_sampling(
             raise ValueError(f"stop_ids must be token ids of at least 0, got {stop_id}")
     stops = np.asarray(list(stop_ids) or [NO_TOKEN], np.int32)
     all_stops: Any = np.tile(stops, (batch, 1))
+    repetition = rows("repetition_penalty", repetition_penalty, np.float32, 0, 1e4, above=True)
+    presence = rows("presence_penalty", presence_penalty, np.float32, -1e4, 1e4)
     return Sampling(
         temperature=rows("temperature", temperature, np.float32, 0, 1e4),
         top_k=rows("top_k", top_k, np.int32, 0, 2**31 - 1),
@@ -122,6 +134,7 @@ def make_sampling(
         sequence=rows("sequence", range(batch) if sequence is None else list(sequence), np.uint32, 0, most),
         stop_ids=all_stops,
         max_new_tokens=rows("max_new_tokens", max_new_tokens, np.int32, 1, 2**31 - 1),
+        penalties=Penalties(repetition, presence) if (repetition != 1).any() or presence.any() else None,
     )
 
 

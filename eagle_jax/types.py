@@ -80,6 +80,14 @@ class Verdict:
 
 
 @struct.dataclass
+class Penalties:
+    """On tokens that a text has already (`penalties`)."""
+
+    repetition: jax.Array  # f32[B], 1 is off
+    presence: jax.Array  # f32[B], 0 is off
+
+
+@struct.dataclass
 class Sampling:
     """Sampling settings of each row. All are arrays, so that other values do not recompile."""
 
@@ -90,6 +98,7 @@ class Sampling:
     sequence: jax.Array  # u32[B], stable id of the request: with seed and position it keys the noise
     stop_ids: jax.Array  # i32[B, number of stop ids], padded with NO_TOKEN
     max_new_tokens: jax.Array  # i32[B], the first token counts
+    penalties: Penalties | None = None  # None where no row has any: programs without them are compiled apart
 
 
 def any_weights(params: Params) -> None:

@@ -50,6 +50,10 @@ flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens up to thi
 flags.DEFINE_integer(
     "sampling_top_k", 0, "sample from this many of the most probable tokens; 0: all", flag_values=FLAGS
 )
+text = "divides logits of tokens of prompt and answer where positive, else multiplies them; 1: off"
+flags.DEFINE_float("repetition_penalty", 1.0, text, flag_values=FLAGS)
+text = "subtracted from logits of tokens of the answer; 0: off"
+flags.DEFINE_float("presence_penalty", 0.0, text, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of sampling: same seed, same text, whatever the method", flag_values=FLAGS)
 flags.DEFINE_enum(
     "rule",
@@ -76,7 +80,13 @@ def main() -> None:
     """Generate with the settings of the flags."""
     launch.join(FLAGS.distributed)
     sampling = SamplingConfig(
-        FLAGS.temperature, FLAGS.sampling_top_k, FLAGS.top_p, FLAGS.seed, FLAGS.max_new_tokens
+        FLAGS.temperature,
+        FLAGS.sampling_top_k,
+        FLAGS.top_p,
+        FLAGS.seed,
+        FLAGS.max_new_tokens,
+        FLAGS.repetition_penalty,
+        FLAGS.presence_penalty,
     )  # checks values before anything is loaded
     check_flags()
     name, settings = methods.settings_from_flags(FLAGS)
@@ -91,10 +101,11 @@ def main() -> None:
     target = make_target(model.config)
     capacity = runner.slots(target, prompts, drafter, FLAGS.max_new_tokens)
     placement: dict[str, Any] = {"capacity": capacity, "mesh": mesh}
-    kept = {"logprobs": FLAGS.logprobs}
     acceptance = {"rule": FLAGS.rule, "share_noise": FLAGS.share_noise}
     make_generator = GivingUp if FLAGS.give_up else Generator
-    method = make_generator(target, model.params, drafter, drafter_params, **placement, **acceptance, **kept)
+    method = make_generator(
+        target, model.params, drafter, drafter_params, **placement, **acceptance, logprobs=FLAGS.logprobs
+    )
     plain = Generator(target, model.params, make_vanilla(), **placement) if FLAGS.compare else None
     write = one_by_one if FLAGS.batch == 1 else together
     answers = write(model, method, plain, questions, prompts, sampling)

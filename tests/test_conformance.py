@@ -105,7 +105,7 @@ def wanted(temperature: float, seed: int) -> list[list[int]]:
     return [plain(TARGET, PARAMS, prompt, sequence=row, **knobs) for row, prompt in enumerate(PROMPTS)]
 
 
-def generate(name: str, temperature: float, seed: int = 0, **changed: Any) -> Generation:
+def generate(name: str, temperature: Any, seed: int = 0, **changed: Any) -> Generation:
     """All prompts in one batch."""
     knobs = {"prompts": PROMPTS, "temperature": temperature, "seed": seed, "max_new_tokens": NEW, **changed}
     return generator(name).generate(**knobs)
@@ -121,6 +121,22 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
 def test_same_tokens_as_plain_decoding(name: str, temperature: float, seed: int) -> None:
     assert generate(name, temperature, seed).tokens == wanted(temperature, seed)
+
+
+def test_penalties_follow_the_text_before_each_node(name: str) -> None:
+    """Rows with penalties of their own, and one without any."""
+    rows = {
+        "temperature": [0.0, 1.0, 0.5, 0.0],
+        "repetition_penalty": [1.5, 1.2, 1.0, 1.0],
+        "presence_penalty": [0.0, 0.5, 1.5, 0.0],
+    }
+    expected = [
+        plain(TARGET, PARAMS, prompt, sequence=row, max_new_tokens=NEW, **{key: rows[key][row] for key in rows})
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    assert expected[3] == wanted(0.0, 0)[3]
+    assert expected[:3] != [wanted(temperature, 0)[row] for row, temperature in enumerate(rows["temperature"][:3])]
+    assert generate(name, **rows).tokens == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

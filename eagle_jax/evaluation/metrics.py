@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ import numpy as np
 
 from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.generator import Generation
-from eagle_jax.sampling import SamplingConfig, gumbel, make_sampling, noisy_scores
+from eagle_jax.penalties import penalise_text
+from eagle_jax.sampling import SamplingConfig, SamplingOptions, gumbel, make_sampling, noisy_scores
 from eagle_jax.sharding import to_host
 from eagle_jax.types import Params, Sampling, Target
 
@@ -83,9 +84,13 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
-def _best_two(target: Target, outputs: Recording, length: jax.Array, sampling: Sampling) -> jax.Array:
-    """The two highest noisy scores f32[2] for the token at `length`, after the recorded text."""
+def _best_two(
+    target: Target, outputs: Recording, text: jax.Array, prompt_length: jax.Array, length: jax.Array, sampling: Sampling
+) -> jax.Array:
+    """The two highest noisy scores f32[2] for the token at `length`, after the recorded text i32[1, S]."""
     logits = target.unembed(outputs.weights, jnp.take(outputs.hidden, length - 1, axis=1))
+    if sampling.penalties is not None:
+        logits = penalise_text(logits, sampling.penalties, text, prompt_length[None], length[None])
     noise = gumbel(sampling, jnp.full((1, 1), length), target.vocab_size)[:, 0]
     return jax.lax.top_k(noisy_scores(logits, noise, sampling)[0], 2)[0]
 
@@ -95,11 +100,8 @@ def margin(
     params: Params,
     text: Sequence[int],
     *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    sequence: int = 0,
+    prompt_length: int | None = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> float:
     """Lead of the best choice for the token after `text` over the second best, in units of logits.
 
@@ -110,16 +112,16 @@ def margin(
     Args:
       target, params: the model.
       text: token ids, prompt included; at least one.
-      temperature, top_k, top_p, seed, sequence: as the row was sampled.
+      prompt_length: tokens of it before the answer; all where left out.
+      **sampling: as the row was sampled, as `make_sampling` takes it for one row.
     """
-    sampling = make_sampling(
-        1, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, sequence=[sequence], max_new_tokens=1
-    )
+    settings = make_sampling(1, **sampling)
     padded: Any = np.zeros((1, -(-len(text) // _PAD) * _PAD), np.int32)
     padded[0, : len(text)] = text
     length: Any = np.array([len(text)], np.int32)  # numpy, not on a device: the weights may be sharded
     outputs = record(target, params, padded, length)
-    best, second = to_host(_best_two(target, outputs, length[0], sampling))
+    begin = np.int32(len(text) if prompt_length is None else prompt_length)
+    best, second = to_host(_best_two(target, outputs, padded, begin, length[0], settings))
     return float(best - second)
 
 
@@ -149,11 +151,8 @@ def margin_at_difference(
         target,
         params,
         prompt + plain[:place],
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        sequence=sequence,
+        prompt_length=len(prompt),
+        **sampling.options(sequence=[sequence]),
     )
 
 

@@ -86,13 +86,13 @@ def summarise(
 
 
 def logprob_fields(written: Generation) -> dict[str, Any]:
-    """Log-probabilities of an answer, where they were kept: of each token, and (id, log-probability) of the best."""
+    """Log-probabilities of an answer, where there are any: of each token, and (id, log-probability) of the best."""
     if not written.logprobs:
         return {}
-    (kept,) = written.logprobs
-    fields: dict[str, Any] = {"logprobs": kept.written.tolist()}
-    if kept.top.shape[1]:
-        pairs = zip(kept.top_ids.tolist(), kept.top.tolist(), strict=True)
+    (answer,) = written.logprobs
+    fields: dict[str, Any] = {"logprobs": answer.written.tolist()}
+    if answer.top.shape[1]:
+        pairs = zip(answer.top_ids.tolist(), answer.top.tolist(), strict=True)
         fields["top_logprobs"] = [list(zip(ids, values, strict=True)) for ids, values in pairs]
     return fields
 

@@ -193,6 +193,8 @@ def accept_known(
     texts = texts_of(prompts, answers, capacity)
     options: SamplingOptions = {**sampling, "max_new_tokens": [*map(len, answers)], "stop_ids": ()}
     settings = make_sampling(len(prompts), **options)
+    if settings.penalties is not None:
+        raise ValueError("acceptance on known texts has no penalties: they are not recorded")
     rows = jnp.asarray(texts)
     if recording is None:
         recording = record(target, target_params, rows, jnp.asarray(ends))

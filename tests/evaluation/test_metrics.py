@@ -58,7 +58,7 @@ def test_margin_against_the_law_of_a_bigram_table(temperature: float) -> None:
     sampling = make_sampling(1, temperature=temperature, seed=3, sequence=[5])
     noise = np.asarray(gumbel(sampling, jnp.array([[len(text)]]), 23))[0, 0]
     scores = np.sort(np.asarray(params["table"])[text[-1]] + temperature * noise)
-    actual = metrics.margin(target, params, text, temperature=temperature, seed=3, sequence=5)
+    actual = metrics.margin(target, params, text, temperature=temperature, seed=3, sequence=[5])
     # The margin is small where the scores are not, and some processors round a product and a sum at once.
     assert actual == pytest.approx(scores[-1] - scores[-2], rel=0, abs=rounding(scores, terms=2))
 

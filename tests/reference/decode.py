@@ -10,7 +10,7 @@ import numpy as np
 from eagle_jax.sampling import gumbel, make_sampling
 from eagle_jax.types import Params, Target
 from tests.models.passes import whole_pass
-from tests.reference.sampling import choose
+from tests.reference.sampling import choose, penalise
 
 
 @functools.cache
@@ -32,6 +32,8 @@ def decode(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
     seed: int = 0,
     sequence: int = 0,
     stop_ids: Sequence[int] = (),
@@ -44,6 +46,7 @@ def decode(
     text = list(prompt)
     for _ in range(max_new_tokens):
         logits = logits_after(target, params, text, room)
+        logits = penalise(logits, prompt, text[len(prompt) :], repetition_penalty, presence_penalty)
         text.append(choose(logits, noise(sampling, jnp.int32(len(text))), temperature, top_k, top_p))
         if text[-1] in stop_ids:
             break

@@ -1,5 +1,7 @@
 """Top-k, top-p and the choice of a token, by sorting, in float64."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -40,6 +42,19 @@ def warp(logits: np.ndarray, temperature: float, k: int, p: float, top_k_first: 
         passing = top_k(masked, k) if step == "k" else top_p(masked, p, temperature)
         masked = np.where(passing, masked, -np.inf)
     return masked
+
+
+def penalise(
+    logits: np.ndarray, prompt: Sequence[int], answer: Sequence[int], repetition: float, presence: float
+) -> np.ndarray:
+    """Logits with both penalties, token by token."""
+    penalised = np.asarray(logits, np.float32).copy()
+    for token in {*prompt, *answer}:
+        score = penalised[token]
+        penalised[token] = score / np.float32(repetition) if score > 0 else score * np.float32(repetition)
+    for token in {*answer}:
+        penalised[token] -= np.float32(presence)
+    return penalised
 
 
 def distribution(logits: np.ndarray, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
