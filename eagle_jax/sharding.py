@@ -201,8 +201,15 @@ def by_group(work: Callable[..., Any], num_rows: int, in_specs: Any, out_specs: 
     return jax.shard_map(work, in_specs=in_specs, out_specs=out_specs, axis_names={DATA}, check_vma=False)
 
 
+ROWS_AT_A_TIME = {"cpu": 128}
+"""Rows whose logits exist at a time where nothing else is asked for, by platform: caches are small there."""
+
+MOST_ROWS_AT_A_TIME = 2048
+"""The same on accelerators: each step of the loop is some twenty launches, and on a GPU the host waits for it."""
+
+
 def over_rows(
-    work: Callable[[jax.Array, Tree], Tree], start: Tree, rows: jax.Array, chunk: int, axis: str | None
+    work: Callable[[jax.Array, Tree], Tree], start: Tree, rows: jax.Array, chunk: int | None, axis: str | None
 ) -> Tree:
     """Chain `work` over some rows, a chunk at a time: the number of chunks is a run-time number.
 
@@ -211,11 +218,12 @@ def over_rows(
         filled up with N, which is no row.
       start: what the first chunk gets.
       rows: bool[N], which.
-      chunk: rows at a time.
+      chunk: rows at a time; None takes what suits this platform (`ROWS_AT_A_TIME`).
       axis: as `by_group` passes it. All groups run as many chunks, so that they reach the next sum together.
     """
     num_rows = rows.shape[0]
     (order,) = jnp.nonzero(rows, size=num_rows, fill_value=num_rows)
+    chunk = chunk or ROWS_AT_A_TIME.get(jax.default_backend(), MOST_ROWS_AT_A_TIME)
     order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
     num_chunks = (rows.sum() + chunk - 1) // chunk
     if axis is not None:

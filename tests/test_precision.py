@@ -1,7 +1,7 @@
 """Float32 is computed in float32 on every device; half precision decodes; dtypes that do not fit are named."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,12 @@ from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
+from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
+from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
+from eagle_jax.training.step import Frozen, OptimizerConfig, initial_state, make_optimizer, make_train_step
 from eagle_jax.types import Params
 from tests.test_program import equations
+from tests.training import small
 
 CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=48)
 PROMPTS = [[5, 1, 5, 1], [*range(3, 40)], [7] * 9]
@@ -73,6 +77,40 @@ def test_products_in_full_precision(name: str) -> None:
                 assert equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, equation
                 actual += 1
     assert actual > 40
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_products_of_half_precision_are_left_alone(name: str) -> None:
+    """On a GPU a product with one row is no matrix product any more where full precision is asked for."""
+    drafter, params = build(name, "bfloat16")
+    models, read = Models(TARGET, drafter, in_dtype(PARAMS, "bfloat16"), params), functools.partial(prefill, chunk=8)
+    rows = jnp.zeros((1, 64), jnp.int32), jnp.ones(1, jnp.int32), make_sampling(1, temperature=1.0)
+    state = jax.eval_shape(read, models, *rows)
+    for program in (jax.make_jaxpr(read)(models, *rows), jax.make_jaxpr(decode)(models, state, rows[-1], 1)):
+        products = [one for one in equations(program.jaxpr) if one.primitive.name == "dot_general"]
+        assert len(products) > 20
+        halves = [one for one in products if one.invars[0].aval.dtype == jnp.bfloat16]
+        assert len(halves) > 10
+        assert {one.params["precision"] for one in halves} == {None}
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_training_in_full_precision(kind: Literal["eagle", "eagle3"]) -> None:
+    """Loss, gradients and the target's features."""
+    head, params, vocabulary = small.head(kind)
+    _, target, target_params = small.model()
+    make_recipe = {
+        "eagle": lambda: make_feature_recipe(head, FeatureConfig()),
+        "eagle3": lambda: make_unroll_recipe(head, UnrollConfig(num_steps=2)),
+    }
+    recipe = make_recipe[kind]()
+    optimizer, _ = make_optimizer(OptimizerConfig(steps=2))
+    state = initial_state({"weights": params.weights}, optimizer, recipe.num_steps)
+    rows = dict(vars(small.batch_of([small.document(0, 20, 6)], 24)))
+    program = jax.make_jaxpr(make_train_step(recipe, target, optimizer))(state, Frozen(target_params, vocabulary), rows)
+    products = [one for one in equations(program.jaxpr) if one.primitive.name == "dot_general"]
+    assert len(products) > 60
+    assert {one.params["precision"] for one in products} == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,6 +4,7 @@ The names (`embed`, `heads`, `kv_heads`, `head_dim`, `mlp`, `vocab`) are mapped 
 Submodules carry the names of the Hugging Face checkpoints, so that a weight's path here is its name there.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -29,15 +30,18 @@ LayerOutput = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`function` with products of float32 matrices in float32.
+    """`function` with products of float32 matrices in float32, where any of its arguments are float32.
 
     By default TPUs round float32 operands to bfloat16 and newer GPUs to TF32, and differently for one token than for
-    many, so that the text would depend on how it was drafted. Products of half precision are unchanged.
+    many, so that the text would depend on how it was drafted. Models in half precision are left alone: asked for more,
+    XLA for GPUs computes a product with one row by multiplying in half precision and writing that out.
     """
 
     @functools.wraps(function)
     def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-        with jax.default_matmul_precision("highest"):
+        leaves = jax.tree.leaves((arguments, named))
+        is_float32 = any(getattr(leaf, "dtype", None) == jnp.float32 for leaf in leaves)
+        with jax.default_matmul_precision("highest") if is_float32 else contextlib.nullcontext():
             return function(*arguments, **named)
 
     return run

@@ -82,7 +82,7 @@ def token_loss(
     weights: jax.Array,
     *,
     vocab_size: int,
-    chunk: int,
+    chunk: int | None,
     train_lm_head: bool = False,
 ) -> tuple[jax.Array, Tally]:
     """Cross-entropy with the target, where its choice can be drafted: the weighted sum f32[], and what is counted.

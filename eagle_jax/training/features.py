@@ -25,7 +25,7 @@ from eagle_jax.types import NO_TOKEN, Params, Target
 
 
 def compute_features(
-    target: Target, params: Params, batch: Batch, *, everywhere: bool = False, chunk: int = 128
+    target: Target, params: Params, batch: Batch, *, everywhere: bool = False, chunk: int | None = None
 ) -> Features:
     """One pass of the frozen target over packed text; documents do not see each other.
 
@@ -34,7 +34,7 @@ def compute_features(
       batch: the text.
       everywhere: find the most probable token after every position (which the official alignment needs), not only
         after those of `batch.slots`.
-      chunk: rows whose logits f32[chunk, V] exist at a time.
+      chunk: rows whose logits f32[chunk, V] exist at a time; None: by platform.
     """
     size, length = batch.tokens.shape
     causal = jnp.tril(jnp.ones((length, length), bool))
@@ -52,14 +52,14 @@ def compute_features(
     return jax.tree.map(lax.stop_gradient, Features(output.taps, output.hidden, choice))
 
 
-def _choices(target: Target, params: Params, hidden: jax.Array, rows: jax.Array, chunk: int) -> jax.Array:
+def _choices(target: Target, params: Params, hidden: jax.Array, rows: jax.Array, chunk: int | None) -> jax.Array:
     """Most probable token after hidden [N, E] in `rows` bool[N], else NO_TOKEN; the cost grows with these rows."""
     find = functools.partial(_find_choices, target, chunk=chunk)
     return by_group(find, rows.shape[0], (EVERYWHERE, ROWS, ROWS), ROWS)(params, hidden, rows)
 
 
 def _find_choices(
-    target: Target, params: Params, hidden: jax.Array, rows: jax.Array, *, chunk: int, axis: str | None
+    target: Target, params: Params, hidden: jax.Array, rows: jax.Array, *, chunk: int | None, axis: str | None
 ) -> jax.Array:
     def find(some: jax.Array, choices: jax.Array) -> jax.Array:
         tokens = first_largest(target.unembed(params, hidden.at[some].get(mode="fill", fill_value=0)))

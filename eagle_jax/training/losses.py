@@ -47,7 +47,7 @@ def vocabulary_loss(
     teacher_lm_head: jax.Array,
     weights: jax.Array,
     *,
-    chunk: int = 128,
+    chunk: int | None = None,
     train_lm_head: bool = False,
 ) -> VocabularyLoss:
     """Weighted sum of - sum_u p(u) log q(u), p the target and q the head.
@@ -58,13 +58,13 @@ def vocabulary_loss(
       teacher: [N, Et], what the target's LM head reads; no gradient.
       teacher_lm_head: [U, Et], rows of the target's LM head for the same tokens; no gradient.
       weights: f32[I, N]; a weight of 0 leaves a row out.
-      chunk: rows whose logits f32[I + 1, chunk, U] exist at a time.
+      chunk: rows whose logits f32[I + 1, chunk, U] exist at a time; None: by platform.
       train_lm_head: whether `lm_head` gets a gradient; frozen, it costs none.
 
     Raises:
       ValueError: a chunk below 1, or numbers of rows that do not agree.
     """
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if reads.shape[1] != teacher.shape[0] or weights.shape != reads.shape[:2]:
         raise ValueError(f"reads {reads.shape}, teacher {teacher.shape} and weights {weights.shape} differ in rows")
@@ -83,7 +83,7 @@ def _loss(
     teacher: jax.Array,
     teacher_lm_head: jax.Array,
     weights: jax.Array,
-    chunk: int,
+    chunk: int | None,
     train_lm_head: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del train_lm_head
@@ -97,7 +97,7 @@ def _forward(
     teacher: jax.Array,
     teacher_lm_head: jax.Array,
     weights: jax.Array,
-    chunk: int,
+    chunk: int | None,
     train_lm_head: bool,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     grads: tuple[str, ...] = ("reads", "lm_head") if train_lm_head else ("reads",)
@@ -107,7 +107,10 @@ def _forward(
 
 
 def _backward(
-    chunk: int, train_lm_head: bool, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array, jax.Array]
+    chunk: int | None,
+    train_lm_head: bool,
+    saved: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, ...]:
     del chunk
     reads, lm_head_grad, lm_head, teacher, teacher_lm_head, cross_entropy = saved
@@ -128,7 +131,7 @@ def _outputs(results: dict[str, jax.Array], weights: jax.Array) -> tuple[jax.Arr
     return (weights * results["cross_entropy"]).sum(), results["cross_entropy"], results["choice"]
 
 
-def _scan(*rows: jax.Array, chunk: int, grads: tuple[str, ...]) -> dict[str, jax.Array]:
+def _scan(*rows: jax.Array, chunk: int | None, grads: tuple[str, ...]) -> dict[str, jax.Array]:
     """`_scan_rows` of these arrays, on a mesh by groups of devices: the wanted gradients by name."""
     steps = PartitionSpec(None, DATA)
     places = {"cross_entropy": steps, "choice": steps, "reads": steps, "lm_head": EVERYWHERE}
@@ -148,7 +151,7 @@ def _scan_rows(
     teacher_lm_head: jax.Array,
     weights: jax.Array,
     *,
-    chunk: int,
+    chunk: int | None,
     grads: tuple[str, ...],
     axis: str | None,
 ) -> dict[str, jax.Array]:

@@ -16,6 +16,7 @@ import optax.contrib
 from flax import struct
 
 from eagle_jax.models.draft_head import HeadParams
+from eagle_jax.models.layers import in_full_precision
 from eagle_jax.sharding import keep_rows
 from eagle_jax.training.features import compute_features
 from eagle_jax.training.records import Batch, Features, Recipe, Tally, Vocabulary
@@ -192,6 +193,7 @@ def make_train_step(
     differentiate = jax.value_and_grad(loss, has_aux=True)
 
     @functools.partial(jax.jit, donate_argnames=("state",))
+    @in_full_precision
     def step(state: TrainState, frozen: Frozen, rows: RowBatch) -> TrainState:
         divisors = recipe.divisors(text_of(rows))
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
@@ -232,6 +234,7 @@ def make_measure(
     loss = make_loss(recipe, target, dtype, everywhere)
 
     @jax.jit
+    @in_full_precision
     def measure(trained: dict[str, Any], frozen: Frozen, rows: RowBatch) -> Tally:
         return loss(trained, frozen, rows, recipe.divisors(text_of(rows)), None)[1]
 

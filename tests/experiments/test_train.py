@@ -44,7 +44,7 @@ def get_config():
         config.draft.layers, config.draft.vocab_size = (0, -1), 40
     return config
 """
-BASES = {"eagle3": "eagle3_smollm2", "eagle": "eagle_smollm2", "draft": "distill_draft"}
+BASES = {"eagle3": "eagle3_smollm2", "gpu": "eagle3_gpu", "eagle": "eagle_smollm2", "draft": "distill_draft"}
 
 
 def conversation(number: int) -> dict[str, Any]:
@@ -312,6 +312,13 @@ def test_with_its_lm_head(task: Task, tmp_path: Path, dtype: str) -> None:
     assert params.lm_head.shape[0] == DRAFT_SIZE
     rows = model.params["lm_head"][params.target_ids]
     assert float(jnp.abs(params.lm_head - rows).max()) > 5e-3
+
+
+def test_the_config_for_accelerators(task: Task, tmp_path: Path) -> None:
+    """Here on a CPU; features along the way."""
+    assert run(task, tmp_path, f"--export={tmp_path / 'head'}", "--config.steps=1", kind="gpu") == 0
+    assert all(np.isfinite(line["loss"]) for line in metrics(tmp_path) if line["kind"] == "train")
+    assert validate(tmp_path / "head", target=load_target(str(task.target)).config) == []
 
 
 def test_an_eagle_head(task: Task, tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ def whole_student(weights: Params, target_params: Params) -> Params:
     return {**weights, **{name: target_params[name] for name in FROZEN if name in target_params}}
 
 
-def make_distill_recipe(student: Target, *, chunk: int = 128) -> Recipe:
+def make_distill_recipe(student: Target, *, chunk: int | None = None) -> Recipe:
     """The recipe for one draft model; `HeadParams.weights` are its weights but for those in `FROZEN`.
 
     Args:
       student: the draft model.
-      chunk: rows whose logits exist at a time.
+      chunk: rows whose logits exist at a time; None: by platform.
     """
 
     def divisors_of(batch: Batch) -> jax.Array:

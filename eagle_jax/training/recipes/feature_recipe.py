@@ -25,7 +25,7 @@ class FeatureConfig:
     feature_weight: float = 1.0
     token_weight: float = 0.1
     noise: float = 0.1  # half the width of the uniform noise, in units of the feature
-    chunk: int = 128  # rows whose logits exist at a time
+    chunk: int | None = None  # rows whose logits exist at a time; None: by platform
     block: int = 512  # slots whose attention scores exist at a time
 
     def __post_init__(self) -> None:

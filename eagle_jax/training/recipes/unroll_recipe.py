@@ -38,7 +38,7 @@ class UnrollConfig:
     alignment: Literal["target", "official"] = "target"
     train_lm_head: bool = False
     feature_weight: float = 0.0  # of the feature loss over that of the tokens; 10 in EAGLE, none in EAGLE-3
-    chunk: int = 128  # rows whose logits exist at a time
+    chunk: int | None = None  # rows whose logits exist at a time; None: by platform
     block: int = 512  # chains whose attention scores exist at a time
 
     def __post_init__(self) -> None:
