@@ -202,7 +202,7 @@ def by_group(work: Callable[..., Any], num_rows: int, in_specs: Any, out_specs: 
 
 
 ROWS_AT_A_TIME = {"cpu": 128}
-"""Rows whose logits exist at a time where nothing else is asked for, by platform: caches are small there."""
+"""Rows whose logits exist at a time by default, by platform: caches are small there."""
 
 MOST_ROWS_AT_A_TIME = 2048
 """The same on accelerators: each step of the loop is some twenty launches, and on a GPU the host waits for it."""

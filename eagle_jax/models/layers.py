@@ -33,7 +33,7 @@ def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Argumen
     """`function` with products of float32 matrices in float32, where any of its arguments are float32.
 
     By default TPUs round float32 operands to bfloat16 and newer GPUs to TF32, and differently for one token than for
-    many, so that the text would depend on how it was drafted. Models in half precision are left alone: asked for more,
+    many, so that the text would depend on how it was drafted. Models in half precision are left alone: at "highest"
     XLA for GPUs computes a product with one row by multiplying in half precision and writing that out.
     """
 
