@@ -6,6 +6,7 @@ A mesh has the axes `data`, over which rows of a batch are sharded, and `model`,
 XLA's partitioner adds the sums that go from device to device, two for each layer.
 
     target         split over `model`, the same for every row       k_proj [E, K, D], K over `model`
+    experts        each split over `model`, as an MLP is            gate_proj [X, E, F], F over `model`
     draft head     replicated by default                            a pass gathers embeddings only
     texts, caches  rows over `data`, heads over `model`             keys [B, S, K, D], B over `data`, K over `model`
 
@@ -27,11 +28,12 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.models.experts import WEIGHTS_AXIS
 from eagle_jax.models.transformer import param_shapes
 from eagle_jax.sampling import ROWS_AXIS
 from eagle_jax.types import KVCache, Params
 
-DATA, MODEL = ROWS_AXIS, "model"
+DATA, MODEL = ROWS_AXIS, WEIGHTS_AXIS
 
 RULES: Mapping[Any, str] = {"batch": DATA, "vocab": MODEL, "heads": MODEL, "kv_heads": MODEL, "mlp": MODEL}
 """Mesh axis of each logical axis; all others are replicated."""

@@ -8,6 +8,7 @@ Axis letters, used in every shape comment of the package:
     B batch row        N tree node          T query token       S cache slot       L layer
     H query head       K key/value head     D head size         E model width      F MLP width
     V vocabulary       U draft vocabulary   P path position (max_depth + 1)        C prompt chunk
+    X expert
 """
 
 from collections.abc import Callable
@@ -114,7 +115,7 @@ class Target(NamedTuple):
     the whole prefix `cache.length` (bounded by a sliding window where the model has one) and, among the T new tokens,
     those that its row of `block_mask` names."""
     embed: Callable[[Params, jax.Array], jax.Array]
-    """(params, tokens i32[...]) -> [..., E]"""
+    """(params, tokens i32[...]) -> [..., E], rows of the embedding as they are stored"""
     unembed: Callable[[Params, jax.Array], jax.Array]
     """(params, hidden [..., E]) -> f32[..., V]"""
     init_cache: Callable[..., KVCache]

@@ -239,7 +239,7 @@ def _first_weights(head: Head, target: Target, model: LoadedModel, training: Pac
         if head.config.fc_norm or head.config.norm_before_fc:  # which fc reads them after
             sizes = initialise.normed_sizes(sizes, together=head.config.norm_before_fc)
     layer = config.start.layer if config.start.copy_layer else None
-    return initialise.initial_weights(head, model.params, config.seed, layer=layer, feature_sizes=sizes)
+    return initialise.initial_weights(head, model.config, model.params, config.seed, layer=layer, feature_sizes=sizes)
 
 
 def _weights_of(name: str, head: Head, model: LoadedModel) -> Params:

@@ -194,10 +194,16 @@ COLLECTIVE = re.compile(
 
 
 def collectives(name: str, text: str) -> Iterator[tuple[str, int, str]]:
+    """What devices of a mesh send, as `sent_by`."""
+    return sent_by(writer(name, text))
+
+
+def sent_by(generator: Generator) -> Iterator[tuple[str, int, str]]:
     """Kind, number of values on each device, and place, of all that devices send in the decode program."""
-    generator = writer(name, text)
-    mesh, state = mesh_of(text), start(name, text, False)
-    sampling = sharding.place_rows(mesh, make_sampling(len(PROMPTS), **SAMPLING))
+    mesh = generator.mesh
+    assert mesh is not None
+    sampling = make_sampling(len(PROMPTS), **SAMPLING)
+    state, sampling = generator.start(PROMPTS, sampling), sharding.place_rows(mesh, sampling)
     with sharding.active(mesh):
         lowered = decode.lower(generator.models, state, sampling, 9)
     for shapes, kind, place in COLLECTIVE.findall(lowered.compile().as_text()):

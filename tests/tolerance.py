@@ -57,7 +57,9 @@ def written(*arrays: Any, digits: int = 6) -> float:
 def layer_terms(config: ModelConfig, length: int) -> int:
     """Terms of one layer over a text: norm, query, score, mixed values, output; norm, MLP up and down."""
     attention = 2 * config.width + config.head_dim + length + config.num_heads * config.head_dim
-    return attention + 2 * config.width + config.mlp_width
+    experts = config.experts
+    mlp = config.mlp_width if experts is None else max(config.mlp_width, experts.width + experts.per_token)
+    return attention + 2 * config.width + mlp
 
 
 def pass_terms(config: ModelConfig, length: int) -> int:

@@ -2,13 +2,13 @@
 
 Sizes are those of each model's public `config.json`; `parameters` is the number of its published weights, against which
 the tests check the row. Chat and instruct variants have the shape of their base; the rows of Qwen2.5 are those of the
-Instruct models, since some of the bases have more positions.
+Instruct models, since some of the bases have more positions. Of Gemma 3 from 4B on it is the language model alone.
 """
 
 import dataclasses
 from typing import Any, NamedTuple
 
-from eagle_jax.models.config import ModelConfig, RopeScaling
+from eagle_jax.models.config import Experts, ModelConfig, RopeScaling
 from eagle_jax.models.draft_head import HeadConfig, head_kind
 
 DRAFT_VOCAB = 32000
@@ -39,6 +39,27 @@ _QWEN2_SMALL = {**_QWEN2, "vocab_size": 151936, "tie_embeddings": True}
 _QWEN3 = {"vocab_size": 151936, "max_positions": 40960, "norm_eps": 1e-6, "rope_theta": 1e6, "qk_norm": True}
 _QWEN3 |= {"head_dim": 128}
 
+
+def _experts(count: int, per_token: int, width: int) -> dict[str, Any]:
+    return {"experts": Experts(count=count, per_token=per_token, width=width, renormalize=True)}
+
+
+def _gemma3(
+    width: int, mlp_width: int, layers: int, heads: int, kv_heads: int, parameters: int, **more: Any
+) -> Published:
+    """A language model of Gemma 3: a layer without a window after every five with one."""
+    window = more.pop("window", 1024)
+    fields: dict[str, Any] = {"vocab_size": 262208, "max_positions": 131072, "norm_eps": 1e-6, "head_dim": 256}
+    fields |= {"rope_theta": 1e6, "local_rope_theta": 1e4, "query_pre_attn_scalar": 256.0, "embed_scale": width**0.5}
+    fields |= {"rope_scaling": RopeScaling(kind="linear", factor=8.0), "activation": "gelu_pytorch_tanh"}
+    fields |= {"windows": tuple(window if (layer + 1) % 6 else None for layer in range(layers))}
+    fields |= {"qk_norm": True, "zero_centered_norms": True, "sandwich_norms": True, "tie_embeddings": True}
+    return _row(width, mlp_width, layers, heads, kv_heads, parameters, **(fields | more))
+
+
+_GEMMA3_1B = {"vocab_size": 262144, "max_positions": 32768, "rope_scaling": RopeScaling(), "window": 512}
+_GEMMA3_27B = {"head_dim": 128, "query_pre_attn_scalar": 168.0}
+
 TARGETS: dict[str, Published] = {
     #                    width    mlp  L   H   K      parameters
     "llama2-7b": _row(4096, 11008, 32, 32, 32, 6_738_415_616, **_LLAMA2),
@@ -64,6 +85,12 @@ TARGETS: dict[str, Published] = {
     "qwen3-8b": _row(4096, 12288, 36, 32, 8, 8_190_735_360, **_QWEN3),
     "qwen3-14b": _row(5120, 17408, 40, 40, 8, 14_768_307_200, **_QWEN3),
     "qwen3-32b": _row(5120, 25600, 64, 64, 8, 32_762_123_264, **_QWEN3),
+    "qwen3-30b-a3b": _row(2048, 6144, 48, 32, 4, 30_532_122_624, **_QWEN3, **_experts(128, 8, 768)),
+    "qwen3-235b-a22b": _row(4096, 12288, 94, 64, 4, 235_093_634_560, **_QWEN3, **_experts(128, 8, 1536)),
+    "gemma3-1b": _gemma3(1152, 6912, 26, 4, 1, 999_885_952, **_GEMMA3_1B),
+    "gemma3-4b": _gemma3(2560, 10240, 34, 8, 4, 3_880_263_168),
+    "gemma3-12b": _gemma3(3840, 15360, 48, 16, 8, 11_766_034_176),
+    "gemma3-27b": _gemma3(5376, 21504, 62, 32, 16, 27_009_346_304, **_GEMMA3_27B),
 }
 
 
@@ -81,20 +108,13 @@ def get_target(name: str) -> ModelConfig:
 def head_of(kind: str, target: ModelConfig) -> HeadConfig:
     """The head that the EAGLE repository and SpecForge train for a target: one Llama layer in the target's sizes.
 
-    The layer has neither the biases nor the head norms of a Qwen target, and its head size is width over heads, also
-    where the target's is another (80 instead of 128 for Qwen3-32B).
+    The layer is Llama's whatever the target's are, and its head size is width over heads, also where the target's is
+    another (80 instead of 128 for Qwen3-32B).
 
     Raises:
       ValueError: no such kind.
     """
-    layer = dataclasses.replace(
-        target,
-        num_layers=1,
-        head_dim=target.width // target.num_heads,
-        qkv_bias=False,
-        qk_norm=False,
-        tap_layers=(),
-    )
+    layer = dataclasses.replace(target.llama_layer(), head_dim=target.width // target.num_heads)
     return HeadConfig(
         kind=kind, layer=layer, feature_width=head_kind(kind).feature_width(target.width, len(target.taps))
     )

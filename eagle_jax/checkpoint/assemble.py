@@ -6,7 +6,7 @@ them against the table of `names`, converts one tensor at a time, and knows no f
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -68,9 +68,9 @@ def assemble(
     shardings: Params | None = None,
     progress: Progress | None = None,
 ) -> Params:
-    """Read every tensor of `specs` into a tree; host memory holds the tree and one tensor more.
+    """Read every tensor of `specs` into a tree; host memory holds the tree and one leaf more.
 
-    With `shardings` each part of a tensor goes straight to its devices, and the host holds one part at a time, or one
+    With `shardings` each part of a leaf goes straight to its devices, and the host holds one part at a time, or one
     tensor of a format that is not read in parts. In a run of several processes each reads what its devices hold.
 
     Args:
@@ -79,7 +79,7 @@ def assemble(
       dtype: type of the weights in the tree, a key of `DTYPES`.
       place: called with each finished leaf; left out, leaves stay numpy arrays.
       shardings: a tree of the same structure: where the leaves go, instead of `place`.
-      progress: called after each tensor.
+      progress: called after each leaf, with the number of tensors.
 
     Raises:
       ValueError: a tensor is missing, unknown, misshapen, not finite, or too large for `dtype`; the message names it.
@@ -87,30 +87,64 @@ def assemble(
     wanted = check_dtype(dtype)
     check_names(specs, source)
     tree: dict[str, Any] = {}
-    for done, (name, spec) in enumerate(specs.items(), start=1):
+    leaves: dict[Path, dict[str, TensorSpec]] = collections.defaultdict(dict)
+    for name, spec in specs.items():
+        leaves[spec.path][name] = spec
+    done = 0
+    for path, members in leaves.items():
         if shardings is not None:
-            leaf: Any = _spread(name, spec, source, wanted, lookup(shardings, spec.path))
+            leaf: Any = _spread(members, source, wanted, lookup(shardings, path))
         else:
-            value = spec.to_tree(convert(source.read(name), wanted, name, source.origin))
-            leaf = place(spec.path, value) if place else value
-        insert(tree, spec.path, leaf)
+            parts = (
+                spec.to_tree(convert(source.read(name), wanted, name, source.origin)) for name, spec in members.items()
+            )
+            value = _stack(parts, len(members)) if _is_stacked(members) else next(parts)
+            leaf = place(path, value) if place else value
+        insert(tree, path, leaf)
+        done += len(members)
         if progress:
             progress(done, len(specs))
     return tree
 
 
-def _spread(name: str, spec: TensorSpec, source: TensorSource, wanted: Any, sharding: Sharding) -> jax.Array:
-    """One tensor, each part of it read once and put on the devices that hold it."""
-    read = _reader(name, spec, source, wanted)
+def _is_stacked(members: Mapping[str, TensorSpec]) -> bool:
+    """Whether the tensors of a leaf are parts of it, in the order of their places, or it is one tensor."""
+    places = [spec.place for spec in members.values()]
+    assert places in ([None], list(range(len(places))))
+    return places != [None]
+
+
+def _stack(parts: Iterator[np.ndarray], count: int) -> np.ndarray:
+    """As `np.stack`, without holding all parts beside their stack."""
+    first = next(parts)
+    stacked = np.empty((count, *first.shape), first.dtype)
+    stacked[0] = first
+    for place, part in enumerate(parts, start=1):
+        stacked[place] = part
+    return stacked
+
+
+def _spread(members: Mapping[str, TensorSpec], source: TensorSource, wanted: Any, sharding: Sharding) -> jax.Array:
+    """One leaf, each part of it read once and put on the devices that hold it."""
+    readers = [_reader(name, spec, source, wanted) for name, spec in members.items()]
+    shape: tuple[int, ...] = next(iter(members.values())).shape
+    read = readers[0]
+    if _is_stacked(members):
+        shape = (len(members), *shape)
+
+        def read(index: Slices) -> np.ndarray:
+            some = readers[index[0]]
+            return _stack((one(index[1:]) for one in some), len(some))
+
     devices: dict[Any, list[jax.Device]] = collections.defaultdict(list)
-    for device, index in sharding.addressable_devices_indices_map(spec.shape).items():
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
         devices[tuple((cut.start, cut.stop) for cut in index or ())].append(device)
     placed: list[jax.Array] = []
     for bounds, holders in devices.items():
         part = read(tuple(slice(*cut) for cut in bounds))
         placed += [jax.device_put(part, device) for device in holders]
         jax.block_until_ready(placed)  # else the host holds all parts that are still on their way
-    return jax.make_array_from_single_device_arrays(spec.shape, sharding, placed)
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 
 def _reader(name: str, spec: TensorSpec, source: TensorSource, wanted: Any) -> Callable[[Slices], np.ndarray]:

@@ -31,6 +31,18 @@ LEGACY_BUFFERS = ("rotary_emb.inv_freq", "self_attn.masked_bias")
 """Endings of tensors that old versions of transformers saved and that hold nothing learnt."""
 
 _LOG = logging.getLogger(__name__)
+
+_LANGUAGE_MODEL = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",  # since transformers 4.52
+}
+"""How a checkpoint with an image encoder begins the names of its language model, and how one of text does."""
+
+_IMAGE_ENCODER = tuple(
+    f"{above}{part}." for above in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
+)
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -58,10 +70,12 @@ def load_params(
 ) -> Params:
     """The parameter tree of a target; arguments and errors as for `assemble`.
 
-    A tied model may still store an `lm_head.weight`, but only one that equals its embedding.
+    A tied model may still store an `lm_head.weight`, but only one that equals its embedding. Of a checkpoint with an
+    image encoder the language model alone is read.
     """
     specs = target_tensors(config)
     with open_safetensors(weight_files(pathlib.Path(directory)), str(directory)) as source:
+        source = language_model(source)
         shapes = {name: shape for name, shape in source.shapes.items() if not name.endswith(LEGACY_BUFFERS)}
         if config.tie_embeddings and "lm_head.weight" in shapes:
             _check_redundant_head(source)
@@ -153,6 +167,27 @@ def _check_index(files: Mapping[pathlib.Path, set[str] | None], where: Mapping[s
             name = min(differing)
             side = "the file but not in the index" if name in present else "the index but not in the file"
             raise ValueError(f"{path}: tensor {name} is in {side}")
+
+
+def language_model(source: TensorSource) -> TensorSource:
+    """The language model of a checkpoint that has an image encoder too, under the names of one of text alone."""
+    if not any(name.startswith(tuple(_LANGUAGE_MODEL)) for name in source.shapes):
+        return source
+    stored = {_text_name(name): name for name in source.shapes if not name.startswith(_IMAGE_ENCODER)}
+    read_part = source.read_part
+    return TensorSource(
+        source.origin,
+        {name: source.shapes[there] for name, there in stored.items()},
+        lambda name: source.read(stored[name]),
+        None if read_part is None else lambda name, part: read_part(stored[name], part),
+    )
+
+
+def _text_name(name: str) -> str:
+    for prefix, ours in _LANGUAGE_MODEL.items():
+        if name.startswith(prefix):
+            return ours + name.removeprefix(prefix)
+    return name
 
 
 def _check_redundant_head(source: TensorSource) -> None:

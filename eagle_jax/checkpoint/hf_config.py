@@ -1,17 +1,50 @@
-"""Reads the shape of a model from a Hugging Face `config.json` (Llama, Mistral, Qwen2, Qwen3).
+"""Reads the shape of a model from a Hugging Face `config.json` (Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE, Gemma 3).
 
 Absent keys mean what they mean in `transformers`, and null is as good as absent; whatever this package does not compute
 is an error, never skipped. RoPE comes in two spellings: `rope_theta` and `rope_scaling` side by side, or since
-transformers 5 one mapping, `rope_parameters`.
+transformers 5 one mapping, `rope_parameters`, for Gemma 3 one for each kind of layers.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from eagle_jax.models.config import ModelConfig, RopeScaling
+from eagle_jax.models.config import Experts, ModelConfig, RopeScaling
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""`model_type` values that are read."""
+LLAMA_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+"""`model_type` values of models whose layers are Llama's but for biases, norms of q and k, and windows."""
+
+MODEL_TYPES = (*LLAMA_TYPES, "qwen3_moe", "gemma3_text", "gemma3")
+"""`model_type` values that are read; of `gemma3`, which reads images too, the language model."""
+
+_REASONS = {
+    "gemma2": "soft-capped scores and logits",
+    "gemma3n": "embeddings of its own for each layer",
+    "gemma3n_text": "embeddings of its own for each layer",
+    "mixtral": "its experts are stored under other names",
+    "qwen2_moe": "shared experts",
+    "qwen3_next": "linear attention and shared experts",
+    "deepseek_v2": "latent attention and shared experts",
+    "deepseek_v3": "latent attention and shared experts",
+    "gpt_oss": "attention sinks",
+}
+"""What this package does not compute of the models whose heads are published most."""
+
+_GEMMA3_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+"""What published configs of Gemma 3 leave out."""
+
+_GEMMA3_PATTERN = 6  # without `layer_types` each sixth layer sees everything
+_SET_NOWHERE = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
 
 SCALED_LENGTH = "max_sequence_length"
 """Key of the Vicuna authors for the context of a model with linear RoPE scaling; transformers does not read it."""
@@ -42,6 +75,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> ModelConfig:
     Raises:
       ValueError: a required key is missing, or a value asks for something that this package does not compute.
     """
+    mapping = _text_config(mapping)
     _reject_unsupported(mapping)
     model_type = mapping["model_type"]
     num_heads, width = whole_number(mapping, "num_attention_heads"), whole_number(mapping, "hidden_size")
@@ -51,8 +85,12 @@ def config_from_hf(mapping: Mapping[str, Any]) -> ModelConfig:
         raise ValueError(
             f"{num_heads} query heads, {num_kv_heads} key/value heads and head size {head_dim} do not fit together"
         )
-    theta, scaling = rope_from_hf(mapping)
-    attention_bias = _switch(mapping, "attention_bias") and model_type in ("llama", "qwen3")
+    attention_bias = _switch(mapping, "attention_bias") and model_type not in ("mistral", "qwen2")
+    if model_type == "gemma3_text":
+        more = _gemma3_fields(mapping)
+    else:
+        theta, scaling = rope_from_hf(mapping)
+        more = {"rope_theta": theta, "rope_scaling": scaling, "experts": _experts(mapping)}
     return ModelConfig(
         vocab_size=whole_number(mapping, "vocab_size"),
         width=width,
@@ -61,19 +99,78 @@ def config_from_hf(mapping: Mapping[str, Any]) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_positions=_context(mapping, scaling),
+        max_positions=_context(mapping, more["rope_scaling"]),
         norm_eps=_number(mapping, "rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
         qkv_bias=attention_bias or model_type == "qwen2",
         output_bias=attention_bias,
         mlp_bias=_switch(mapping, "mlp_bias") and model_type == "llama",
-        qk_norm=model_type == "qwen3",
+        qk_norm=model_type in ("qwen3", "qwen3_moe", "gemma3_text"),
         windows=_windows(mapping),
         tie_embeddings=_switch(mapping, "tie_word_embeddings"),
         bos_id=next(iter(token_ids(mapping, "bos_token_id")), None),
         eos_ids=token_ids(mapping, "eos_token_id"),
+        **more,
     )
+
+
+def _text_config(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the language model, with what published configs of its type leave out."""
+    if mapping.get("model_type") == "gemma3":
+        shared = ("eos_token_id", "bos_token_id", "tie_word_embeddings", "quantization_config")
+        above = {key: mapping[key] for key in shared if mapping.get(key) is not None}
+        mapping = {**_object(mapping, "text_config"), **above, "model_type": "gemma3_text"}
+    if mapping.get("model_type") != "gemma3_text":
+        return mapping
+    return {**_GEMMA3_DEFAULTS, **{key: value for key, value in mapping.items() if value is not None}}
+
+
+def _gemma3_fields(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """What of Gemma 3 is not Llama's: constants, norms, and two kinds of RoPE."""
+    given = _object(mapping, "rope_parameters")
+    if not set(given) <= {"full_attention", "sliding_attention"}:
+        raise ValueError(f"rope_parameters {given} must hold those of full_attention and of sliding_attention")
+    base, local_base = mapping.get("rope_theta") or 1e6, mapping.get("rope_local_base_freq") or 1e4
+    theta, scaling = rope_from_hf({**mapping, "rope_theta": base, "rope_parameters": given.get("full_attention")})
+    local = {"rope_scaling": None, "rope_theta": local_base, "rope_parameters": given.get("sliding_attention")}
+    local_theta, local_scaling = rope_from_hf({**mapping, **local})
+    if local_scaling != RopeScaling():
+        raise ValueError(f"RoPE scaling {local_scaling.kind!r} of layers with a window is not supported; default is")
+    return {
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "local_rope_theta": local_theta,
+        "query_pre_attn_scalar": _number(mapping, "query_pre_attn_scalar", 256),
+        "embed_scale": whole_number(mapping, "hidden_size") ** 0.5,
+        "zero_centered_norms": True,
+        "sandwich_norms": True,
+        "activation": _activation(mapping),
+    }
+
+
+def _experts(mapping: Mapping[str, Any]) -> Experts | None:
+    """Mixtures of experts of Qwen3-MoE; None where every layer has an MLP."""
+    count = mapping.get("num_experts", mapping.get("num_local_experts", 128))  # the latter since transformers 5
+    if mapping["model_type"] != "qwen3_moe" or count == 0:
+        return None
+    step, dense = mapping.get("decoder_sparse_step", 1), mapping.get("mlp_only_layers") or ()
+    layers = range(whole_number(mapping, "num_hidden_layers"))
+    return Experts(
+        count=count,
+        per_token=mapping.get("num_experts_per_tok", 8),
+        width=mapping.get("moe_intermediate_size", 768),
+        renormalize=bool(mapping.get("norm_topk_prob", False)),
+        dense_layers=tuple(layer for layer in layers if layer in dense or (layer + 1) % step),
+    )
+
+
+def _activation(mapping: Mapping[str, Any]) -> str:
+    """The activation of MLPs, which each family has one of."""
+    gemma = mapping["model_type"] == "gemma3_text"
+    key = "hidden_activation" if gemma else "hidden_act"
+    usual = "gelu_pytorch_tanh" if gemma else "silu"
+    if mapping.get(key, usual) != usual:
+        raise ValueError(f"{key} {mapping[key]!r} is not supported; {usual} is")
+    return usual
 
 
 def token_ids(mapping: Mapping[str, Any], key: str) -> tuple[int, ...]:
@@ -137,13 +234,17 @@ def _object(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _reject_unsupported(mapping: Mapping[str, Any]) -> None:
-    if mapping.get("model_type") not in MODEL_TYPES:
-        raise ValueError(f"model_type {mapping.get('model_type')!r} is not supported; {', '.join(MODEL_TYPES)} are")
-    if mapping.get("hidden_act") not in (None, "silu"):
-        raise ValueError(f"hidden_act {mapping['hidden_act']!r} is not supported; silu is")
-    for key in _EXPERT_KEYS:
+    model_type = mapping.get("model_type")
+    if model_type not in MODEL_TYPES:
+        reason = f" ({_REASONS[model_type]})" if model_type in _REASONS else ""
+        raise ValueError(f"model_type {model_type!r} is not supported{reason}; {', '.join(MODEL_TYPES)} are")
+    _activation(mapping)
+    for key in _SET_NOWHERE:
         if mapping.get(key):
-            raise ValueError(f"{key} is {mapping[key]}: mixtures of experts are not supported, only dense models are")
+            raise ValueError(f"{key} is {mapping[key]}, which is not supported")
+    for key in _EXPERT_KEYS:
+        if mapping.get(key) and model_type != "qwen3_moe":
+            raise ValueError(f"{key} is {mapping[key]}: experts are supported for qwen3_moe, not for {model_type}")
     if quantization := _object(mapping, "quantization_config"):
         raise ValueError(
             f"quantization_config asks for {quantization.get('quant_method', 'unknown')!r}: quantised Hugging Face"
@@ -162,26 +263,33 @@ def _windows(mapping: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Sliding window of each layer; () where no layer has one.
 
     Mistral's `sliding_window` holds for all layers. Qwen's counts only with `use_sliding_window`, for the layers that
-    `layer_types` names or, without it, for those from `max_window_layers` on.
+    `layer_types` names or, without it, for those from `max_window_layers` on (Qwen3-MoE: all). Gemma's holds for the
+    layers that `layer_types` names or, without it, for all but each sixth.
     """
     num_layers, model_type = whole_number(mapping, "num_hidden_layers"), mapping["model_type"]
     listed = mapping.get("layer_types")
-    slides = model_type == "mistral" or (model_type != "llama" and _switch(mapping, "use_sliding_window"))
     # Null is no window, as in a model's class.
     is_null = "sliding_window" in mapping and mapping["sliding_window"] is None
+    slides = model_type in ("mistral", "gemma3_text") or (
+        model_type != "llama" and _switch(mapping, "use_sliding_window")
+    )
     window = whole_number(mapping, "sliding_window", _DEFAULT_WINDOW) if slides and not is_null else None
-    first = 0 if model_type == "mistral" else mapping.get("max_window_layers")
-    if first is None:
-        first = _DEFAULT_MAX_WINDOW_LAYERS
-    if not _is_whole(first):
-        raise ValueError(f"max_window_layers is {first!r}, expected a number of layers")
-    sliding = [window is not None and layer >= first for layer in range(num_layers)]
+    if model_type == "gemma3_text":
+        pattern = whole_number(mapping, "sliding_window_pattern", _GEMMA3_PATTERN)
+        sliding = [window is not None and (layer + 1) % pattern != 0 for layer in range(num_layers)]
+    else:
+        first = 0 if model_type in ("mistral", "qwen3_moe") else mapping.get("max_window_layers")
+        if first is None:
+            first = _DEFAULT_MAX_WINDOW_LAYERS
+        if not _is_whole(first):
+            raise ValueError(f"max_window_layers is {first!r}, expected a number of layers")
+        sliding = [window is not None and layer >= first for layer in range(num_layers)]
     if listed is not None:
         kinds = ("sliding_attention", "full_attention")
         if not isinstance(listed, list) or len(listed) != num_layers or not all(kind in kinds for kind in listed):
             raise ValueError(f"layer_types {listed} must name full_attention or sliding_attention {num_layers} times")
         named = [kind == "sliding_attention" for kind in listed]
-        if named != sliding and (model_type not in ("qwen2", "qwen3") or window is None):
+        if named != sliding and (model_type not in ("qwen2", "qwen3", "gemma3_text") or window is None):
             raise ValueError(f"layer_types {listed} contradicts sliding_window {window} of a {model_type} model")
         sliding = named
     return tuple(window if slide else None for slide in sliding) if any(sliding) else ()
@@ -244,7 +352,7 @@ def _context(mapping: Mapping[str, Any], scaling: RopeScaling) -> int:
     scaling have the scaled length there, which is not the product; only the original one left there is stretched.
     """
     declared = whole_number(mapping, "max_position_embeddings")
-    if scaling.kind == "linear":
+    if scaling.kind == "linear" and mapping["model_type"] != "gemma3_text":  # whose files declare the scaled context
         rope = _object(mapping, "rope_scaling") or _object(mapping, "rope_parameters")
         product = round(scaling.factor * _original_length(mapping, rope))
         return whole_number(mapping, SCALED_LENGTH, max(declared, product))

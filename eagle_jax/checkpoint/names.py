@@ -5,6 +5,8 @@ Hugging Face stores a linear map as [out, in]; the tree stores [in, out] with th
     model.layers.3.self_attn.q_proj.weight [H*D, E]   <->   layers_3/self_attn/q_proj/kernel [E, H, D]
     model.layers.3.self_attn.o_proj.weight [E, H*D]   <->   layers_3/self_attn/o_proj/kernel [H, D, E]
 
+The experts of a layer are stored one by one and stacked in the tree, [X, in, out].
+
 GGUF (llama.cpp) names the same tensors otherwise; `gguf_name` translates. Nothing here touches a file.
 """
 
@@ -32,9 +34,10 @@ class TensorSpec:
     stored_shape: tuple[int, ...]  # in the checkpoint
     shape: tuple[int, ...]  # in the tree
     transposed: bool = False  # stored [out, in]
+    place: int | None = None  # along a leading axis of the tree's array, where that stacks tensors; `shape` is of one
 
     def to_tree(self, stored: np.ndarray) -> np.ndarray:
-        """From the checkpoint's layout to the tree's."""
+        """From the checkpoint's layout to the tree's; of a stacked tensor, its part of the array."""
         return np.ascontiguousarray((stored.T if self.transposed else stored).reshape(self.shape))
 
     def part(self, index: Slices) -> tuple[Slices, "TensorSpec"]:
@@ -64,7 +67,8 @@ class TensorSpec:
         return tuple(stored), dataclasses.replace(self, stored_shape=sizes, shape=tuple(shape))
 
     def to_stored(self, value: np.ndarray) -> np.ndarray:
-        """From the tree's layout to the checkpoint's."""
+        """From the tree's layout to the checkpoint's; `value` is all of a stacked array."""
+        value = value if self.place is None else value[self.place]
         if self.transposed:
             return np.ascontiguousarray(value.reshape(self.stored_shape[::-1]).T)
         return np.ascontiguousarray(value.reshape(self.stored_shape))
@@ -91,8 +95,31 @@ def linear(
     return specs
 
 
+def expert_tensors(config: ModelConfig, name: str, path: Path) -> dict[str, TensorSpec]:
+    """The router and the experts of a layer, under the names of Qwen3-MoE."""
+    experts, width = config.experts, (config.width,)
+    assert experts is not None
+    specs = linear(f"{name}.gate", (*path, "gate"), width, (experts.count,))
+    inner = (experts.width,)
+    for part, inputs, outputs in (
+        ("gate_proj", width, inner),
+        ("up_proj", width, inner),
+        ("down_proj", inner, width),
+    ):
+        one = TensorSpec((*path, "experts", part), (*outputs, *inputs), (*inputs, *outputs), transposed=True)
+        for place in range(experts.count):
+            specs[f"{name}.experts.{place}.{part}.weight"] = dataclasses.replace(one, place=place)
+    return specs
+
+
 def layer_tensors(
-    config: ModelConfig, name: str, path: Path, *, input_width: int | None = None, input_norm: bool = True
+    config: ModelConfig,
+    name: str,
+    path: Path,
+    *,
+    input_width: int | None = None,
+    input_norm: bool = True,
+    sparse: bool = False,
 ) -> dict[str, TensorSpec]:
     """One decoder layer.
 
@@ -102,6 +129,7 @@ def layer_tensors(
       path: place of the layer in the tree, such as `("layers_3",)`.
       input_width: width that q, k and v read; the model's width where left out (an EAGLE-3 head reads twice that).
       input_norm: whether the layer has an `input_layernorm` (the layer of an EAGLE-1 head has none).
+      sparse: whether it has experts in place of an MLP.
     """
     width, heads = config.width, (config.num_heads, config.head_dim)
     kv_heads = (config.num_kv_heads, config.head_dim)
@@ -110,13 +138,19 @@ def layer_tensors(
     specs = {}
     if input_norm:
         specs[f"{name}.input_layernorm.weight"] = vector((*path, "input_layernorm", "weight"), width)
-    specs[f"{name}.post_attention_layernorm.weight"] = vector((*path, "post_attention_layernorm", "weight"), width)
+    norms = ["post_attention_layernorm"]
+    if config.sandwich_norms:
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    for norm in norms:
+        specs[f"{name}.{norm}.weight"] = vector((*path, norm, "weight"), width)
     for part, outputs in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
         specs |= linear(f"{name}.self_attn.{part}", (*attention, part), inputs, outputs, config.qkv_bias)
     specs |= linear(f"{name}.self_attn.o_proj", (*attention, "o_proj"), heads, (width,), config.output_bias)
     if config.qk_norm:
         for part in ("q_norm", "k_norm"):
             specs[f"{name}.self_attn.{part}.weight"] = vector((*attention, part, "weight"), config.head_dim)
+    if sparse:
+        return specs | expert_tensors(config, f"{name}.mlp", mlp)
     for part in ("gate_proj", "up_proj"):
         specs |= linear(f"{name}.mlp.{part}", (*mlp, part), (width,), (config.mlp_width,), config.mlp_bias)
     return specs | linear(f"{name}.mlp.down_proj", (*mlp, "down_proj"), (config.mlp_width,), (width,), config.mlp_bias)
@@ -129,7 +163,8 @@ def target_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
         "model.norm.weight": vector(("norm", "weight"), config.width),
     }
     for layer in range(config.num_layers):
-        specs |= layer_tensors(config, f"model.layers.{layer}", (f"layers_{layer}",))
+        sparse = config.is_sparse(layer)
+        specs |= layer_tensors(config, f"model.layers.{layer}", (f"layers_{layer}",), sparse=sparse)
     if not config.tie_embeddings:
         specs["lm_head.weight"] = table(("lm_head",), config.vocab_size, config.width)
     return specs

@@ -33,4 +33,9 @@ def pick_layers(config: ModelConfig, params: Params, layers: Sequence[int]) -> t
     picked = {name: value for name, value in params.items() if not name.startswith("layers_")}
     picked |= {f"layers_{new}": params[f"layers_{old}"] for new, old in enumerate(places)}
     windows = tuple(config.window(layer) for layer in places) if config.windows else ()
-    return dataclasses.replace(config, num_layers=len(places), windows=windows, tap_layers=()), picked
+    experts = config.experts
+    if experts is not None:
+        dense = tuple(new for new, old in enumerate(places) if old in experts.dense_layers)
+        experts = dataclasses.replace(experts, dense_layers=dense)
+    few = dataclasses.replace(config, num_layers=len(places), windows=windows, experts=experts, tap_layers=())
+    return few, picked

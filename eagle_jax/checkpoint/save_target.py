@@ -17,7 +17,7 @@ from eagle_jax.checkpoint.hf import SINGLE_FILE
 from eagle_jax.checkpoint.hf_config import config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.checkpoint.names import lookup, target_tensors
 from eagle_jax.files import new_directory
-from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.config import Experts, ModelConfig
 from eagle_jax.types import Params
 
 _ARCHITECTURES = {
@@ -25,6 +25,8 @@ _ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 
 
@@ -34,8 +36,10 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     Raises:
       ValueError: a mixture of parts that no supported `model_type` has.
     """
-    if config.qk_norm:
-        model_type = "qwen3"
+    if config.sandwich_norms:
+        model_type = "gemma3_text"
+    elif config.qk_norm:
+        model_type = "qwen3_moe" if config.experts else "qwen3"
     elif config.qkv_bias and not config.output_bias:
         model_type = "qwen2"
     else:
@@ -52,7 +56,7 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "head_dim": config.head_dim,
         **context_to_hf(config.max_positions, config.rope_scaling),
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
+        **({"hidden_act": "silu"} if model_type != "gemma3_text" else {"hidden_activation": "gelu_pytorch_tanh"}),
         **rope_to_hf(config.rope_theta, config.rope_scaling),
         "attention_bias": config.output_bias,
         "mlp_bias": config.mlp_bias,
@@ -62,15 +66,45 @@ def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "torch_dtype": dtype,
     }
     windows = {window for window in config.windows if window is not None}
+    common: dict[str, Any] = {"sliding_window": next(iter(windows))} if windows else {}
+    kinds = ["sliding_attention" if config.window(layer) else "full_attention" for layer in range(config.num_layers)]
     if model_type == "mistral":
-        mapping["sliding_window"] = next(iter(windows), None)
+        mapping |= common or {"sliding_window": None}
+    elif model_type == "gemma3_text":
+        mapping |= {**_gemma3_keys(config), **common, "layer_types": kinds}
     elif windows:
-        kinds = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
-        mapping |= {"use_sliding_window": True, "sliding_window": next(iter(windows)), "layer_types": kinds}
+        mapping |= {"use_sliding_window": True, **common, "layer_types": kinds}
+    if config.experts is not None:
+        mapping |= _expert_keys(config.experts)
     # Which layers are tapped is no part of a target's checkpoint.
     if dataclasses.replace(config, tap_layers=()) != config_from_hf(mapping):
         raise ValueError(f"no config.json of type {model_type} says what this model is: {config}")
     return mapping
+
+
+def _gemma3_keys(config: ModelConfig) -> dict[str, Any]:
+    """What Gemma 3 alone has in its config, RoPE in both spellings."""
+    scalar = config.query_pre_attn_scalar or config.head_dim
+    full = rope_to_hf(config.rope_theta, config.rope_scaling)["rope_parameters"]
+    local_theta = config.rope_theta if config.local_rope_theta is None else config.local_rope_theta
+    local = {"rope_type": "default", "rope_theta": local_theta}
+    return {
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "rope_local_base_freq": local_theta,
+        "rope_parameters": {"full_attention": full, "sliding_attention": local},
+    }
+
+
+def _expert_keys(experts: Experts) -> dict[str, Any]:
+    """What Qwen3-MoE alone has in its config."""
+    return {
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.width,
+        "norm_topk_prob": experts.renormalize,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(experts.dense_layers),
+    }
 
 
 def save_target(

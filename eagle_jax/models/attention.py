@@ -50,6 +50,7 @@ def attend(
     *,
     key_positions: jax.Array | None = None,
     window: int | None = None,
+    scale: float | None = None,
     block: int | None = None,
     kernel: bool = False,
 ) -> jax.Array:
@@ -63,6 +64,7 @@ def attend(
       positions: i32[B, T] of the queries.
       key_positions: i32[B, M] of the new tokens; `positions` where left out.
       window: a query at i sees only keys j with i - j < window.
+      scale: factor of the scores; the head size to the power -1/2 where left out.
       block: prefix slots handled at a time, at most the capacity; by platform where left out.
       kernel: use the CPU kernel: for float32, where weights are packed for it.
 
@@ -71,12 +73,11 @@ def attend(
     """
     batch, num_queries, num_heads, head_dim = queries.shape
     num_kv_heads = keys.shape[2]
+    queries = queries * jnp.asarray(head_dim**-0.5 if scale is None else scale, queries.dtype)
     if kernel:
-        scaled = queries * jnp.asarray(head_dim**-0.5, queries.dtype)
         places = positions if key_positions is None else key_positions
-        return kernels.attend(scaled, keys, values, mask, *prefix, positions, places, window)
+        return kernels.attend(queries, keys, values, mask, *prefix, positions, places, window)
     grouped = queries.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    grouped = grouped * jnp.asarray(head_dim**-0.5, queries.dtype)
     if window is not None:
         seen_at = positions if key_positions is None else key_positions
         mask = mask & (positions[:, :, None] - seen_at[:, None, :] < window)

@@ -1,7 +1,8 @@
-"""Shape and constants of one Llama-family transformer, as plain hashable data, and whether weights have that shape.
+"""Shape and constants of one decoder-only transformer, as plain hashable data, and whether weights have that shape.
 
 Covers the published variations that the package runs: grouped queries, RoPE scalings, biases, query/key norms, sliding
-windows, tied embeddings. Knows nothing of files or of decoding.
+windows, tied embeddings, the norms and constants of Gemma 3, mixtures of experts. Knows nothing of files or of
+decoding.
 """
 
 import dataclasses
@@ -33,6 +34,22 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Experts:
+    """A mixture of experts in place of MLPs: each token goes through the few experts that its router scores highest."""
+
+    count: int  # X
+    per_token: int
+    width: int  # inner width of one expert
+    renormalize: bool  # divide the probabilities of a token's experts by their sum
+    dense_layers: tuple[int, ...] = ()  # layers that have an MLP all the same
+
+    def __post_init__(self) -> None:
+        """Refuses more experts a token than there are."""
+        if not 1 <= self.per_token <= self.count:
+            raise ValueError(f"a token goes through 1 to {self.count} experts, got {self.per_token}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Everything that decides shape and arithmetic of a transformer; hashable, so that it can be a static argument."""
 
@@ -50,8 +67,15 @@ class ModelConfig:
     qkv_bias: bool = False  # Qwen2: biases on q, k and v
     output_bias: bool = False  # Llama's attention_bias: one on o too
     mlp_bias: bool = False
-    qk_norm: bool = False  # Qwen3: RMSNorm over each head of q and k
+    qk_norm: bool = False  # Qwen3, Gemma 3: RMSNorm over each head of q and k
     windows: tuple[int | None, ...] = ()  # per layer: a query at i sees keys j with i - j < window; () is no window
+    local_rope_theta: float | None = None  # Gemma 3: RoPE base of layers with a window, unscaled; None: as all others
+    query_pre_attn_scalar: float | None = None  # Gemma 3: scores are divided by its root; None is the head size
+    embed_scale: float = 1.0  # Gemma 3: factor of what embeddings give to the first layer
+    zero_centered_norms: bool = False  # Gemma 3: an RMSNorm multiplies by 1 + weight
+    sandwich_norms: bool = False  # Gemma 3: norms after attention and MLP too
+    activation: str = "silu"  # of MLPs, one of `layers.ACTIVATIONS`
+    experts: Experts | None = None  # Qwen3-MoE
     tie_embeddings: bool = False
     tap_layers: tuple[int, ...] = ()  # hidden states entering these layers are returned; () is the EAGLE-3 default
     bos_id: int | None = None
@@ -65,9 +89,28 @@ class ModelConfig:
         last = self.num_layers - 1
         return (min(2, last), self.num_layers // 2, max(self.num_layers - 3, 0))
 
+    @property
+    def score_scale(self) -> float:
+        """Factor of attention scores."""
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
     def window(self, layer: int) -> int | None:
         """Sliding window of one layer, or None."""
         return self.windows[layer] if self.windows else None
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has a mixture of experts in place of an MLP."""
+        return self.experts is not None and layer not in self.experts.dense_layers
+
+    def llama_layer(self) -> "ModelConfig":
+        """One layer of Llama in the sizes of this model: what engines load as the layer of a draft head."""
+        return ModelConfig(num_layers=1, **{name: getattr(self, name) for name in _LLAMA_FIELDS})
+
+
+_LLAMA_FIELDS = (
+    *("vocab_size", "width", "mlp_width", "num_heads", "num_kv_heads", "head_dim", "max_positions"),
+    *("norm_eps", "rope_theta", "rope_scaling", "bos_id", "eos_ids"),
+)
 
 
 def check_weights(given: Params, wanted: Params) -> None:

@@ -1,4 +1,4 @@
-"""Building blocks of a Llama-family layer, as Flax linen modules with logical axis names on every weight.
+"""Building blocks of a decoder layer, as Flax linen modules with logical axis names on every weight.
 
 The names (`embed`, `heads`, `kv_heads`, `head_dim`, `mlp`, `vocab`) are mapped to mesh axes by `sharding.RULES`.
 Submodules carry the names of the Hugging Face checkpoints, so that a weight's path here is its name there.
@@ -21,6 +21,12 @@ from eagle_jax.models.rope import rotate
 Init = jax.nn.initializers.Initializer
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+}
+"""Activations of MLPs, by their names in published configs."""
 
 AttendFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(queries [B, T, H, D], keys and values [B, T, K, D]) -> attention output, [B, T, H, D]."""
@@ -47,7 +53,8 @@ def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Argumen
     return run
 
 
-def _named(init: Init, names: Sequence[str]) -> Init:
+def axis_names(init: Init, names: Sequence[str]) -> Init:
+    """`init` whose arrays are boxed with the logical names of their axes."""
     return nn.with_logical_partitioning(init, tuple(names))
 
 
@@ -57,18 +64,25 @@ def _like(weight: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
+    """x / rms(x) * weight over the last axis, computed in float32 (arXiv 1910.07467).
+
+    `zero_centered`: times 1 + weight, in float32 too, as Gemma has it.
+    """
 
     size: int
     eps: float
     axis_name: str = "embed"
+    zero_centered: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., size] -> [..., size]."""
-        weight = self.param("weight", _named(nn.initializers.ones, [self.axis_name]), (self.size,), jnp.float32)
+        init = nn.initializers.zeros if self.zero_centered else nn.initializers.ones
+        weight = self.param("weight", axis_names(init, [self.axis_name]), (self.size,), jnp.float32)
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        if self.zero_centered:
+            return (wide * (1.0 + _like(weight, wide))).astype(x.dtype)
         return wide.astype(x.dtype) * _like(weight, x)
 
 
@@ -84,7 +98,7 @@ class Projection(nn.Module):
         """[..., *inputs] -> [..., *outputs]; `product` is x times the kernel where others were computed with it."""
         y = self.product(x) if product is None else product
         if self.use_bias:
-            init = _named(nn.initializers.zeros, list(self.outputs))
+            init = axis_names(nn.initializers.zeros, list(self.outputs))
             y = y + _like(self.param("bias", init, tuple(self.outputs.values()), jnp.float32), y)
         return y
 
@@ -94,7 +108,7 @@ class Projection(nn.Module):
         if packed is not None:
             return packed.multiply(x)[0]
         fan_in = math.prod(self.inputs.values())
-        init = _named(nn.initializers.normal(fan_in**-0.5), [*self.inputs, *self.outputs])
+        init = axis_names(nn.initializers.normal(fan_in**-0.5), [*self.inputs, *self.outputs])
         kernel = self.param("kernel", init, (*self.inputs.values(), *self.outputs.values()), jnp.float32)
         return jnp.tensordot(x, kernel.astype(x.dtype), axes=len(self.inputs))
 
@@ -143,15 +157,15 @@ class Attention(nn.Module):
         keys = Projection(inputs, kv_heads, config.qkv_bias, name="k_proj")(x, k)
         values = Projection(inputs, kv_heads, config.qkv_bias, name="v_proj")(x, v)
         if config.qk_norm:
-            queries = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="q_norm")(queries)
-            keys = RMSNorm(config.head_dim, config.norm_eps, "head_dim", name="k_norm")(keys)
+            norm = functools.partial(RMSNorm, config.head_dim, config.norm_eps, "head_dim", config.zero_centered_norms)
+            queries, keys = norm(name="q_norm")(queries), norm(name="k_norm")(keys)
         queries, keys = rotate(queries, *angles), rotate(keys, *angles)
         output = Projection(heads, {"embed": config.width}, config.output_bias, name="o_proj")
         return output(attend_fn(queries, keys, values)), keys, values
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+    """SwiGLU or GeGLU: down(activation(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
     config: ModelConfig
 
@@ -163,4 +177,4 @@ class MLP(nn.Module):
         gate, up = joint_products(self, x, "gate_proj", "up_proj")
         gate = Projection(outer, inner, config.mlp_bias, name="gate_proj")(x, gate)
         up = Projection(outer, inner, config.mlp_bias, name="up_proj")(x, up)
-        return Projection(inner, outer, config.mlp_bias, name="down_proj")(nn.silu(gate) * up)
+        return Projection(inner, outer, config.mlp_bias, name="down_proj")(ACTIVATIONS[config.activation](gate) * up)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings with the scalings that published Llama-family configs use.
+"""Rotary position embeddings with the scalings that published configs use.
 
 Sources: RoFormer (arXiv 2104.09864); linear interpolation (arXiv 2306.15595); YaRN (arXiv 2309.00071, section 3);
 "llama3" as the Llama 3.1 model card defines it. Rotate-half layout: dimension d is rotated together with d + D/2.
@@ -66,9 +66,15 @@ def _yarn_attention_factor(scaling: RopeScaling) -> float:
     return mscale(1.0)
 
 
-def angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine for `positions` i32[B, T]: two f32[B, T, 1, D/2], ready to broadcast over heads."""
-    inverse, factor = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+def angles(config: ModelConfig, positions: jax.Array, *, local: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine for `positions` i32[B, T]: two f32[B, T, 1, D/2], ready to broadcast over heads.
+
+    `local`: those of layers with a window, where the model has a base of their own for them.
+    """
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if local and config.local_rope_theta is not None:
+        theta, scaling = config.local_rope_theta, RopeScaling()
+    inverse, factor = frequencies(config.head_dim, theta, scaling)
     turned = positions[:, :, None, None].astype(jnp.float32) * inverse[None, None, None, :]
     return jnp.cos(turned) * factor, jnp.sin(turned) * factor
 

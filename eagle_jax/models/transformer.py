@@ -1,4 +1,4 @@
-"""The target: one decoder-only transformer for the Llama family (Llama 2/3, Vicuna, Mistral, Qwen2, Qwen3).
+"""The target: one decoder-only transformer for the families of Llama (2/3, Vicuna, Mistral), Qwen2, Qwen3 and Gemma 3.
 
 Driven by `ModelConfig` alone. A pass reads a cache and returns the new keys and values instead of writing them; layers
 are unrolled, each with its own pair of cache arrays (DESIGN 4.3). Knows masks, not trees.
@@ -15,6 +15,7 @@ from eagle_jax import cache as caches
 from eagle_jax.kernels.packed import PackedMatrix, is_packed
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.config import ModelConfig, check_weights
+from eagle_jax.models.experts import SparseMLP
 from eagle_jax.models.layers import (
     MLP,
     AttendFn,
@@ -31,19 +32,25 @@ from eagle_jax.types import KVCache, Params, Target, TargetOutput
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Pre-norm attention and MLP (or experts), each added to the residual stream, in Gemma after a norm of its own."""
 
     config: ModelConfig
+    sparse: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend_fn: AttendFn) -> LayerOutput:
         """[B, T, E] -> [B, T, E], new keys, new values."""
         config = self.config
-        normed = RMSNorm(config.width, config.norm_eps, name="input_layernorm")(x)
+        norm = functools.partial(RMSNorm, config.width, config.norm_eps, zero_centered=config.zero_centered_norms)
+        mlp = SparseMLP(config, name="mlp") if self.sparse else MLP(config, name="mlp")
+        normed = norm(name="input_layernorm")(x)
         mixed, keys, values = Attention(config, name="self_attn")(normed, rope, attend_fn)
+        if config.sandwich_norms:
+            x = x + norm(name="post_attention_layernorm")(mixed)
+            mixed = mlp(norm(name="pre_feedforward_layernorm")(x))
+            return x + norm(name="post_feedforward_layernorm")(mixed), keys, values
         x = x + mixed
-        normed = RMSNorm(config.width, config.norm_eps, name="post_attention_layernorm")(x)
-        return x + MLP(config, name="mlp")(normed), keys, values
+        return x + mlp(norm(name="post_attention_layernorm")(x)), keys, values
 
 
 class Transformer(nn.Module):
@@ -56,8 +63,8 @@ class Transformer(nn.Module):
         """Declares every weight once; the paths are the Hugging Face names."""
         config = self.config
         self.embed_tokens = self._table("embed_tokens", 1.0)
-        self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.layers = [DecoderLayer(config, config.is_sparse(layer)) for layer in range(config.num_layers)]
+        self.norm = RMSNorm(config.width, config.norm_eps, zero_centered=config.zero_centered_norms)
         if not config.tie_embeddings:
             self.lm_head = self._table("lm_head", config.width**-0.5)
 
@@ -68,7 +75,7 @@ class Transformer(nn.Module):
         return packed_weight(self, name) or self.param(name, init, shape, jnp.float32)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """i32[...] -> [..., E]."""
+        """i32[...] -> [..., E], not scaled: what heads read."""
         return lookup_rows(self.embed_tokens, tokens)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
@@ -83,20 +90,24 @@ class Transformer(nn.Module):
                 f"weights give activations of {x.dtype}, the cache is {cache.keys[0].dtype}: load both alike"
             )
         packed = is_packed(self.variables["params"])
-        rope = angles(self.config, positions)
+        if self.config.embed_scale != 1.0:
+            x = x * jnp.asarray(self.config.embed_scale, x.dtype)
+        rope, local_rope = angles(self.config, positions), angles(self.config, positions, local=True)
         inputs, keys, values = [], [], []
         for index, layer in enumerate(self.layers):
             inputs.append(x)
+            window = self.config.window(index)
             attend_fn = functools.partial(
                 attend,
                 mask=block_mask,
                 prefix=Prefix(cache.keys[index], cache.values[index], cache.length),
                 positions=positions,
-                window=self.config.window(index),
+                window=window,
+                scale=self.config.score_scale,
                 block=self.prefix_block,
                 kernel=packed,
             )
-            x, new_keys, new_values = layer(x, rope, attend_fn)
+            x, new_keys, new_values = layer(x, rope if window is None else local_rope, attend_fn)
             keys.append(new_keys)
             values.append(new_values)
         return TargetOutput(

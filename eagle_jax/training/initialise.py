@@ -35,7 +35,7 @@ def head_config(
     norm_before_fc: bool = False,
     taps: Sequence[int] = (),
 ) -> HeadConfig:
-    """A head shaped like one layer of its target, without the biases and query/key norms that engines do not load.
+    """A head shaped like one layer of its target, but a layer of Llama, as engines load it.
 
     Args:
       target: the model that the head drafts for.
@@ -55,18 +55,10 @@ def head_config(
     if len(taps) and not what.reads_taps:
         raise ValueError(f"an {kind} head reads the last hidden state, got taps {list(taps)}")
     layer = dataclasses.replace(
-        target,
-        num_layers=1,
+        target.llama_layer(),
         mlp_width=mlp_width or target.mlp_width,
         num_heads=num_heads or target.num_heads,
         num_kv_heads=num_kv_heads or target.num_kv_heads,
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
-        windows=(),
-        tie_embeddings=False,
-        tap_layers=(),
     )
     parts = parts_of(target, [tap + target.num_layers + 1 if tap < 0 else tap for tap in taps])
     num_taps = len(parts or target.taps)
@@ -129,6 +121,7 @@ def make_vocabulary(
 
 def initial_weights(
     head: Head,
+    target: ModelConfig,
     target_params: Params,
     seed: int,
     *,
@@ -140,7 +133,8 @@ def initial_weights(
     The rows of its LM head are the target's, and were trained on the output of that norm.
 
     Args:
-      head, target_params: the head and its target.
+      head: the head.
+      target, target_params: its target.
       seed: of everything random.
       layer: the layer of the target whose attention, MLP and norms the head's layer starts with, counted from the end
         where negative; None: random ones. What reads embeddings beside the state is random either way.
@@ -148,12 +142,12 @@ def initial_weights(
         `typical_sizes` gives them; `fc` then starts as if each had size 1. None: as if they had.
 
     Raises:
-      ValueError: no such layer, or one that is shaped otherwise than the head's.
+      ValueError: no such layer, or one that is shaped otherwise than the head's or computes something else.
     """
     weights = nn.unbox(head.init(jax.random.key(seed, impl="threefry2x32")))
     if "norm" in weights:
         norm = jnp.array(target_params["norm"]["weight"], jnp.float32)  # a copy: training donates its state
-        weights = {**weights, "norm": {"weight": norm}}
+        weights = {**weights, "norm": {"weight": norm + 1.0 if target.zero_centered_norms else norm}}
     if feature_sizes is not None:
         kernel = weights["fc"]["kernel"]
         features = jnp.split(kernel[-head.config.feature_width :], len(feature_sizes))
@@ -162,15 +156,19 @@ def initial_weights(
         weights = {**weights, "fc": {**weights["fc"], "kernel": kernel}}
     if layer is not None:
         name = head_kind(head.config.kind).layer
-        weights = {**weights, name: _like_layer(weights[name], target_params, layer)}
+        weights = {**weights, name: _like_layer(weights[name], target, target_params, layer)}
     return weights
 
 
-def _like_layer(weights: Params, target_params: Params, index: int) -> Params:
+def _like_layer(weights: Params, target: ModelConfig, target_params: Params, index: int) -> Params:
     """The weights of a head's layer, taken from a layer of the target as far as that has them."""
-    num_layers = sum(name.startswith("layers_") for name in target_params)
+    num_layers = target.num_layers
     if not -num_layers <= index < num_layers:
         raise ValueError(f"the target has {num_layers} layers, none of index {index}")
+    parts = {"experts": target.is_sparse(index % num_layers), "norms after attention and MLP": target.sandwich_norms}
+    for part, there in parts.items():
+        if there:
+            raise ValueError(f"layer {index} of the target has {part}, the head's layer has none: start it at random")
     source = jax.tree.map(lambda x: jnp.array(x, jnp.float32), target_params[f"layers_{index % num_layers}"])
     attention = {"o_proj": source["self_attn"]["o_proj"]}
     for name in ("q_proj", "k_proj", "v_proj"):

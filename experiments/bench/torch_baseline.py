@@ -59,11 +59,11 @@ def llama_settings(name: str, config: ModelConfig) -> dict[str, Any]:
     Raises:
       ValueError: a variation that Llama does not have.
     """
-    if config.qk_norm or config.qkv_bias != config.output_bias or any(config.windows):
+    endless = dataclasses.replace(config, bos_id=None, eos_ids=())
+    settings = config_to_hf(endless, "float32")
+    if settings["model_type"] != "llama":
         raise ValueError(f"the comparison with PyTorch knows plain Llama models, {name} is another one")
     if config.rope_scaling != RopeScaling():
         raise ValueError(f"the comparison with PyTorch knows no RoPE scaling, {name} has {config.rope_scaling.kind}")
-    endless = dataclasses.replace(config, bos_id=None, eos_ids=())
-    settings = config_to_hf(endless, "float32")
     del settings["torch_dtype"]  # of files; a model that is made here is float32
     return {**settings, "pad_token_id": None}

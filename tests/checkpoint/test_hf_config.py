@@ -1,9 +1,11 @@
 """Reading `config.json`: every supported spelling, and a refusal for everything else."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
+from configs.targets.shapes import get_target
 from eagle_jax.checkpoint.hf_config import config_from_hf, rope_from_hf
 from eagle_jax.models.config import ModelConfig, RopeScaling
 from tests.checkpoint.files import CONFIG
@@ -77,6 +79,11 @@ MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
         ("qwen2", {**QWEN_WINDOW, "max_window_layers": 3}, ()),
         ("qwen3", {**QWEN_WINDOW, "layer_types": MIXED}, (9, None, 9)),
         ("qwen3", {"layer_types": ["full_attention"] * 3}, ()),
+        ("qwen3_moe", QWEN_WINDOW, (9, 9, 9)),
+        ("gemma3_text", {"sliding_window": 9}, (9, 9, 9)),
+        ("gemma3_text", {"sliding_window": 9, "sliding_window_pattern": 3}, (9, 9, None)),
+        ("gemma3_text", {"sliding_window": 9, "layer_types": MIXED}, (9, None, 9)),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 3}, ()),
     ],
 )
 def test_windows(model_type: str, changes: dict[str, Any], wanted: tuple[int | None, ...]) -> None:
@@ -229,10 +236,42 @@ def test_missing_kv_heads_of_qwen() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma"}, "model_type 'gemma' is not supported; llama, mistral, qwen2, qwen3 are"),
+        (
+            {"model_type": "gemma"},
+            "model_type 'gemma' is not supported; llama, mistral, qwen2, qwen3, qwen3_moe, gemma3",
+        ),
+        ({"model_type": "gemma2"}, r"model_type 'gemma2' is not supported \(soft-capped scores and logits\); llama"),
+        ({"model_type": "qwen2_moe"}, r"model_type 'qwen2_moe' is not supported \(shared experts\); llama"),
+        ({"model_type": "deepseek_v3"}, r"'deepseek_v3' is not supported \(latent attention and shared experts\)"),
+        (
+            {"model_type": "gemma3_text", "hidden_activation": "gelu"},
+            "hidden_activation 'gelu' is not supported; gelu_py",
+        ),
+        (
+            {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
+            "final_logit_softcapping is 30.0, which is not",
+        ),
+        (
+            {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+            "use_bidirectional_attention is True, which",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "default"}},
+            "must hold those of full_attention",
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+            },
+            "RoPE scaling 'linear' of layers with a window is not supported; default is",
+        ),
+        ({"model_type": "gemma3_text", "sliding_window": None}, "config.json has no sliding_window"),
+        ({"model_type": "gemma3"}, "config.json has no text_config"),
+        ({"model_type": "qwen3_moe", "num_experts": 4}, "a token goes through 1 to 4 experts, got 8"),
         ({"model_type": "absent"}, "model_type None is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; silu is"),
-        ({"num_local_experts": 8}, "num_local_experts is 8: mixtures of experts are not supported"),
+        ({"num_local_experts": 8}, "num_local_experts is 8: experts are supported for qwen3_moe, not for llama"),
         ({"quantization_config": {"quant_method": "awq"}}, "asks for 'awq': quantised Hugging Face"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         (
@@ -268,6 +307,105 @@ def test_missing_kv_heads_of_qwen() -> None:
 def test_refusals(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**{"model_type": "llama", **changes})
+
+
+GEMMA3_1B = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": [1, 106],
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "vocab_size": 262144,
+}
+GEMMA3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "eos_token_id": [1, 106],
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+}
+QWEN3_30B = {
+    "attention_bias": False,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "name", "bos_id", "eos_ids"),
+    [
+        (GEMMA3_1B, "gemma3-1b", 2, (1, 106)),
+        (GEMMA3_4B, "gemma3-4b", 2, (1, 106)),
+        (QWEN3_30B, "qwen3-30b-a3b", 151643, (151645,)),
+    ],
+)
+def test_published(mapping: dict[str, Any], name: str, bos_id: int, eos_ids: tuple[int, ...]) -> None:
+    """The table of shapes says the same."""
+    assert config_from_hf(mapping) == dataclasses.replace(get_target(name), bos_id=bos_id, eos_ids=eos_ids)
+
+
+def test_layers_without_experts() -> None:
+    """Those that are listed, and those that a step leaves out."""
+
+    def dense(**changes: Any) -> tuple[int, ...]:
+        experts = read("qwen3_moe", num_hidden_layers=4, **changes).experts
+        assert experts is not None
+        return experts.dense_layers
+
+    assert dense() == ()
+    assert dense(mlp_only_layers=[3]) == (3,)
+    assert dense(mlp_only_layers=[3], decoder_sparse_step=2) == (0, 2, 3)
+    assert read("qwen3_moe", num_experts=0).experts is None
+    assert read("qwen3_moe", num_local_experts=16).experts == read("qwen3_moe", num_experts=16).experts
 
 
 def test_rope_of_a_config_that_names_no_model() -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -15,7 +16,9 @@ from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.checkpoint.pretrained import load_target
 from eagle_jax.checkpoint.save_target import config_to_hf, save_target
 from eagle_jax.models.config import ModelConfig, RopeScaling
+from eagle_jax.models.transformer import init_params
 from eagle_jax.testing import tiny_transformer
+from tests.models.families import FAMILIES
 
 SHAPES = {
     "llama": {"tie_embeddings": True, "bos_id": 1, "eos_ids": (2, 3)},
@@ -23,6 +26,8 @@ SHAPES = {
     "qwen2": {"qkv_bias": True, "windows": (None, 8, 8)},
     "qwen3": {"qk_norm": True, "rope_scaling": RopeScaling(kind="linear", factor=2.0)},
     "mistral": {"windows": (8, 8, 8), "eos_ids": (2,)},
+    "gemma3": {**FAMILIES["gemma3"], "bos_id": 2, "eos_ids": (1, 6)},
+    "qwen3_moe": FAMILIES["qwen3_moe"],
 }
 
 
@@ -66,10 +71,13 @@ def test_a_mixture_is_refused() -> None:
     mixed = ModelConfig(**{**vars(config), "qk_norm": True, "mlp_bias": True})
     with pytest.raises(ValueError, match=r"no config\.json of type qwen3"):
         config_to_hf(mixed, "float32")
+    mixed = ModelConfig(**{**vars(config), "sandwich_norms": True})
+    with pytest.raises(ValueError, match=r"no config\.json of type gemma3_text"):
+        config_to_hf(mixed, "float32")
 
 
 def test_layers_are_picked_in_order() -> None:
-    """The kept ones are renumbered, and their windows go with them."""
+    """The kept ones are renumbered, and their windows and MLPs go with them."""
     config, _, params = tiny_transformer(windows=(None, 8, 4))
     found, kept = pick_layers(config, params, (0, -1))
     assert (found.num_layers, found.windows) == (2, (None, 4))
@@ -77,6 +85,10 @@ def test_layers_are_picked_in_order() -> None:
     assert kept["embed_tokens"] is params["embed_tokens"]
     assert "layers_2" not in kept
     assert bool(jnp.array_equal(kept["norm"]["weight"], params["norm"]["weight"]))
+    config, _, params = tiny_transformer(**FAMILIES["qwen3_moe"])
+    found, kept = pick_layers(config, params, (1, 2))
+    assert [found.is_sparse(layer) for layer in (0, 1)] == [False, True]
+    assert jax.eval_shape(lambda: kept) == jax.eval_shape(lambda: nn.unbox(init_params(found, jax.random.key(0))))
     for wrong in ((), (1, 0), (0, 3), (-4,), (2, -1)):
         with pytest.raises(ValueError, match="layers must be ascending and among the model's 3"):
             pick_layers(config, params, wrong)

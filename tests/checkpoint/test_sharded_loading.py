@@ -13,6 +13,7 @@ from eagle_jax.checkpoint import heads, hf
 from eagle_jax.checkpoint.assemble import TensorSource
 from eagle_jax.checkpoint.names import target_tensors
 from eagle_jax.checkpoint.pretrained import load_target
+from eagle_jax.checkpoint.save_target import config_to_hf
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.sharding import head_shardings, make_mesh, target_shardings
@@ -21,6 +22,7 @@ from tests.checkpoint.files import stored_tensors, write_gguf, write_hf
 from tests.checkpoint.heads import edit_tensors, random_head, rename
 from tests.checkpoint.test_gguf_tokenizer import byte_level_metadata
 from tests.checkpoint.test_hf_tokenizer import save
+from tests.models.families import FAMILIES
 
 WIDTH, VOCAB = 64, 2048
 CONFIG, _, PARAMS = tiny_transformer(
@@ -133,6 +135,20 @@ def test_host_memory(directory: Path) -> None:
         tracemalloc.stop()
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert peak - stays < largest / 2
+
+
+@pytest.mark.parametrize("sizes", [(2, 4), (8, 1)])
+def test_experts(tmp_path: Path, sizes: tuple[int, int], parts_read: list[tuple[str, int]]) -> None:
+    """Stacked from tensors of their own, of which each device reads its part of the width."""
+    config, _, wanted = tiny_transformer(**FAMILIES["qwen3_moe"])
+    write_hf(tmp_path, stored_tensors(config, wanted), 3, **config_to_hf(config, "float32"))
+    assert hf.load_config(tmp_path) == config
+    shardings = target_shardings(make_mesh(*sizes), config)
+    found = hf.load_params(tmp_path, config, shardings=shardings)
+    assert jax.tree.map(lambda leaf: leaf.sharding, found) == shardings
+    assert_same_bits(found, wanted)
+    parts = [size for name, size in parts_read if name == "model.layers.2.mlp.experts.7.down_proj.weight"]
+    assert parts == [24 * 32 // sizes[1]] * sizes[1]
 
 
 def test_gguf(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tiny random models of every supported kind, saved by transformers and read back here: same logits."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from eagle_jax.checkpoint.hf import load_config, load_params
+from eagle_jax.checkpoint.pick_layers import truncate_layers
+from eagle_jax.checkpoint.save_target import config_to_hf
+from eagle_jax.drafters import make_ouroboros
+from eagle_jax.generator import Generator
 from eagle_jax.models.transformer import make_target
 from tests.models.passes import whole_pass
 from tests.tolerance import assert_close, pass_terms
@@ -43,6 +49,11 @@ def rope(**changes: Any) -> dict[str, Any]:
     return {"rope_parameters": changes}
 
 
+GEMMA3: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 5}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+EXPERTS: dict[str, Any] = {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama_one_kv_head": ("Llama", {"num_key_value_heads": 1}),
@@ -70,23 +81,54 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 16,
             "use_sliding_window": True,
             "sliding_window": 5,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "layer_types": MIXED,
         },
     ),
+    "qwen3_moe": ("Qwen3Moe", EXPERTS),
+    "qwen3_moe_renormalized": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True}),
+    "qwen3_moe_some_layers": ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [1], "attention_bias": True}),
+    "qwen3_moe_each_second_layer": ("Qwen3Moe", {**EXPERTS, "decoder_sparse_step": 2, "tie_word_embeddings": True}),
+    "qwen3_moe_window": ("Qwen3Moe", {**EXPERTS, "use_sliding_window": True, "sliding_window": 5}),
+    "gemma3": ("Gemma3", {**GEMMA3, "layer_types": MIXED}),
+    "gemma3_each_sixth_layer": ("Gemma3", {**GEMMA3, "num_hidden_layers": 6}),
+    "gemma3_rope": (
+        "Gemma3",
+        {
+            **GEMMA3,
+            "layer_types": MIXED,
+            **rope(
+                full_attention={"rope_type": "linear", "rope_theta": 2e4, "factor": 8.0},
+                sliding_attention={"rope_type": "default", "rope_theta": 5e3},
+            ),
+        },
+    ),
+    "gemma3_untied": ("Gemma3", {**GEMMA3, "layer_types": MIXED, "tie_word_embeddings": False, "attention_bias": True}),
 }
 
 
 def random_model(family: str, changes: dict[str, Any]) -> Any:
     """A model whose biases and norms are not what they are initialised to, so that dropping one shows."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **changes})
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    kind = getattr(transformers, f"{family}ForCausalLM")
+    return randomize(kind(kind.config_class(**{**SIZES, **changes})))
+
+
+def randomize(model: Any) -> Any:
+    """The same model with other weights."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             scale = 0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5
             centre = 1.0 if "norm" in name else 0.0
             weight.copy_(centre + scale * torch.randn_like(weight))
-    return model
+    return model.eval()
+
+
+def assert_same_logits(wanted: Any, folder: Path, tokens: np.ndarray) -> None:
+    """Those of PyTorch are those of the model in a folder."""
+    config = load_config(folder)
+    _, logits = whole_pass(make_target(config), load_params(folder, config), jnp.asarray(tokens, jnp.int32))
+    assert_close(logits, wanted.numpy(), pass_terms(config, tokens.shape[1]))
+    assert np.abs(logits - wanted.numpy()).max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -96,11 +138,63 @@ def test_logits(case: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     tokens = np.random.default_rng(1).integers(0, SIZES["vocab_size"], (2, 40))
     with torch.no_grad():
-        wanted = model(torch.from_numpy(tokens)).logits.numpy()
+        wanted = model(torch.from_numpy(tokens)).logits
+    assert_same_logits(wanted, tmp_path, tokens)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("case", ["gemma3_rope", "qwen3_moe_some_layers"])
+def test_text_through_trees(case: str, tmp_path: Path) -> None:
+    """What a chain and its cache write, the chain a layer of the target, is what PyTorch would write next each time.
+
+    PyTorch reads the text anew, with a config that was written here.
+    """
+    random_model(*CASES[case]).save_pretrained(tmp_path)
     config = load_config(tmp_path)
     params = load_params(tmp_path, config)
-    _, logits = whole_pass(make_target(config), params, jnp.asarray(tokens, jnp.int32))
-    assert_close(logits, wanted, pass_terms(config, tokens.shape[1]))
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config, "float32")))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    draft, weights = truncate_layers(config, params, 1)
+    drafter = make_ouroboros(make_target(draft), 3, phrases=2, phrase_length=3, pool_size=50)
+    writer = Generator(make_target(config), params, drafter, weights, capacity=64, prefill_chunk=16)
+    prompt = np.random.default_rng(1).integers(0, SIZES["vocab_size"], 15).tolist()
+    result = writer.generate([prompt], max_new_tokens=30)
+    assert result.accepted[:, 1:].sum() > 0
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + result.tokens[0]])).logits[0]
+    assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == result.tokens[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_language_model_of_a_model_that_reads_images(tmp_path: Path) -> None:
+    """Gemma 3 with an image encoder: both spellings of its names."""
+    text = {**SIZES, **GEMMA3, "layer_types": MIXED}
+    image = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    image |= {"image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config={"model_type": "siglip_vision_model", **image}, mm_tokens_per_image=4
+    )
+    model = randomize(transformers.Gemma3ForConditionalGeneration(config))
+    model.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(1).integers(0, 90, (2, 30))
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(tokens)).logits
+    assert_same_logits(wanted, tmp_path, tokens)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert any("vision_tower" in name for name in tensors)
+    older = any(name.startswith("language_model.model.") for name in tensors)
+    names = [("language_model.model.", "model.language_model."), ("vision_tower.", "model.vision_tower.")]
+    names.append(("multi_modal_projector.", "model.multi_modal_projector."))
+
+    def other(name: str) -> str:
+        for one, two in names if older else [pair[::-1] for pair in names]:
+            if name.startswith(one):
+                return two + name.removeprefix(one)
+        raise AssertionError(name)
+
+    save_file({other(name): value for name, value in tensors.items()}, tmp_path / "model.safetensors")
+    assert_same_logits(wanted, tmp_path, tokens)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -50,7 +50,7 @@ def test_a_copied_layer_does_what_the_target_s_does(kind: str) -> None:
     """With nothing read from the embedding, the head's step is the target's layer."""
     head, _, _ = small.head(kind)
     config, _, params = small.model()
-    weights = initialise.initial_weights(head, params, 0, layer=LAYER - config.num_layers)
+    weights = initialise.initial_weights(head, config, params, 0, layer=LAYER - config.num_layers)
     width = config.width
     if kind == "eagle":
         eye = jnp.concatenate([jnp.zeros((width, width)), jnp.eye(width)])
@@ -64,25 +64,25 @@ def test_a_copied_layer_does_what_the_target_s_does(kind: str) -> None:
     embedded = jax.random.normal(jax.random.key(4), x.shape)
     found, _, _ = head.step(HeadParams(weights), x, embedded, jnp.arange(9)[None], attended)
     np.testing.assert_allclose(normed(found), through_layer(x, LAYER), atol=2e-4)
-    other = initialise.initial_weights(head, params, 0)
+    other = initialise.initial_weights(head, config, params, 0)
     assert not jax.tree.all(jax.tree.map(jnp.array_equal, other, weights))
 
 
 def test_a_layer_of_another_shape_is_refused() -> None:
     """Both shapes are named."""
     head, _, _ = small.head("eagle3")
-    _, _, params = small.model(mlp_width=48)
+    config, _, params = small.model(mlp_width=48)
     with pytest.raises(ValueError, match=r"mlp of the head is .*64.*, of the target's layer -1 .*48"):
-        initialise.initial_weights(head, params, 0, layer=-1)
+        initialise.initial_weights(head, config, params, 0, layer=-1)
     with pytest.raises(ValueError, match="the target has 3 layers, none of index 3"):
-        initialise.initial_weights(head, small.model()[2], 0, layer=3)
+        initialise.initial_weights(head, small.model()[0], small.model()[2], 0, layer=3)
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_features_start_at_one_size(kind: str) -> None:
     """Features a hundred times as large give states as large, once their sizes are known."""
     head, _, _ = small.head(kind)
-    _, _, params = small.model()
+    config, _, params = small.model()
     parts = 3 if kind == "eagle3" else 1
     sizes = [0.5, 40.0, 7.0][:parts]
     width = head.config.feature_width // parts
@@ -95,7 +95,7 @@ def test_features_start_at_one_size(kind: str) -> None:
     np.testing.assert_allclose(found, sizes, rtol=0.1)
 
     def kernel(**options: object) -> jax.Array:
-        weights: Params = initialise.initial_weights(head, params, 0, **options)
+        weights: Params = initialise.initial_weights(head, config, params, 0, **options)
         return weights["fc"]["kernel"][-head.config.feature_width :]
 
     scaled = features[0, 1:] @ kernel(feature_sizes=sizes)
