@@ -90,7 +90,7 @@ def main() -> None:
         "mesh": FLAGS.mesh,
         "commit": git_commit(),
         "memory": memory_of(shapes),
-        "least_bytes": {name: least_read(name, shapes) for name in LOWERERS},
+        "least_bytes": {name: least_read(name, shapes, target) for name in LOWERERS},
     }
     rows = [_row(name, held, shapes, setting, topology, mesh) for name in FLAGS.programs]
     if not rows:

@@ -5,10 +5,10 @@
 Communication can overlap with reads and computation, as far as the compiler manages; a program that waits for every
 sum takes at least max(FLOPs / peak, bytes read / HBM bandwidth) + bytes sent / bandwidth of the links.
 
-The bytes are those that have to be read: weights once for every pass over them, and a full cache. The compiler's own
-count is no lower bound, since it counts prefetches into fast memory up to three times. Its FLOPs count the body of a
-loop once, so one block of attention over the prefix. `optimal_seconds` is its estimate of time, implausible for some
-chips.
+The bytes are those that have to be read: weights once for every pass over them, and a full cache; of experts as many
+as the tokens of a pass choose on average, where each token chooses evenly and for itself. The compiler's own count is
+no lower bound, since it counts prefetches into fast memory up to three times. Its FLOPs count the body of a loop once,
+so one block of attention over the prefix. `optimal_seconds` is its estimate of time, implausible for some chips.
 """
 
 import math
@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import head_kind
 from experiments.scaling.chips import Topology
 from experiments.scaling.collectives import bytes_sent, layer_sums, read_collectives, table
@@ -45,10 +46,23 @@ def memory_of(shapes: Shapes) -> dict[str, int]:
     }
 
 
-def least_read(program: str, shapes: Shapes) -> int:
+def experts_left_alone(program: str, shapes: Shapes, target: ModelConfig) -> int:
+    """Bytes of the experts of a device that no token of a pass chooses, on average; prefill and training read all."""
+    experts, nodes = target.experts, {"step": 1, "one": 1, "round": shapes.models.drafter.nodes}
+    nodes["pass"] = nodes["round"]
+    if experts is None or program not in nodes:
+        return 0
+    rows = shapes.state.text.sharding.shard_shape(shapes.state.text.shape)[0]
+    share = (1 - experts.per_token / experts.count) ** (rows * nodes[program])
+    layers = (shapes.models.target_params[f"layers_{layer}"]["mlp"] for layer in range(target.num_layers))
+    return int(share * device_bytes([mlp["experts"] for mlp in layers if "experts" in mlp]))
+
+
+def least_read(program: str, shapes: Shapes, config: ModelConfig) -> int:
     """Bytes of its memory that a device reads at least, with full caches; `prefill`: for one chunk."""
     params, state = shapes.models.target_params, shapes.state
     gathered = device_bytes(params["embed_tokens"]) if "lm_head" in params else 0  # tied: the LM head reads all of it
+    gathered += experts_left_alone(program, shapes, config)
     target = device_bytes(params) - gathered + device_bytes(state.cache)
     # A round's drafter reads its layer at every level but the last and once more to observe, where a head that fuses
     # once, as EAGLE-3, reads its fc too.

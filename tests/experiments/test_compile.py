@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from configs.targets.shapes import DRAFT_VOCAB, TARGETS, head_of
-from eagle_jax.models.config import ModelConfig
+from eagle_jax.models.config import Experts, ModelConfig
 from eagle_jax.models.draft_head import make_head
 from eagle_jax.models.transformer import init_params, make_target
 from eagle_jax.provenance import git_commit
@@ -269,8 +269,27 @@ def test_bytes_read() -> None:
     fc, lm_head, embedding = 2 * 192 * 64, 2 * 512 * 64, 2 * 512 * 64 // 4
     step = held["target_weights"] - embedding + held["target_cache"]
     layer = held["head_weights"] - lm_head - fc + held["head_cache"]
-    assert least_read("step", shapes) == step
-    assert least_read("round", shapes) == step + fc + 2 * layer + 2 * lm_head  # depth 1: one pass, one reading
+    assert least_read("step", shapes, TINY) == step
+    assert least_read("round", shapes, TINY) == step + fc + 2 * layer + 2 * lm_head  # depth 1: one pass, one reading
+
+
+@pytest.mark.parametrize(("program", "tokens"), [("step", 1), ("pass", 6), ("round", 6)])
+def test_bytes_of_experts_that_are_read(program: str, tokens: int) -> None:
+    """Of four experts, two a token: half of them for one token, nearly all for a tree; prefill reads all."""
+    experts = Experts(count=4, per_token=2, width=48, renormalize=True, dense_layers=(1,))
+    given = dataclasses.replace(setting(split_head=False), target=dataclasses.replace(TINY, experts=experts))
+    shapes = make_shapes(given, make_mesh(2, 4))
+    dense = make_shapes(dataclasses.replace(given, target=TINY), make_mesh(2, 4))
+    assert BATCH // 2 == 1  # row of a device
+    router = 2 * (64 * 4)
+    stored = 2 * (4 * 3 * 64 * 48 // 4) + router
+    mlp = 2 * (3 * 64 * 96 // 4)
+    assert memory_of(shapes)["target_weights"] == memory_of(dense)["target_weights"] + 2 * (stored - mlp)
+    chosen = stored - int((1 / 2) ** tokens * (stored - router))
+    wanted = least_read(program, dense, TINY) + 2 * (chosen - mlp)
+    assert least_read(program, shapes, given.target) == pytest.approx(wanted, abs=2)
+    wanted = least_read("prefill", dense, TINY) + 2 * (stored - mlp)
+    assert least_read("prefill", shapes, given.target) == wanted
 
 
 class TooLarge:
