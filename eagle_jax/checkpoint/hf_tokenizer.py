@@ -37,7 +37,10 @@ def tokenizer_from_directory(directory: str | os.PathLike[str]) -> Tokenizer:
     elif (directory / SENTENCEPIECE).is_file():
         backend = _from_sentencepiece(directory, settings)
     else:
-        raise ValueError(f"{directory}: cannot read a tokenizer: there is no {TOKENIZER} and no {SENTENCEPIECE}")
+        remedy = "; transformers makes one: AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+        reason = f"there is no {TOKENIZER} and no {SENTENCEPIECE}"
+        reason += remedy if (directory / "vocab.json").is_file() else ""
+        raise ValueError(f"{directory}: cannot read a tokenizer: {reason}")
     marks = {name: text for name in _MARKS if (text := _text_of(settings.get(name)))}
     stop_ids: list[int] = []
     for path in (directory / "config.json", directory / "generation_config.json"):

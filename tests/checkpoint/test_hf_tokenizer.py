@@ -54,6 +54,9 @@ def test_directory_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot read a tokenizer") as caught:
         tokenizer_from_directory(tmp_path)
     assert "\n" not in str(caught.value)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no tokenizer\.model; transformers makes one: AutoTokenizer"):
+        tokenizer_from_directory(tmp_path)
 
 
 @pytest.mark.parametrize(
