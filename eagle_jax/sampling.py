@@ -36,6 +36,7 @@ class SamplingOptions(TypedDict, total=False):
     temperature: float | Sequence[float]
     top_k: int | Sequence[int]
     top_p: float | Sequence[float]
+    min_p: float | Sequence[float]
     repetition_penalty: float | Sequence[float]
     presence_penalty: float | Sequence[float]
     seed: int | Sequence[int]
@@ -51,6 +52,7 @@ class SamplingConfig:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
     max_new_tokens: int = 128
     repetition_penalty: float = 1.0
@@ -68,6 +70,7 @@ class SamplingConfig:
         parts = [f"T = {self.temperature:g}"]
         parts += [f"top-k {self.top_k}"] if self.top_k else []
         parts += [f"top-p {self.top_p:g}"] if self.top_p < 1 else []
+        parts += [f"min-p {self.min_p:g}"] if self.min_p > 0 else []
         parts += [f"repetition penalty {self.repetition_penalty:g}"] if self.repetition_penalty != 1 else []
         parts += [f"presence penalty {self.presence_penalty:g}"] if self.presence_penalty else []
         return ", ".join(parts)
@@ -79,6 +82,7 @@ def make_sampling(
     temperature: float | Sequence[float] = 0.0,
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
+    min_p: float | Sequence[float] = 0.0,
     repetition_penalty: float | Sequence[float] = 1.0,
     presence_penalty: float | Sequence[float] = 0.0,
     seed: int | Sequence[int] = 0,
@@ -93,6 +97,7 @@ def make_sampling(
       temperature: >= 0; 0 is greedy.
       top_k: sample from the k most probable tokens only; 0 from all.
       top_p: in (0, 1]; sample only from the most probable tokens, as many as reach this probability at `temperature`.
+      min_p: in [0, 1]; sample only from tokens at least this many times as probable as the most probable one.
       repetition_penalty: > 0, on tokens of prompt and answer; 1 is off (`eagle_jax.penalties`).
       presence_penalty: on tokens of the answer; 0 is off.
       seed: seed of the noise, in [0, 2**32).
@@ -130,6 +135,7 @@ def make_sampling(
         temperature=rows("temperature", temperature, np.float32, 0, 1e4),
         top_k=rows("top_k", top_k, np.int32, 0, 2**31 - 1),
         top_p=rows("top_p", top_p, np.float32, 0, 1, above=True),
+        min_p=rows("min_p", min_p, np.float32, 0, 1),
         seed=rows("seed", seed, np.uint32, 0, most),
         sequence=rows("sequence", range(batch) if sequence is None else list(sequence), np.uint32, 0, most),
         stop_ids=all_stops,
@@ -213,14 +219,25 @@ def keep_top_p(logits: jax.Array, top_p: jax.Array, temperature: jax.Array) -> j
     return jnp.where((wanted >= 1) | (ranks >= threshold), logits, -jnp.inf)
 
 
-def warp(logits: jax.Array, sampling: Sampling, top_k_first: bool = True) -> jax.Array:
-    """Logits f32[B, ..., V] with -inf where top-k and top-p exclude a token; untouched in rows at temperature 0.
+def keep_min_p(logits: jax.Array, min_p: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Put -inf where softmax(logits / temperature) is below `min_p` f32[B] times its largest; 0 is off.
 
-    Top-k runs before top-p, as in `transformers`, unless `top_k_first` is false.
+    Source: Nguyen et al., arXiv 2407.01082, section 3.
+    """
+    wanted = _per_row(min_p, logits)
+    lead = -_per_row(temperature, logits) * jnp.log(jnp.where(wanted > 0, wanted, 1.0))  # that the largest may have
+    return jnp.where((wanted <= 0) | (logits >= logits.max(-1, keepdims=True) - lead), logits, -jnp.inf)
+
+
+def warp(logits: jax.Array, sampling: Sampling, top_k_first: bool = True) -> jax.Array:
+    """Logits f32[B, ..., V] with -inf where a mask excludes a token; untouched in rows at temperature 0.
+
+    Top-k, then top-p, then min-p, as in `transformers`; top-p before top-k where `top_k_first` is false.
     """
     sampled = sampling.temperature > 0
     top_k = jnp.where(sampled, sampling.top_k, 0)
     top_p = jnp.where(sampled, sampling.top_p, 1.0)
+    min_p = jnp.where(sampled, sampling.min_p, 0.0)
 
     def by_k(z: jax.Array) -> jax.Array:
         return lax.cond((top_k > 0).any(), lambda: keep_top_k(z, top_k), lambda: z)
@@ -228,7 +245,8 @@ def warp(logits: jax.Array, sampling: Sampling, top_k_first: bool = True) -> jax
     def by_p(z: jax.Array) -> jax.Array:
         return lax.cond((top_p < 1).any(), lambda: keep_top_p(z, top_p, sampling.temperature), lambda: z)
 
-    return by_p(by_k(logits)) if top_k_first else by_k(by_p(logits))
+    masked = by_p(by_k(logits)) if top_k_first else by_k(by_p(logits))
+    return lax.cond((min_p > 0).any(), lambda: keep_min_p(masked, min_p, sampling.temperature), lambda: masked)
 
 
 def noisy_scores(logits: jax.Array, noise: jax.Array, sampling: Sampling) -> jax.Array:

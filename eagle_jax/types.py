@@ -95,6 +95,7 @@ class Sampling:
     temperature: jax.Array  # f32[B], 0 is greedy
     top_k: jax.Array  # i32[B], 0 is off
     top_p: jax.Array  # f32[B], 1 is off
+    min_p: jax.Array  # f32[B], 0 is off
     seed: jax.Array  # u32[B]
     sequence: jax.Array  # u32[B], stable id of the request: with seed and position it keys the noise
     stop_ids: jax.Array  # i32[B, number of stop ids], padded with NO_TOKEN

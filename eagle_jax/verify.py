@@ -74,7 +74,7 @@ def walk_down(tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: 
 
     Args:
       tree: the draft; siblings are in the order in which they were drawn.
-      logits: f32[B, N, V] of the target, before top-k and top-p.
+      logits: f32[B, N, V] of the target, before top-k, top-p and min-p.
       sampling: temperature and masks of each row.
       uniforms: f32[B, N], one for each node, independent of the draft.
     """

@@ -47,6 +47,8 @@ flags.DEFINE_integer("num_prompts", None, "take this many questions from the sta
 flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.0, "0 is greedy", flag_values=FLAGS)
 flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens up to this mass", flag_values=FLAGS)
+text = "sample from tokens at least this many times as probable as the most probable one; 0: all"
+flags.DEFINE_float("min_p", 0.0, text, flag_values=FLAGS)
 flags.DEFINE_integer(
     "sampling_top_k", 0, "sample from this many of the most probable tokens; 0: all", flag_values=FLAGS
 )
@@ -83,6 +85,7 @@ def main() -> None:
         FLAGS.temperature,
         FLAGS.sampling_top_k,
         FLAGS.top_p,
+        FLAGS.min_p,
         FLAGS.seed,
         FLAGS.max_new_tokens,
         FLAGS.repetition_penalty,

@@ -99,9 +99,9 @@ def generator(name: str) -> Generator:
 
 
 @functools.cache
-def wanted(temperature: float, seed: int) -> list[list[int]]:
+def wanted(temperature: float, seed: int, min_p: float = 0.0) -> list[list[int]]:
     """What the target alone answers."""
-    knobs = {"temperature": temperature, "seed": seed, "max_new_tokens": NEW}
+    knobs: dict[str, Any] = {"temperature": temperature, "seed": seed, "min_p": min_p, "max_new_tokens": NEW}
     return [plain(TARGET, PARAMS, prompt, sequence=row, **knobs) for row, prompt in enumerate(PROMPTS)]
 
 
@@ -121,6 +121,11 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
 def test_same_tokens_as_plain_decoding(name: str, temperature: float, seed: int) -> None:
     assert generate(name, temperature, seed).tokens == wanted(temperature, seed)
+
+
+def test_min_p(name: str) -> None:
+    """Few of the tokens of a random model pass at T = 1, and drafts are still what the target alone writes."""
+    assert generate(name, 1.0, min_p=0.3).tokens == wanted(1.0, 0, 0.3) != wanted(1.0, 0)
 
 
 def test_penalties_follow_the_text_before_each_node(name: str) -> None:

@@ -155,21 +155,27 @@ class TestEdges:
 
 class TestSampling:
     KNOBS = (
-        [(0.0, 0, 1.0), (0.3, 0, 1.0), (1.0, 5, 1.0), (1.5, 0, 0.8)],
-        [(1.0, 6, 0.7), (2.0, 0, 1.0), (0.0, 3, 0.5), (1e-4, 0, 1.0)],
+        [(0.0, 0, 1.0, 0.0), (0.3, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.5, 0, 0.8, 0.0)],
+        [(1.0, 6, 0.7, 0.02), (2.0, 0, 1.0, 0.2), (0.0, 3, 0.5, 0.5), (1e-4, 0, 1.0, 0.0)],
     )
 
     @pytest.mark.parametrize("knobs", KNOBS)
     @pytest.mark.parametrize("make", [make_vanilla, make_prompt_lookup])
     def test_each_row_with_its_own_settings(
-        self, make: Callable[[], Drafter], knobs: list[tuple[float, int, float]]
+        self, make: Callable[[], Drafter], knobs: list[tuple[float, int, float, float]]
     ) -> None:
-        """Temperature, top-k, top-p, seed and sequence of a row are its own."""
+        """Temperature, top-k, top-p, min-p, seed and sequence of a row are its own."""
         target, params = small_target()
-        temperature, top_k, top_p = (list(column) for column in zip(*knobs, strict=True))
+        temperature, top_k, top_p, min_p = (list(column) for column in zip(*knobs, strict=True))
         prompt, seeds, sequence = [9, 8, 7, 9, 8], [1, 2, 3, 4], [60, 50, 40, 30]
         generator = Generator(target, params, make(), capacity=CAPACITY, prefill_chunk=16)
-        rows: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seeds}
+        rows: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "seed": seeds,
+        }
         found = generator.generate([prompt] * 4, **rows, sequence=sequence, max_new_tokens=24)
         for row in range(4):
             own = {name: values[row] for name, values in rows.items()}

@@ -32,7 +32,15 @@ TARGET, PARAMS = bigram_target(VOCAB)
 TABLE = np.asarray(PARAMS["table"])
 PROMPT = [TABLE[5].argmax(), 5, TABLE[5].argmax(), TABLE[TABLE[5].argmax()].argmax(), 5]
 """Likely pairs, so that copying from the prompt helps; it ends in 5."""
-KNOBS = [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 5, 1.0), (1.0, 0, 0.8), (1.0, 6, 0.9)]
+Knobs = tuple[float, int, float, float]
+KNOBS: list[Knobs] = [
+    (1.0, 0, 1.0, 0.0),
+    (0.5, 0, 1.0, 0.0),
+    (2.0, 5, 1.0, 0.0),
+    (1.0, 0, 0.8, 0.0),
+    (1.0, 6, 0.9, 0.0),
+]
+KNOBS += [(1.0, 0, 1.0, 0.2)]
 
 
 def p_value(counts: np.ndarray, distribution: np.ndarray) -> float:
@@ -47,9 +55,9 @@ def p_value(counts: np.ndarray, distribution: np.ndarray) -> float:
     return float(stats.chisquare(counts[used], expected[used]).pvalue)
 
 
-def joint_distribution(first: int, length: int, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
+def joint_distribution(first: int, length: int, temperature: float, *masks: float) -> np.ndarray:
     """f64[V, ..., V]: distribution of the `length` tokens after `first` under the bigram target."""
-    step = np.array([slow.distribution(row, temperature, k, p) for row in TABLE])
+    step = np.array([slow.distribution(row, temperature, *masks) for row in TABLE])
     joint = step[first]
     for _ in range(length - 1):
         joint = joint[..., None] * step
@@ -67,7 +75,7 @@ class TestKeyedSampling:
     """argmax(mask(z) + T g) is a sample of the masked softmax, whichever part of the key varies."""
 
     @staticmethod
-    def draws(over: str, knobs: tuple[float, int, float]) -> np.ndarray:
+    def draws(over: str, knobs: Knobs) -> np.ndarray:
         """Tokens i32[ROWS] after token 3, keyed by other sequences, seeds or positions."""
         keys: dict[str, Any] = {"seed": 1, "sequence": [2] * ROWS}
         positions = jnp.full((ROWS, 1), 7)
@@ -75,21 +83,21 @@ class TestKeyedSampling:
             positions = jnp.arange(ROWS)[:, None]
         else:
             keys[over] = range(ROWS)
-        temperature, top_k, top_p = knobs
-        sampling = make_sampling(ROWS, temperature=temperature, top_k=top_k, top_p=top_p, **keys)
+        masks = dict(zip(("temperature", "top_k", "top_p", "min_p"), knobs, strict=True))
+        sampling = make_sampling(ROWS, **masks, **keys)
         logits = jnp.broadcast_to(PARAMS["table"][3], (ROWS, 1, VOCAB))
         return np.asarray(jax.jit(choose)(logits, gumbel(sampling, positions, VOCAB), sampling))
 
     @pytest.mark.parametrize("over", ["sequence", "seed", "position"])
     @pytest.mark.parametrize("knobs", KNOBS)
-    def test_distribution(self, over: str, knobs: tuple[float, int, float]) -> None:
+    def test_distribution(self, over: str, knobs: Knobs) -> None:
         counts = joint_counts(self.draws(over, knobs))
         assert p_value(counts, joint_distribution(3, 1, *knobs)) > P_RIGHT
         others = [other for other in KNOBS if other != knobs]
         assert all(p_value(counts, joint_distribution(3, 1, *other)) < P_WRONG for other in others)
 
     def test_greedy(self) -> None:
-        assert (self.draws("sequence", (0.0, 0, 1.0)) == TABLE[3].argmax()).all()
+        assert (self.draws("sequence", (0.0, 0, 1.0, 0.0)) == TABLE[3].argmax()).all()
 
 
 def head_over(draft_seed: int) -> tuple[Head, HeadParams]:

@@ -31,7 +31,7 @@ CAPACITY = 64
 
 class TestOneProgram:
     def test_only_another_shape_compiles(self) -> None:
-        """Not another call, prompt length, temperature, seed, top-k, top-p, stop id, limit, nor another checkpoint."""
+        """Not another call, prompt length, temperature, seed, masks, stop id, limit, nor another checkpoint."""
         _, target, params = tiny_transformer(num_layers=1)
         _, same, others = tiny_transformer(seed=1, num_layers=1)
         assert same is target
@@ -42,7 +42,7 @@ class TestOneProgram:
         settings: list[dict[str, Any]] = [
             {},
             {"temperature": 1.0},
-            {"temperature": [0.0, 0.7], "seed": 3, "top_p": 0.9, "top_k": 3},
+            {"temperature": [0.0, 0.7], "seed": 3, "top_p": 0.9, "top_k": 3, "min_p": 0.1},
             {"stop_ids": (5,), "sequence": (90, 91)},
             {"max_new_tokens": 21},
         ]

@@ -1,4 +1,4 @@
-"""Top-k and top-p against sorting, the keyed noise against its contract and distribution, checks on arguments."""
+"""The masks of sampling against sorting, the keyed noise against its contract and distribution, checks on arguments."""
 
 from typing import Any
 
@@ -41,6 +41,18 @@ def between_steps(rng: np.random.Generator, logits: np.ndarray, temperature: flo
     return float(probs[:step].sum() + probs[step] * rng.uniform(0.2, 0.8))
 
 
+def between_probabilities(rng: np.random.Generator, logits: np.ndarray, temperature: float) -> float:
+    """A min_p well between the shares of two tokens, or above all but the largest, where there is room for it."""
+    probs = slow.softmax(logits, temperature)
+    shares = np.unique(np.append(probs[probs > 0] / probs.max(), 1e-6))
+    shares = shares[shares >= 1e-6]
+    room = np.flatnonzero(shares[1:] > 1.01 * shares[:-1])
+    if not room.size:
+        return 0.0
+    step = int(rng.choice(room))
+    return float(np.sqrt(shares[step] * shares[step + 1]))
+
+
 @pytest.mark.parametrize("kind", ["smooth", "ties", "masked"])
 @pytest.mark.parametrize("top_k_first", [True, False])
 @settings(max_examples=15, deadline=None)
@@ -56,9 +68,13 @@ def test_warp_against_sorting(kind: str, top_k_first: bool, seed: int, temperatu
         seen = slow.warp(logits[row], temperature[row], int(top_k[row]), 1.0) if top_k_first else logits[row]
         if temperature[row] > 0 and rng.random() < 0.7:
             top_p[row] = between_steps(rng, seen, temperature[row])
-    sampling = fast.make_sampling(ROWS, temperature=temperature, top_k=top_k, top_p=top_p)
+    min_p = np.zeros(ROWS, np.float32)
+    for row in range(ROWS):
+        if temperature[row] > 0 and rng.random() < 0.5:
+            min_p[row] = between_probabilities(rng, logits[row], temperature[row])
+    sampling = fast.make_sampling(ROWS, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     actual = np.asarray(WARP(logits, sampling, top_k_first=top_k_first))
-    wanted = [slow.warp(logits[r], temperature[r], int(top_k[r]), top_p[r], top_k_first) for r in range(ROWS)]
+    wanted = [slow.warp(logits[r], temperature[r], int(top_k[r]), top_p[r], top_k_first, min_p[r]) for r in range(ROWS)]
     np.testing.assert_array_equal(actual, np.asarray(wanted, np.float32))
 
 
@@ -76,11 +92,26 @@ def test_top_p_keeps_ties_with_the_last_one() -> None:
     assert np.isfinite(actual).all()
 
 
+def test_min_p_at_its_ends() -> None:
+    """0 keeps everything, tokens without any mass included; 1 keeps the most probable token and its ties."""
+    logits = np.array([[0.0, 3.0, 3.0, -200.0]] * 3, np.float32)
+    actual = np.asarray(WARP(logits, fast.make_sampling(3, temperature=1.0, min_p=[0.0, 1.0, 0.04])))
+    assert np.isfinite(actual).tolist() == [[True] * 4, [False, True, True, False], [True, True, True, False]]
+
+
+def test_min_p_is_of_the_temperature() -> None:
+    """A token e times less probable at T = 1 passes at T = 2 with the same min_p."""
+    logits = np.array([[0.0, 1.0]] * 3, np.float32)
+    actual = np.asarray(WARP(logits, fast.make_sampling(3, temperature=[1.0, 2.0, 0.0], min_p=0.5)))
+    assert np.isfinite(actual).tolist() == [[False, True], [True, True], [True, True]]
+
+
 def test_masks_take_any_number_of_nodes() -> None:
     """[B, N, V] is masked node by node, each with the settings of its row."""
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(3, 5, VOCAB)).astype(np.float32)
-    sampling = fast.make_sampling(3, temperature=[1.0, 0.5, 0.0], top_k=[4, 0, 2], top_p=[1.0, 0.6, 0.1])
+    masks: dict[str, Any] = {"top_k": [4, 0, 2], "top_p": [1.0, 0.6, 0.1], "min_p": [0.2, 0.0, 0.5]}
+    sampling = fast.make_sampling(3, temperature=[1.0, 0.5, 0.0], **masks)
     actual = np.asarray(WARP(logits, sampling))
     for node in range(5):
         np.testing.assert_array_equal(actual[:, node], WARP(logits[:, node], sampling))
@@ -209,7 +240,7 @@ class TestMakeSampling:
 
         plain, other = (
             fast.make_sampling(2),
-            fast.make_sampling(2, temperature=[0, 1.5], top_k=3, top_p=0.5, seed=[1, 2]),
+            fast.make_sampling(2, temperature=[0, 1.5], top_k=3, top_p=0.5, min_p=0.1, seed=[1, 2]),
         )
         assert shapes(plain) == shapes(other)
 
@@ -222,6 +253,9 @@ class TestMakeSampling:
             ({"top_k": -1}, ["top_k", "-1"]),
             ({"top_p": 0.0}, ["top_p", "0"]),
             ({"top_p": 1.01}, ["top_p", "1.01"]),
+            ({"min_p": -0.1}, ["min_p", "-0.1", "0 and 1"]),
+            ({"min_p": [0.0, 0.5, 1.5]}, ["min_p", "1.5", "0 and 1"]),
+            ({"min_p": float("nan")}, ["min_p", "nan"]),
             ({"seed": -1}, ["seed", "-1"]),
             ({"seed": 2**32}, ["seed", str(2**32)]),
             ({"sequence": [0, 1]}, ["sequence", "2", "3"]),

@@ -38,7 +38,7 @@ def get_config(kinds: str = ",".join(KINDS)) -> ml_collections.ConfigDict:
     config.warm_ups = 3
     config.mode = "timed"  # or teacher_forced: tau alone, in a fraction of the time
     config.batch = 1  # conversations that are answered together; times compare best at 1
-    config.top_k, config.top_p = 0, 1.0
+    config.top_k, config.top_p, config.min_p = 0, 1.0, 0.0
     config.methods = [method for kind in kinds.split(",") for method in methods(*kind.split("=", 1))]
     return config
 

@@ -105,7 +105,7 @@ def margin(
 ) -> float:
     """Lead of the best choice for the token after `text` over the second best, in units of logits.
 
-    Computed from a pass over the text, with the keyed noise of decoding. Tokens that top-k or top-p exclude do not
+    Computed from a pass over the text, with the keyed noise of decoding. Tokens that a mask excludes do not
     count: where rounding decides which these are, the lead may be of any size, and it is infinite where one token
     remains.
 

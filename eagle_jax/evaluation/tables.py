@@ -15,7 +15,15 @@ Row = dict[str, Any]
 SETTINGS = ("target", "dtype", "device", "max_new_tokens")
 """Rows that differ in one of these are not comparable."""
 
-LATER_FIELDS: Row = {"mode": TIMED, "batch": 1, "top_k": 0, "top_p": 1.0, "give_up": False, "turns_left_out": 0}
+LATER_FIELDS: Row = {
+    "mode": TIMED,
+    "batch": 1,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "give_up": False,
+    "turns_left_out": 0,
+}
 """Fields that rows of earlier versions lack, with what they then were; those without a speed-up were teacher-forced."""
 
 
@@ -66,6 +74,7 @@ def comparable(runs: Sequence[Sequence[Row]]) -> list[list[Row]]:
 def _facts(rows: Sequence[Row]) -> dict[Any, Any]:
     """What rows of a table must agree in, by its name."""
     facts: dict[Any, Any] = {}
+    how = ("mode", "batch", "top_k", "top_p", "min_p")
     for row in rows:
         task, turns = row["task"], row["turns"]
         method = row["method"], tree_text(row["tree"]), row["rule"], row["share_noise"], row["give_up"]
@@ -73,7 +82,7 @@ def _facts(rows: Sequence[Row]) -> dict[Any, Any]:
             ("prompts, turns", task): (row["prompts"], turns + row["turns_left_out"]),
             ("turns answered", task, row["temperature"], row["seed"]): turns,
             ("method, tree, rule, noise shared, given up", row["label"]): method,
-            ("mode, batch, top-k, top-p", "all"): tuple(row[name] for name in ("mode", "batch", "top_k", "top_p")),
+            ("mode, batch, top-k, top-p, min-p", "all"): tuple(row[name] for name in how),
         }.items():
             if facts.setdefault(name, fact) != fact:
                 raise ValueError(f"{row['label']!r} on {task}: one file says {facts[name]} and {fact} ({name[0]})")

@@ -32,6 +32,7 @@ class EvaluationConfig:
     batch: int = 1
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
@@ -60,7 +61,7 @@ class EvaluationConfig:
 
     def sampling(self, temperature: float, seed: int) -> SamplingConfig:
         """How the answers of a block are sampled."""
-        return SamplingConfig(temperature, self.top_k, self.top_p, seed, self.max_new_tokens)
+        return SamplingConfig(temperature, self.top_k, self.top_p, self.min_p, seed, self.max_new_tokens)
 
     def identity(self) -> dict[str, Any]:
         """What decides the rows, methods apart; of the fields with a default those that differ from it."""

@@ -152,6 +152,7 @@ class Evaluation:
             **block._asdict(),
             "top_k": config.top_k,
             "top_p": config.top_p,
+            "min_p": config.min_p,
             "dtype": config.dtype,
             "device": device_kind(),
             "mode": config.mode,

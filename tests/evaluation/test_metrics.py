@@ -66,6 +66,7 @@ def test_margin_against_the_law_of_a_bigram_table(temperature: float) -> None:
 def test_margin_is_infinite_where_one_token_is_left() -> None:
     target, params = bigram_target(23)
     assert metrics.margin(target, params, [4], temperature=0.5, top_k=1) == math.inf
+    assert metrics.margin(target, params, [4], temperature=0.5, min_p=1.0) == math.inf
 
 
 def test_margin_sees_what_decoding_sees() -> None:

@@ -125,7 +125,7 @@ def test_arguments_of_a_round(tmp_path: Path) -> None:
     """What the compiler says that a device holds: the bytes above and the settings of sampling."""
     row = compiled(tmp_path, "--mesh=2x4", "--programs=round")["round"]
     rows = BATCH // 2
-    sampling = 7 * 4 * rows  # seven arrays, one stop id
+    sampling = 8 * 4 * rows  # eight arrays, one stop id
     assert row["argument_bytes"] == sum(bytes_by_hand(2, 4, split=False).values()) + sampling
     assert row["fits"] is None  # virtual devices have no memory of their own
     layers = [one for one in row["collectives"] if one["place"] == "layers"]
@@ -137,7 +137,7 @@ def test_arguments_of_prefill(tmp_path: Path) -> None:
     """All weights, the head's LM head too, which prefill does not read; the caches come out of it."""
     row = compiled(tmp_path, "--mesh=2x4", "--programs=prefill")["prefill"]
     held, rows = bytes_by_hand(2, 4, split=False), BATCH // 2
-    given = rows * 4 * (CONTEXT + 1 + 7)  # text, length, sampling
+    given = rows * 4 * (CONTEXT + 1 + 8)  # text, length, sampling
     assert row["argument_bytes"] == held["target_weights"] + held["head_weights"] + given
     assert row["commit"] == git_commit()
 

@@ -217,10 +217,11 @@ def test_methods_may_join(undisturbed: Path, config: Path, data: Path, tmp_path:
 
 @pytest.fixture
 def batched(config: Path, tmp_path: Path) -> Path:
-    """The config two conversations at a time, at T = 1 with top-p."""
+    """The config two conversations at a time, at T = 1 with top-p and min-p."""
     path = tmp_path / "batched.py"
     more = (
-        "    config.batch, config.top_p, config.temperatures, config.seeds = 2, 0.9, (1.0,), (0,)\n    return config\n"
+        "    config.batch, config.top_p, config.temperatures, config.seeds = 2, 0.9, (1.0,), (0,)\n"
+        "    config.min_p = 0.05\n    return config\n"
     )
     path.write_text(config.read_text().replace("    return config\n", more))
     return path
@@ -235,7 +236,7 @@ def test_batches(batched: Path, config: Path, data: Path, tmp_path: Path) -> Non
     together, alone = (untimed(tmp_path / f"{name}.jsonl") for name in ("batched", "single"))
     assert {row["batch"] for row in together} == {2}
     assert [{**row, "batch": 1} for row in together] == alone
-    assert all(row["top_p"] == 0.9 and row["identical_prompts"] == 2 for row in together)
+    assert {(row["top_p"], row["min_p"], row["identical_prompts"]) for row in together} == {(0.9, 0.05, 2)}
 
 
 def test_a_difference_that_no_rounding_explains(

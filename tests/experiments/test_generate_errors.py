@@ -54,6 +54,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--prompt=Hi", "--temperature=hot"], "flag --temperature=hot: could not convert string to float: 'hot'"),
         (["--prompt=Hi", "--top_p=0"], "got 0.0"),
         (["--prompt=Hi", "--top_p=1.5"], "got 1.5"),
+        (["--prompt=Hi", "--min_p=-0.1"], "min_p must be between 0 and 1, got -0.1"),
+        (["--prompt=Hi", "--min_p=1.5"], "min_p must be between 0 and 1, got 1.5"),
         (["--prompt=Hi", "--sampling_top_k=-1"], "top_k must be between 0 and 2147483647, got -1"),
         (["--prompt=Hi", "--seed=-1"], "seed must be between 0 and 4294967295, got -1"),
         (["--prompt=Hi", "--max_new_tokens=0"], "max_new_tokens must be between 1 and 2147483647, got 0"),

@@ -32,6 +32,7 @@ def decode(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     seed: int = 0,
@@ -47,7 +48,7 @@ def decode(
     for _ in range(max_new_tokens):
         logits = logits_after(target, params, text, room)
         logits = penalise(logits, prompt, text[len(prompt) :], repetition_penalty, presence_penalty)
-        text.append(choose(logits, noise(sampling, jnp.int32(len(text))), temperature, top_k, top_p))
+        text.append(choose(logits, noise(sampling, jnp.int32(len(text))), temperature, top_k, top_p, min_p))
         if text[-1] in stop_ids:
             break
     return text[len(prompt) :]

@@ -1,4 +1,4 @@
-"""Top-k, top-p and the choice of a token, by sorting, in float64."""
+"""Top-k, top-p, min-p and the choice of a token, by sorting, in float64."""
 
 from collections.abc import Sequence
 
@@ -33,15 +33,23 @@ def top_p(logits: np.ndarray, p: float, temperature: float) -> np.ndarray:
     raise AssertionError(f"total mass {mass} stays below p = {p}")
 
 
-def warp(logits: np.ndarray, temperature: float, k: int, p: float, top_k_first: bool = True) -> np.ndarray:
-    """Logits with -inf at what top-k and top-p exclude; nothing is excluded at temperature 0."""
+def min_p(logits: np.ndarray, share: float, temperature: float) -> np.ndarray:
+    """bool[V]: the tokens whose probability is at least `share` of the largest."""
+    distribution = softmax(logits, temperature)
+    return distribution >= share * distribution.max()
+
+
+def warp(
+    logits: np.ndarray, temperature: float, k: int, p: float, top_k_first: bool = True, share: float = 0.0
+) -> np.ndarray:
+    """Logits with -inf at what top-k, top-p and min-p (`share`) exclude; nothing is excluded at temperature 0."""
     masked = np.asarray(logits, np.float64)
     if temperature == 0:
         return masked
     for step in ("k", "p") if top_k_first else ("p", "k"):
         passing = top_k(masked, k) if step == "k" else top_p(masked, p, temperature)
         masked = np.where(passing, masked, -np.inf)
-    return masked
+    return np.where(min_p(masked, share, temperature), masked, -np.inf) if share else masked
 
 
 def penalise(
@@ -57,11 +65,12 @@ def penalise(
     return penalised
 
 
-def distribution(logits: np.ndarray, temperature: float, k: int = 0, p: float = 1.0) -> np.ndarray:
+def distribution(logits: np.ndarray, temperature: float, k: int = 0, p: float = 1.0, share: float = 0.0) -> np.ndarray:
     """What the target's next token follows."""
-    return softmax(warp(logits, temperature, k, p), temperature)
+    return softmax(warp(logits, temperature, k, p, share=share), temperature)
 
 
-def choose(logits: np.ndarray, noise: np.ndarray, temperature: float, k: int, p: float) -> int:
+def choose(logits: np.ndarray, noise: np.ndarray, temperature: float, k: int, p: float, share: float = 0.0) -> int:
     """First largest of masked logits plus temperature times noise."""
-    return int(np.argmax(warp(logits, temperature, k, p) + temperature * np.asarray(noise, np.float64)))
+    masked = warp(logits, temperature, k, p, share=share)
+    return int(np.argmax(masked + temperature * np.asarray(noise, np.float64)))
