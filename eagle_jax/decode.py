@@ -80,12 +80,14 @@ def check_rule(drafter: Drafter, rule: Rule, share_noise: bool) -> None:
     """Refuse pairs of drafting and verification whose text would not follow the target's distribution (DESIGN 2).
 
     Raises:
-      ValueError: an unknown rule, or the p/q rule with shared noise.
+      ValueError: an unknown rule, the p/q rule with shared noise, or a drafter with `own_noise` without that rule.
     """
     if rule not in ("match", "residual"):
         raise ValueError(f"verification rule must be match or residual, got {rule!r}")
     if rule == "residual" and share_noise:
         raise ValueError(f"rule 'residual' needs a draft of its own randomness: {drafter.name} with share_noise=True")
+    if rule == "match" and drafter.own_noise:
+        raise ValueError(f"{drafter.name} draws children with noise of its own: the rule must be residual, got 'match'")
 
 
 def _ends(token: jax.Array, sampling: Sampling) -> jax.Array:
@@ -273,6 +275,8 @@ def one_round(
         noise = noise_at(sampling, positions, target.vocab_size)
         draft_noise = noise if share_noise else jnp.zeros_like(noise)
         if rule == "residual" and drafter.draws:
+            if drafter.own_noise:  # keyed by the root, which is another one in every round
+                positions = length[:, None] * drafter.own_noise + jnp.arange(drafter.own_noise)[None, :]
             draft_noise = noise_at(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
     with jax.named_scope("draft"):
         tree, drafter_state = drafter.propose(

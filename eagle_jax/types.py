@@ -58,6 +58,7 @@ class DraftTree:
     candidate: jax.Array  # bool[B, N], False: unused, or computed but not to be accepted; the root is a candidate
     log_values: jax.Array  # f32[B, N], the drafter's log-confidence in the path from the root to the node; root 0
     draft_logits: jax.Array | None = None  # f32[B, N, V], what the children *of* each node were drawn from
+    fixed: jax.Array | None = None  # bool[B, N], nodes that were not drawn, beside siblings that were; None: none
     max_depth: int = struct.field(pytree_node=False, default=0)  # bound on the depth of every node, root 0
 
 

@@ -70,7 +70,9 @@ def walk_down(tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: 
     """The walk of `residual`, to its end.
 
     Preserves the target's distribution where the children of a node were drawn without replacement from
-    softmax(draft_logits / T) and none was dropped, or, without `draft_logits`, where they are not random (q = 1).
+    softmax(draft_logits / T) and none was dropped, unless the node drew but one, and whether that is dropped does not
+    depend on its token. Children that are not random (q = 1) are those that are `fixed` and, without `draft_logits`,
+    all.
 
     Args:
       tree: the draft; siblings are in the order in which they were drawn.
@@ -80,25 +82,24 @@ def walk_down(tree: DraftTree, logits: jax.Array, sampling: Sampling, uniforms: 
     """
     warped = noises.warp(logits, sampling)
     rows = jnp.arange(tree.tokens.shape[0])
+    fixed = jnp.full(tree.tokens.shape, tree.draft_logits is None) if tree.fixed is None else tree.fixed
 
     def at(node: jax.Array) -> tuple[jax.Array, jax.Array]:
         target = _distribution(warped[rows, node], sampling.temperature)
         if tree.draft_logits is None:
-            return target, jnp.ones_like(target)  # q = 1 for whatever is tried
+            return target, jnp.zeros_like(target)  # every child is fixed, so nothing reads it
         return target, _distribution(tree.draft_logits[rows, node], jnp.maximum(sampling.temperature, 1e-4))
 
     def visit(child: jax.Array, walk: Walk) -> Walk:
         token = tree.tokens[:, child]
         tried = tree.candidate[:, child] & (tree.parents[:, child] == walk.node)
-        p, q = walk.target[rows, token], walk.draft[rows, token]
+        p, q = walk.target[rows, token], jnp.where(fixed[:, child], 1, walk.draft[rows, token])
         # A uniform is below 1, so p >= q accepts; p = 0 must not be accepted by a uniform of 0.
         taken = tried & (uniforms[:, child] * q < p)
-        drawn = jnp.arange(walk.target.shape[1])[None, :] == token[:, None]
-        if tree.draft_logits is None:
-            left, rest = jnp.where(drawn, 0, walk.target), walk.draft
-        else:
-            left = jnp.maximum(walk.target - walk.draft, 0)
-            rest = _normalise(jnp.where(drawn, 0, walk.draft), walk.draft)
+        is_token = jnp.arange(walk.target.shape[1])[None, :] == token[:, None]
+        others = jnp.where(is_token, 0, walk.target)
+        left = jnp.where(fixed[:, child, None], others, jnp.maximum(walk.target - walk.draft, 0))
+        rest = _normalise(jnp.where(is_token, 0, walk.draft), walk.draft)
         refused = (tried & ~taken)[:, None]
         new_target, new_draft = at(jnp.full_like(walk.node, child))
         return Walk(

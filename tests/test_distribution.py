@@ -17,6 +17,7 @@ from scipy import stats
 from eagle_jax import verify
 from eagle_jax.decode import Models, Rule, decode, prefill
 from eagle_jax.drafters import Drafter, make_chain, make_eagle1, make_eagle2, make_lookahead, make_prompt_lookup
+from eagle_jax.drafters import head as heads
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import DRAFT_STREAM, choose, gumbel, make_sampling, uniform
@@ -127,12 +128,15 @@ def method(name: str) -> tuple[Drafter, Params]:
         "static": (make_eagle1(head, ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (2, 0))), head_params),
         "static with a gap": (make_eagle1(head, ((0,), (2,), (0, 1), (2, 0))), head_params),
         "dynamic": (make_eagle2(head, 7, 1, 3), head_params),
+        "dynamic, drawn": (make_eagle2(head, 4, 2, 2, draws=True), head_params),
     }[name]
 
 
-def written(name: str, rule: Rule, share_noise: bool, sampling: Sampling) -> tuple[np.ndarray, float]:
+def written(
+    drafting: tuple[Drafter, Params], rule: Rule, share_noise: bool, sampling: Sampling
+) -> tuple[np.ndarray, float]:
     """Four tokens after PROMPT, i32[ROWS, 4], and the share of rounds that accepted anything."""
-    drafter, params = method(name)
+    drafter, params = drafting
     size = len(PROMPT)
     text = np.zeros((ROWS, size + 4 + drafter.max_depth + 1), np.int32)
     text[:, :size] = PROMPT
@@ -155,6 +159,7 @@ def written(name: str, rule: Rule, share_noise: bool, sampling: Sampling) -> tup
         ("static with a gap", "residual", False),
         ("dynamic", "match", True),
         ("dynamic", "residual", False),
+        ("dynamic, drawn", "residual", False),
     ],
 )
 def test_decoder(name: str, rule: Rule, share_noise: bool) -> None:
@@ -165,10 +170,27 @@ def test_decoder(name: str, rule: Rule, share_noise: bool) -> None:
     for temperature, top_k, top_p in [(1.0, 0, 1.0), (0.6, 5, 0.95)]:
         knobs = (temperature, top_k, top_p)
         sampling = make_sampling(ROWS, temperature=temperature, top_k=top_k, top_p=top_p, seed=11, max_new_tokens=4)
-        tokens, accepted = written(name, rule, share_noise, sampling)
+        tokens, accepted = written(method(name), rule, share_noise, sampling)
         assert p_value(joint_counts(tokens[:, :3]), joint_distribution(5, 3, *knobs)) > P_RIGHT
         assert p_value(joint_counts(tokens[:, 1:]), joint_distribution(5, 4, *knobs).sum(0)) > P_RIGHT
         assert accepted > 0.05
+
+
+def test_a_drawn_child_that_stands_by_its_own_probability_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten candidates three are selected: then likely tokens stay in the tree more often than they were drawn."""
+    right = heads.best_and_drawn
+
+    def wrong(head: Head, params: HeadParams, target_params: Params, states: jax.Array, noise: jax.Array) -> Any:
+        children = right(head, params, target_params, states, noise)
+        confidence = jax.nn.log_softmax(head.logits(params, target_params, states))
+        return children._replace(values=jnp.take_along_axis(confidence, children.tokens, axis=2))
+
+    monkeypatch.setattr(heads, "best_and_drawn", wrong)
+    head, head_params = head_over(1)
+    drafter = make_eagle2.__wrapped__(head, 4, 2, 2, draws=True)  # made anew, so that it is traced anew
+    sampling = make_sampling(ROWS, temperature=1.0, seed=11, max_new_tokens=4)
+    tokens, _ = written((drafter, head_params), "residual", False, sampling)
+    assert p_value(joint_counts(tokens[:, :3]), joint_distribution(5, 3, 1.0)) < P_WRONG
 
 
 class TestResidualTree:

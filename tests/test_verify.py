@@ -19,7 +19,12 @@ MATCH = jax.jit(verify.match)
 RESIDUAL = jax.jit(verify.residual)
 
 
-def draft_tree(batch: list[trees.Tree], max_depth: int, draft_logits: np.ndarray | None = None) -> DraftTree:
+def draft_tree(
+    batch: list[trees.Tree],
+    max_depth: int,
+    draft_logits: np.ndarray | None = None,
+    fixed: np.ndarray | None = None,
+) -> DraftTree:
     """The rows as one `DraftTree`."""
     return DraftTree(
         tokens=jnp.asarray([t.tokens for t in batch]),
@@ -27,6 +32,7 @@ def draft_tree(batch: list[trees.Tree], max_depth: int, draft_logits: np.ndarray
         candidate=jnp.asarray([t.candidate for t in batch]),
         log_values=jnp.zeros((len(batch), len(batch[0].tokens))),
         draft_logits=None if draft_logits is None else jnp.asarray(draft_logits, jnp.float32),
+        fixed=None if fixed is None else jnp.asarray(fixed),
         max_depth=max_depth,
     )
 
@@ -75,25 +81,27 @@ def _distributions(logits: np.ndarray, temperature: float, k: int = 0, p: float 
     return np.array([slow_sampling.distribution(node, temperature, k, p) for node in logits])
 
 
-@pytest.mark.parametrize("drawn", [True, False], ids=["p/q", "q=1"])
+@pytest.mark.parametrize("fixed_share", [0.0, 0.5, 1.0], ids=["p/q", "mixed", "q=1"])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), likeness=st.sampled_from([0.3, 1.0, 3.0]), deep=CHANCES)
-def test_residual_on_random_trees(drawn: bool, seed: int, likeness: float, deep: float) -> None:
+def test_residual_on_random_trees(fixed_share: float, seed: int, likeness: float, deep: float) -> None:
     rng = np.random.default_rng(seed)
     batch = [trees.random_tree(rng, 14, 4, 8, deep=deep) for _ in range(32)]
     logits = rng.normal(size=(32, 14, 8)).astype(np.float32)
-    draft = (logits + rng.normal(size=logits.shape) / likeness).astype(np.float32) if drawn else None
+    draft = (logits + rng.normal(size=logits.shape) / likeness).astype(np.float32) if fixed_share < 1 else None
+    fixed = rng.random((32, 14)) < fixed_share if 0 < fixed_share < 1 else None
     uniforms = rng.random((32, 14)).astype(np.float32)
     noise = rng.gumbel(size=logits.shape).astype(np.float32)
     knobs = [(float(rng.choice([0.5, 1, 2])), int(rng.choice([0, 3])), float(rng.choice([1, 0.8]))) for _ in batch]
     temperature, top_k, top_p = (list(column) for column in zip(*knobs, strict=True))
     sampling = make_sampling(32, temperature=temperature, top_k=top_k, top_p=top_p)
-    verdict = jax.device_get(RESIDUAL(draft_tree(batch, 4, draft), logits, sampling, uniforms, noise))
+    verdict = jax.device_get(RESIDUAL(draft_tree(batch, 4, draft, fixed), logits, sampling, uniforms, noise))
     compared = 0
     for row, tree in enumerate(batch):
         target = _distributions(logits[row], *knobs[row])
         q = None if draft is None else _distributions(draft[row], temperature[row])
-        walk = slow.residual(tree, target, q, uniforms[row].astype(np.float64))
+        own = None if fixed is None else fixed[row]
+        walk = slow.residual(tree, target, q, uniforms[row].astype(np.float64), own)
         with np.errstate(divide="ignore"):
             scores = np.log(walk.next_distribution) + noise[row, walk.path[-1]]
         runner_up, best = np.sort(scores)[-2:]

@@ -71,8 +71,11 @@ class Drafter(NamedTuple):
     check: Callable[[Params], None] = any_weights
     """(params) -> nothing; ValueError for weights of another head or draft model."""
     draws: bool = False
-    """Whether `verify.residual` may use q: children are argmax samples of logits plus noise, none is dropped, and
-    `draft_logits` is filled."""
+    """Whether `verify.residual` may use q: children are argmax samples of logits plus noise or `DraftTree.fixed`,
+    whether one is dropped does not depend on its token, and `draft_logits` is filled."""
+    own_noise: int = 0
+    """Where drawn children may be dropped: how many nodes draw one in a round. `propose` then gets noise
+    f32[B, own_noise, V] of that round alone, a vector for each of them, and the rule must be `residual`."""
 
     @property
     def most_accepted(self) -> int:

@@ -22,7 +22,7 @@ from eagle_jax.drafters.base import Observation
 from eagle_jax.kernels.packed import is_packed
 from eagle_jax.models.attention import Prefix, attend
 from eagle_jax.models.draft_head import Head, HeadParams, features_of
-from eagle_jax.sampling import top_k_rows
+from eagle_jax.sampling import first_largest, top_k_rows
 from eagle_jax.types import KVCache, Params
 
 
@@ -48,7 +48,7 @@ class TopChildren(NamedTuple):
 
     values: jax.Array  # f32[B, T, k], log-confidence, best first
     tokens: jax.Array  # i32[B, T, k], ids of the target's vocabulary
-    logits: jax.Array  # f32[B, T, U], before the noise
+    logits: jax.Array  # f32[B, T, U], before the noise; what they were drawn from
 
 
 def init_state(head: Head, batch: int, capacity: int, dtype: DTypeLike) -> HeadState:
@@ -172,3 +172,29 @@ def top_children(
     values, ids = top_k_rows(jax.nn.log_softmax(logits + noise[:, None, :]), count)
     tokens = ids if params.target_ids is None else jnp.take(params.target_ids, ids)
     return TopChildren(values=values, tokens=tokens.astype(jnp.int32), logits=logits)
+
+
+def best_and_drawn(
+    head: Head, params: HeadParams, target_params: Params, states: jax.Array, noise: jax.Array
+) -> TopChildren:
+    """The best child of each node and one drawn from the others, in this order (RheoSampling, arXiv 2609.21827).
+
+    `noise` f32[B, T, V] has a vector for each node. With q the best child's confidence, log_softmax(logits), that of
+    the drawn child is min(q, 1 - q), whichever token it is; `logits` are -inf at the best child.
+
+    Raises:
+      ValueError: a draft vocabulary of one token.
+    """
+    logits = head.logits(params, target_params, states)
+    if logits.shape[-1] < 2:
+        raise ValueError(f"a best and a drawn child need 2 tokens, the draft vocabulary has {logits.shape[-1]}")
+    if params.target_ids is not None:
+        noise = jnp.take(noise, params.target_ids, axis=2)
+    best = first_largest(logits)
+    others = jnp.where(jnp.arange(logits.shape[-1])[None, None, :] == best[:, :, None], -jnp.inf, logits)
+    ids = jnp.stack([best, first_largest(others + noise)], axis=2)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    sure, rest = logits.max(-1) - total, jax.nn.logsumexp(others, axis=-1) - total
+    tokens = ids if params.target_ids is None else jnp.take(params.target_ids, ids)
+    values = jnp.stack([sure, jnp.minimum(sure, rest)], axis=2)
+    return TopChildren(values=values, tokens=tokens.astype(jnp.int32), logits=others)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eagle_jax.decode import check_rule
 from eagle_jax.drafters.eagle2 import make_eagle2
 from eagle_jax.drafters.head import init_state
 from eagle_jax.models.config import ModelConfig
@@ -64,6 +65,55 @@ def test_against_a_slow_twin(use_value: bool, reranks: bool) -> None:
         assert tree.parents[0].tolist() == [NO_PARENT, *parents]
         assert_close(tree.log_values[0], np.array([0.0, *values]), DEPTH * VOCAB, table)
         assert tree.candidate.all()
+
+
+def test_drawn_children_against_a_slow_twin() -> None:
+    """Tokens, places and values; which children were drawn, and from what."""
+    drafter = make_eagle2(HEAD, 10, DEPTH, TOP_K, draws=True)
+    assert (drafter.own_noise, drafter.draws, drafter.top_k) == (1 + 2 + 4 + 4, True, 2)
+    propose = jax.jit(drafter.propose, compiler_options=golden.QUICK)
+    drawn = 0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        table = (2 * rng.standard_normal((VOCAB, VOCAB))).astype(np.float32)
+        noise = rng.gumbel(size=(drafter.own_noise, VOCAB)).astype(np.float32)
+        state = init_state(HEAD, 1, 32, "float32").replace(newest=jnp.asarray(table[7][None]))
+        weights = HeadParams(weights={"table": jnp.asarray(table)})
+        text = jnp.full((1, 32), 7)
+        tree, _ = propose(weights, {}, state, text, jnp.zeros(1, jnp.int32), jnp.asarray(noise[None]))
+        grown = dynamic_tree.grow_drawn(table.astype(np.float64), noise, 7, DEPTH, TOP_K)
+        tokens, values, parents = zip(*dynamic_tree.choose(grown, 10, reranks=True), strict=True)
+        assert tree.tokens[0].tolist() == [7, *tokens]
+        assert tree.parents[0].tolist() == [NO_PARENT, *parents]
+        assert_close(tree.log_values[0], np.array([0.0, *values]), DEPTH * VOCAB, table)
+        for child, parent in enumerate(parents, start=1):
+            logits = table[int(tree.tokens[0, parent])]
+            assert bool(tree.fixed[0, child]) == (tree.tokens[0, child] == logits.argmax())
+            others = np.where(np.arange(VOCAB) == logits.argmax(), -np.inf, logits)
+            np.testing.assert_array_equal(tree.draft_logits[0, parent], others)
+        drawn += int((~tree.fixed[0, 1:]).sum())
+    assert drawn >= 5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts", "words"),
+    [
+        ((4, 3, 1), {}, "top_k must be at least 2, got 1"),
+        ((24, 3, 4), {}, "nodes - 1 is 23, but with draws depth 3 and top_k 4 find only 22"),
+        ((10, 3, 4), {"use_value": False}, "draws needs all parts"),
+        ((10, 3, 4), {"reranks": False}, "draws needs all parts"),
+    ],
+)
+def test_drawn_children_need_the_published_tree(sizes: tuple[int, ...], parts: dict[str, bool], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_eagle2(HEAD, *sizes, draws=True, **parts)
+
+
+def test_drawn_children_need_the_rule_residual() -> None:
+    drafter = make_eagle2(HEAD, 10, DEPTH, TOP_K, draws=True)
+    with pytest.raises(ValueError, match="the rule must be residual, got 'match'"):
+        check_rule(drafter, "match", share_noise=False)
+    check_rule(drafter, "residual", share_noise=False)
 
 
 def test_the_parts_matter() -> None:

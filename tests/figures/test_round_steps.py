@@ -17,6 +17,7 @@ CANDIDATES = Candidates(
     log_values=np.log(np.array([0.6, 0.3, 0.3, 0.12, 0.15, 0.03])),
     parents=np.array([-1, -1, 0, 0, 1, 1]),
     picked=np.array([0, 1, 2, 4]),
+    logits=np.zeros((3, 8)),
 )
 
 every_theme = pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)

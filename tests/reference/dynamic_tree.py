@@ -47,6 +47,31 @@ def grow(log_probs: np.ndarray, root: int, depth: int, top_k: int, use_value: bo
     return Grown(candidates, picked)
 
 
+def grow_drawn(logits: np.ndarray, noise: np.ndarray, root: int, depth: int, top_k: int) -> Grown:
+    """With a best and a drawn child a node; `logits` [V, V], `noise` [number of nodes that draw, V]."""
+    noises = iter(noise)
+
+    def children(token: int, value: float, place: int) -> list[Node]:
+        q = np.exp(logits[token] - np.logaddexp.reduce(logits[token]))
+        best = int(q.argmax())
+        scores = logits[token] + next(noises)
+        scores[best] = -np.inf
+        own = [float(np.log(q[best])), float(np.log(min(q[best], 1 - q[best])))]
+        tokens = best, int(scores.argmax())
+        return [Node(child, sure, value + sure, place) for child, sure in zip(tokens, own, strict=True)]
+
+    candidates = children(root, 0.0, NO_PARENT)
+    fed = [0, 1]
+    picked = list(fed)
+    for _ in range(depth):
+        start = len(candidates)
+        for place in fed:
+            candidates += children(candidates[place].token, candidates[place].value, place)
+        fed = sorted(range(start, len(candidates)), key=lambda place: (-candidates[place].value, place))[:top_k]
+        picked += fed
+    return Grown(candidates, picked)
+
+
 def choose(grown: Grown, nodes: int, reranks: bool) -> list[tuple[int, float, int]]:
     """Token, value and parent (in the tree, the root is 0) of the selected nodes, after the root."""
     candidates = grown.candidates

@@ -30,7 +30,14 @@ def match(tree: Tree, node: int = 0) -> Walked:
     return Walked([node], next_token=tree.choice[node])
 
 
-def residual(tree: Tree, target: np.ndarray, draft: np.ndarray | None, uniforms: np.ndarray, node: int = 0) -> Walked:
+def residual(
+    tree: Tree,
+    target: np.ndarray,
+    draft: np.ndarray | None,
+    uniforms: np.ndarray,
+    fixed: np.ndarray | None = None,
+    node: int = 0,
+) -> Walked:
     """From `node` on, try the children one after the other.
 
     Args:
@@ -38,21 +45,25 @@ def residual(tree: Tree, target: np.ndarray, draft: np.ndarray | None, uniforms:
       target: f64[N, V], distribution of the token after each node.
       draft: f64[N, V], distribution from which each node's children were drawn without replacement; None is q = 1.
       uniforms: f64[N], compared when that node is tried.
+      fixed: bool[N], nodes that were not drawn though their siblings may be: q = 1 for them.
       node: where to start.
     """
     p = target[node].copy()
-    q = np.ones_like(p) if draft is None else draft[node].copy()
+    q = None if draft is None else draft[node].copy()
     margin = np.inf
     for child in children(tree, node):
         token = tree.tokens[child]
-        margin = min(margin, abs(uniforms[child] - p[token] / q[token]))
-        if uniforms[child] < min(1.0, p[token] / q[token]):
-            below = residual(tree, target, draft, uniforms, child)
+        point_mass = q is None or (fixed is not None and fixed[child])
+        ratio = p[token] if point_mass else p[token] / q[token]
+        margin = min(margin, abs(uniforms[child] - ratio))
+        if uniforms[child] < min(1.0, ratio):
+            below = residual(tree, target, draft, uniforms, fixed, child)
             return below._replace(path=[node, *below.path], margin=min(margin, below.margin))
-        if draft is None:
+        if point_mass:
             p[token] = 0
         else:
             p = np.maximum(p - q, 0)
+        if q is not None:
             q[token] = 0
             q /= q.sum()
         margin = min(margin, p.sum())  # the less is left, the more a rounding error weighs
