@@ -2,13 +2,13 @@
 
     python -m experiments.sweep --config=configs/ablations/noise.py --data=DIRECTORY --output=sweeps/noise
 
-With --mode=teacher_forced all but the two points with residual are measured in minutes; those two write texts of their
+With --mode=teacher_forced all but the three points with residual are measured in minutes; those write texts of their
 own, which takes two cores ten minutes each.
 
 Shared: children are the best by draft logit plus the target's own noise. Plain top-k: the papers' drafting. Both write
 the same text. Residual: children are drawn with noise of the drafter's own and accepted with min(1, p/q), which needs
 a tree from which no child is dropped: EAGLE's static one, on which all three are compared, as on the chain of a draft
-model.
+model. The dynamic tree for it has two children a node, of which one is drawn (RheoSampling, arXiv 2609.21827).
 """
 
 from collections.abc import Callable
@@ -38,6 +38,7 @@ def sweep(add: Callable[..., None]) -> None:
     for name, draft in DRAFTS.items():
         add(label=f"{name}, shared noise", **draft)
         add(label=f"{name}, plain top-k", **draft, **{"method.share_noise": False})
-        if draft["method.method"] != "eagle3":  # re-ranking drops children that were drawn
-            residual = {"method.share_noise": False, "method.rule": "residual"}
-            add(label=f"{name}, residual", **draft, **residual)
+        residual = {"method.share_noise": False, "method.rule": "residual"}
+        if draft["method.method"] == "eagle3":
+            residual["method.draws"] = True  # re-ranking would drop children of a sample without replacement
+        add(label=f"{name}, residual", **draft, **residual)

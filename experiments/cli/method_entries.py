@@ -4,8 +4,8 @@
 
 `label` and `method` are needed. Then whatever `MethodSettings` holds but the dtype, sizes that the method declares, how
 drafts are checked (`rule`, `share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of
-EAGLE-2 that an ablation leaves out (`use_value`, `reranks`), and `temperatures`, where a method shall not run at all of
-the config's.
+EAGLE-2 that an ablation leaves out (`use_value`, `reranks`), whether its tree draws children (`draws`), and
+`temperatures`, where a method shall not run at all of the config's.
 """
 
 import functools
@@ -35,6 +35,7 @@ class MethodEntry(NamedTuple):
     give_up: bool = False  # then rounds, and with them tau, depend on the clock; tokens do not
     use_value: bool = True
     reranks: bool = True
+    draws: bool = False
     temperatures: tuple[float, ...] | None = None  # None: all of the config's
 
     def runs_at(self, temperature: float) -> bool:
@@ -54,8 +55,8 @@ class MethodEntry(NamedTuple):
     @property
     def tree_is_chosen(self) -> bool:
         """Whether the sizes of its tree follow from costs measured on this machine."""
-        all_parts = self.use_value and self.reranks
-        return all_parts and self.method in methods.DYNAMIC and self.settings.triple == (None, None, None)
+        as_published = self.use_value and self.reranks and not self.draws
+        return as_published and self.method in methods.DYNAMIC and self.settings.triple == (None, None, None)
 
 
 _OWN = tuple(field for field in MethodEntry._fields if field != "settings")
@@ -109,6 +110,8 @@ def _read(where: str, given: Mapping[str, Any], dtype: str) -> MethodEntry:
         raise ValueError(f"{where}: give_up needs the rule match, got {entry.rule!r}")
     if not (entry.use_value and entry.reranks) and entry.method not in methods.DYNAMIC:
         raise ValueError(f"{where}: only {' and '.join(methods.DYNAMIC)} have parts to leave out, got {entry.method!r}")
+    if entry.draws and entry.method not in methods.DYNAMIC:
+        raise ValueError(f"{where}: only {' and '.join(methods.DYNAMIC)} take draws, got {entry.method!r}")
     return entry
 
 
@@ -141,7 +144,7 @@ def build(entries: Sequence[MethodEntry], model: LoadedModel, target: Target) ->
     make = functools.cache(lambda *key: _make(model, *key))
     generators = {}
     for entry in entries:
-        drafter, params = make(entry.method, entry.settings, entry.use_value, entry.reranks)
+        drafter, params = make(entry.method, entry.settings, entry.use_value, entry.reranks, entry.draws)
         generators[entry.label] = (GivingUp if entry.give_up else Generator)(
             target, model.params, drafter, params, rule=entry.rule, share_noise=entry.share_noise
         )
@@ -149,11 +152,11 @@ def build(entries: Sequence[MethodEntry], model: LoadedModel, target: Target) ->
 
 
 def _make(
-    model: LoadedModel, method: str, settings: MethodSettings, use_value: bool, reranks: bool
+    model: LoadedModel, method: str, settings: MethodSettings, use_value: bool, reranks: bool, draws: bool
 ) -> tuple[Drafter, Params]:
-    if use_value and reranks:
+    if use_value and reranks and not draws:
         return methods.make_method(method, model, settings)
     sizes = tree_sizes(settings, batch=1)
     kind, make, _ = methods.HEAD_METHODS[method]
     head, params = draft_weights.load_head(kind, model, settings)
-    return make(head, *sizes, use_value=use_value, reranks=reranks), params
+    return make(head, *sizes, use_value=use_value, reranks=reranks, draws=draws), params
