@@ -349,6 +349,7 @@ def test_an_output_of_other_questions(
         ('label="short", ', "", "methods[1] needs a label, got None"),
         ("depth=2", "depth=2, top_k=3", "--top_k must be 1, got 3"),
         ("depth=2", "depth=2, reranks=False", "only eagle2 and eagle3 have parts to leave out, got 'prompt_lookup'"),
+        ("depth=2", "depth=2, draws=True", "only eagle2 and eagle3 take draws, got 'prompt_lookup'"),
         ("depth=2", 'depth=2, rule="exact"', "methods[0]: rule must be one of match, residual, got 'exact'"),
         ("depth=2", 'depth=2, rule="residual"', "rule 'residual' needs a draft of its own randomness"),
         ("temperatures=(1.0,)", "temperatures=(0.5,)", "'short' runs at T = 0.5, the config's are (0.0, 1.0)"),

@@ -40,9 +40,16 @@ def test_what_a_method_is_built_of(model: LoadedModel, head: str) -> None:
         {"label": "no value", **shared, "use_value": False},
         {"label": "as found", **shared, "reranks": False, "draft_vocab": 20},
         {"label": "static", "method": "eagle", "head": head, "rule": "residual", "share_noise": False},
+        {"label": "drawn", **shared, "rule": "residual", "share_noise": False, "draws": True},
     ]
     entries = read_entries(listed, "float32", (0.0, 0.3))
-    assert [entry.label for entry in entries if entry.runs_at(0.0)] == ["whole", "no value", "as found", "static"]
+    assert [entry.label for entry in entries if entry.runs_at(0.0)] == [
+        "whole",
+        "no value",
+        "as found",
+        "static",
+        "drawn",
+    ]
     assert all(entry.runs_at(0.3) for entry in entries)
     built = build(entries, model, make_target(model.config))
     assert list(built) == [entry.label for entry in entries]
@@ -51,7 +58,11 @@ def test_what_a_method_is_built_of(model: LoadedModel, head: str) -> None:
     assert all(one is other for one, other in zip(*leaves, strict=True))  # loaded once
     assert (built["own noise"].share_noise, built["static"].rule) == (False, "residual")
     sizes = {label: (one.drafter.nodes, one.drafter.max_depth) for label, one in built.items()}
-    assert sizes == {**dict.fromkeys(["whole", "own noise", "no value", "as found"], (9, 3)), "static": (26, 5)}
+    assert sizes == {
+        **dict.fromkeys(["whole", "own noise", "no value", "as found", "drawn"], (9, 3)),
+        "static": (26, 5),
+    }
+    assert [label for label, one in built.items() if one.drafter.own_noise] == ["drawn"]
     drafters = {built[label].drafter for label in ("whole", "no value", "as found")}
     assert len(drafters) == 3
     assert {one.name for one in drafters} == {"eagle2"}
@@ -94,6 +105,7 @@ def test_a_head_of_another_kind(part: dict[str, bool], model: LoadedModel, head:
         ("share_noise", "no", "bool"),
         ("give_up", 0, "bool"),
         ("reranks", None, "bool"),
+        ("draws", 1, "bool"),
         ("rule", "exact", "one of match, residual"),
         ("temperatures", 1.0, "a tuple of float or None"),
         ("temperatures", ("hot",), "a tuple of float or None"),
