@@ -252,3 +252,29 @@ def test_a_drafter_learns_the_noise_where_it_is_shared(share_noise: bool) -> Non
     probable = np.asarray(params["table"]).argmax(-1)[text[:, 2]]
     assert (text[:, 3] != probable).any()
     np.testing.assert_array_equal(np.asarray(state.drafter)[:, 0], text[:, 3] if share_noise else probable)
+
+
+def test_noise_of_its_own_is_drawn_with_once() -> None:
+    """Every vector that a drafter with `own_noise` gets is another one: beside each other, in all rounds and rows."""
+    target, params = bigram_target(8)
+    plain = make_vanilla()
+
+    def propose(*arguments: Any) -> Any:
+        tree, _ = plain.propose(*arguments)
+        state, length, noise = arguments[2], arguments[4], arguments[5]
+        return tree, state.at[jnp.arange(2), length].set(noise)
+
+    spy = plain._replace(
+        init=lambda batch, capacity, _: jnp.zeros((batch, capacity, 3, 8)),
+        propose=propose,
+        observe=lambda _, __, state, ___: state,
+        draws=True,
+        own_noise=3,
+    )
+    sampling = make_sampling(2, temperature=1.0, max_new_tokens=7)
+    models = Models(target, spy, params)
+    state = prefill(models, jnp.ones((2, 16), jnp.int32), jnp.asarray([2, 3]), sampling, chunk=4)
+    seen = np.asarray(decode(models, state, sampling, 10, rule="residual", share_noise=False).drafter)
+    used = seen[np.abs(seen).sum((2, 3)) > 0].reshape(-1, 8)
+    assert used.shape == (2 * 6 * 3, 8)
+    assert len(np.unique(used, axis=0)) == len(used)
