@@ -19,7 +19,7 @@ LAYERS = [
     ["eagle_jax.journal"],
     ["eagle_jax.kernels"],
     ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],
-    ["eagle_jax.verify", "eagle_jax.models"],
+    ["eagle_jax.verify", "eagle_jax.models", "eagle_jax.penalties", "eagle_jax.logprobs"],
     ["eagle_jax.sharding", "eagle_jax.provenance"],
     ["eagle_jax.drafters.base"],
     ["eagle_jax.drafters.head", "eagle_jax.drafters.draft_model", "eagle_jax.drafters.ngram_pool"],
