@@ -83,7 +83,7 @@ def test_prompts_read_in_groups(monkeypatch: pytest.MonkeyPatch, name: str, batc
 @pytest.mark.parametrize("mesh", [None, "2x1"])
 def test_logprobs_go_with_their_answers(mesh: str | None) -> None:
     """Rows are taken over, and so is what they keep."""
-    together = write_all(dataclasses.replace(writer("chain", mesh), logprobs=2), PROMPTS, batch=2, **options(1.0))
+    together = write_all(dataclasses.replace(writer("lookup", mesh), logprobs=2), PROMPTS, batch=2, **options(1.0))
     assert together.logprobs is not None
     for prompt, tokens, kept in zip(PROMPTS, together.tokens, together.logprobs, strict=True):
         expected = token_logprobs(TARGET, PARAMS, prompt, tokens)

@@ -54,7 +54,7 @@ def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
         config = config_from_hf(mapping)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
-    if remark := context_remark(mapping["max_position_embeddings"], config):
+    if remark := context_remark(mapping.get("max_position_embeddings", config.max_positions), config):
         _LOG.warning("%s: %s", directory, remark)
     return config
 

@@ -118,10 +118,11 @@ def _text_config(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     if mapping.get("model_type") == "gemma3":
         shared = ("eos_token_id", "bos_token_id", "tie_word_embeddings", "quantization_config")
         above = {key: mapping[key] for key in shared if mapping.get(key) is not None}
-        mapping = {**_object(mapping, "text_config"), **above, "model_type": "gemma3_text"}
-    if mapping.get("model_type") != "gemma3_text":
-        return mapping
-    return {**_GEMMA3_DEFAULTS, **{key: value for key, value in mapping.items() if value is not None}}
+        text = _object(mapping, "text_config")
+        if not text:
+            raise ValueError("config.json has no text_config")
+        mapping = {**text, **above, "model_type": "gemma3_text"}
+    return {**_GEMMA3_DEFAULTS, **mapping} if mapping.get("model_type") == "gemma3_text" else mapping
 
 
 def _gemma3_fields(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _activation(mapping: Mapping[str, Any]) -> str:
     gemma = mapping["model_type"] == "gemma3_text"
     key = "hidden_activation" if gemma else "hidden_act"
     usual = "gelu_pytorch_tanh" if gemma else "silu"
-    if mapping.get(key, usual) != usual:
+    if mapping.get(key) not in (None, usual):
         raise ValueError(f"{key} {mapping[key]!r} is not supported; {usual} is")
     return usual
 
@@ -270,11 +271,10 @@ def _windows(mapping: Mapping[str, Any]) -> tuple[int | None, ...]:
     listed = mapping.get("layer_types")
     # Null is no window, as in a model's class.
     is_null = "sliding_window" in mapping and mapping["sliding_window"] is None
-    slides = model_type in ("mistral", "gemma3_text") or (
-        model_type != "llama" and _switch(mapping, "use_sliding_window")
-    )
+    slides = model_type == "mistral" or (model_type != "llama" and _switch(mapping, "use_sliding_window"))
     window = whole_number(mapping, "sliding_window", _DEFAULT_WINDOW) if slides and not is_null else None
     if model_type == "gemma3_text":
+        window = whole_number(mapping, "sliding_window")
         pattern = whole_number(mapping, "sliding_window_pattern", _GEMMA3_PATTERN)
         sliding = [window is not None and (layer + 1) % pattern != 0 for layer in range(num_layers)]
     else:

@@ -16,12 +16,13 @@ SCRIPTS = {
     "report": ["--rows=none.jsonl", "--output=OUT"],
     "convert": ["--head=none", "--output=OUT"],
     "bench.batches": ["--prompts_file=none.jsonl", "--output=OUT"],
+    "bench.device": ["--output=OUT"],
     "bench.contexts": ["--prompts_file=none.jsonl", "--documents=none.jsonl", "--output=OUT"],
     "scaling.fit": ["--output=OUT"],
     "scaling.compile": ["--output=OUT"],
 }
 # The others make the folders that are missing.
-NEED_FOLDERS = ("generate", "regenerate", "evaluate", "bench.batches", "bench.contexts")
+NEED_FOLDERS = ("generate", "regenerate", "evaluate", "bench.batches", "bench.contexts", "bench.device")
 TRAIN = ["--config=configs/train/eagle3_smollm2.py", "--data=none.jsonl"]
 CASES = [
     *SCRIPTS.items(),
