@@ -146,16 +146,13 @@ def write_each(
         seconds[step] += time.perf_counter() - started
         answers = {}
         if state is not None:
-            answers = {
-                prompt_of[row]: RowAnswer(
-                    state.tokens[row],
-                    state.rounds[row],
-                    state.accepted[row],
-                    None if state.logprobs is None else state.logprobs[row],
-                )
-                for row in ended
-            }
+            answers = {prompt_of[row]: _row_answer(state, row) for row in ended}
             prompt_of = [IDLE if row in ended else prompt for row, prompt in enumerate(prompt_of)]
+
+
+def _row_answer(state: Generation, row: int) -> RowAnswer:
+    logprobs = state.logprobs[row] if state.logprobs else None
+    return RowAnswer(state.tokens[row], state.rounds[row], state.accepted[row], logprobs)
 
 
 def group_size(batch: int, shards: int = 1) -> int:

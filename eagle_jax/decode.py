@@ -168,10 +168,7 @@ def prefill(
 
         def first_token() -> tuple[jax.Array, Logprobs | None]:
             logits = target.unembed(models.target_params, last[:, None])
-            scores = logits
-            if sampling.penalties is not None:
-                penalised = penalise_text(logits[:, 0], sampling.penalties, state.text, prompt_length, prompt_length)
-                scores = penalised[:, None]
+            scores = _scores(logits, sampling, state, prompt_length)
             token = noises.choose_at(scores, first_noise, jnp.zeros((batch, 1), jnp.int32), sampling)
             if state.logprobs is None:
                 return token[:, 0], None
@@ -195,6 +192,41 @@ def prefill(
     first = jnp.take_along_axis(state.text, prompt_length[:, None], axis=1)
     done = _ends(first, sampling)[:, 0] | (sampling.max_new_tokens <= 1)
     return keep_state(dataclasses.replace(state, done=done), split)
+
+
+def _scores(
+    logits: jax.Array,
+    sampling: Sampling,
+    state: DecodeState,
+    length: jax.Array,
+    tree: DraftTree | None = None,
+    nodes: Sequence[int] = (),
+) -> jax.Array:
+    """Penalised logits f32[B, N, V] after the first `length` tokens of a text, or after nodes of the tree below it."""
+    if sampling.penalties is None:
+        return logits
+    before = sampling.penalties, state.text, state.prompt_length, length
+    if tree is None:
+        return penalise_text(logits[:, 0], *before)[:, None]
+    return penalise(logits, *before, tree.tokens, ancestors(tree.parents, tree.max_depth)[:, np.array(nodes)])
+
+
+def _with_path(
+    logprobs: Logprobs | None,
+    logits: jax.Array,
+    nodes: Sequence[int],
+    verdict: Verdict,
+    written: jax.Array,
+    start: jax.Array,
+    count: jax.Array,
+) -> Logprobs | None:
+    """`logprobs`, if any, with those of `written` i32[B, P], each from the logits f32[B, len(nodes), V] before it."""
+    if logprobs is None:
+        return None
+    place = np.zeros(max(nodes) + 1, np.int32)
+    place[np.array(nodes)] = np.arange(len(nodes))  # those of a path are all there
+    before = jnp.asarray(place)[jnp.maximum(verdict.path, 0)]
+    return record(logprobs, jnp.take_along_axis(logits, before[:, :, None], axis=1), written, start, count)
 
 
 class Scored(NamedTuple):
@@ -295,24 +327,14 @@ def one_round(
         hidden = output.hidden if len(nodes) == drafter.nodes else output.hidden[:, np.array(nodes)]
         logits = target.unembed(models.target_params, hidden)
     with jax.named_scope("verify"):
-        scores = logits
-        if sampling.penalties is not None:
-            above = ancestors(tree.parents, tree.max_depth)[:, np.array(nodes)]
-            text_so_far = state.text, state.prompt_length, length
-            scores = penalise(logits, sampling.penalties, *text_so_far, tree.tokens, above)
+        scores = _scores(logits, sampling, state, length, tree, nodes)
         scored = Scored(tree=tree, depth=depth, nodes=nodes, logits=scores, noise=noise, length=length)
         verdict, choice = check(models.target_params, scored, sampling, rule, share_noise)
         written, count, ended = _to_commit(tree, verdict, state, sampling)
     with jax.named_scope("commit"):
         cache = commit(state.cache, output.keys, output.values, verdict.path, count)
         text = append(state.text, written, length + 1, count)
-        logprobs = state.logprobs
-        if logprobs is not None:
-            place = np.zeros(drafter.nodes, np.int32)
-            place[np.array(nodes)] = np.arange(len(nodes))  # of a node's logits; those of a path are all there
-            before = jnp.asarray(place)[jnp.maximum(verdict.path, 0)]
-            on_path = jnp.take_along_axis(logits, before[:, :, None], axis=1)
-            logprobs = record(logprobs, on_path, written, length + 1, count)
+        logprobs = _with_path(state.logprobs, logits, nodes, verdict, written, length + 1, count)
     with jax.named_scope("observe"):
         observation = Observation(
             text=text, length=length, output=output, path=verdict.path, count=count, tree=tree, choice=choice

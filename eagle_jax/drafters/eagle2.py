@@ -179,6 +179,13 @@ def _check_draws(nodes: int, depth: int, top_k: int, all_parts: bool) -> None:
         )
 
 
+def _check_first_come(nodes: int, depth: int, top_k: int) -> None:
+    """Refuse more nodes than expansion picks, which without re-ranking are all there are."""
+    most = top_k * (depth + 1)
+    if nodes - 1 > most:
+        raise ValueError(f"without re-ranking nodes - 1 is at most top_k * (depth + 1) = {most}, got {nodes - 1}")
+
+
 @functools.cache
 def make_eagle2(
     head: Head,
@@ -211,11 +218,9 @@ def make_eagle2(
     check_sizes(nodes, depth, top_k)
     if draws:
         _check_draws(nodes, depth, top_k, use_value and reranks)
+    if not reranks:
+        _check_first_come(nodes, depth, top_k)
     select = rerank if reranks else first_come
-    if not reranks and nodes - 1 > top_k * (depth + 1):
-        raise ValueError(
-            f"without re-ranking nodes - 1 is at most top_k * (depth + 1) = {top_k * (depth + 1)}, got {nodes - 1}"
-        )
 
     def propose(
         params: HeadParams,

@@ -28,7 +28,7 @@ from eagle_jax.drafters.default_tree import TreeSize
 from eagle_jax.evaluation.summary import markdown_table
 from eagle_jax.evaluation.time_split import seconds
 from eagle_jax.files import Record
-from eagle_jax.generator import Generator
+from eagle_jax.generator import Generator, timed
 from eagle_jax.journal import Journal
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.provenance import device_kind, git_commit
@@ -183,9 +183,8 @@ def _round(at: Callable[[TreeSize], Setting], tree: TreeSize) -> float:
     state = generator.start([[1] * FLAGS.prompt_tokens] * setting.batch, sampling)
     times = []
     for _ in range(FLAGS.repeats + 1):
-        started = time.perf_counter()
-        state = jax.block_until_ready(generator.advance(state, sampling, ROUNDS))
-        times.append(time.perf_counter() - started)
+        state, spent = timed(generator.advance, state, sampling, ROUNDS)
+        times.append(spent)
     return 1e3 / ROUNDS * statistics.median(times[1:])
 
 

@@ -12,6 +12,7 @@ from eagle_jax.evaluation import metrics
 from eagle_jax.generator import Generation, Generator
 from eagle_jax.sampling import gumbel, make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer
+from tests.reference.sampling import penalise
 from tests.tolerance import rounding
 
 TOKENS = st.lists(st.integers(0, 2), max_size=5)
@@ -67,6 +68,15 @@ def test_margin_is_infinite_where_one_token_is_left() -> None:
     target, params = bigram_target(23)
     assert metrics.margin(target, params, [4], temperature=0.5, top_k=1) == math.inf
     assert metrics.margin(target, params, [4], temperature=0.5, min_p=1.0) == math.inf
+
+
+def test_margin_with_penalties() -> None:
+    """Of prompt and answer one, of the answer alone the other."""
+    target, params = bigram_target(23)
+    text = [4, 7, 11]
+    scores = np.sort(penalise(np.asarray(params["table"])[11], text[:1], text[1:], 1.7, 0.6))
+    actual = metrics.margin(target, params, text, prompt_length=1, repetition_penalty=1.7, presence_penalty=0.6)
+    assert actual == pytest.approx(scores[-1] - scores[-2], rel=0, abs=rounding(scores, terms=2))
 
 
 def test_margin_sees_what_decoding_sees() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +54,13 @@ def real(name: str, temperature: float, share_noise: bool) -> Generation:
     return generator.generate(PROMPTS, temperature=temperature, **SAMPLING)
 
 
-def forced(name: str, answers: list[list[int]], temperature: float, share_noise: bool = True) -> Generation:
+def forced(
+    name: str, answers: list[list[int]], temperature: float, share_noise: bool = True, **more: Any
+) -> Generation:
     """Decoding along the answers, with a recording."""
     drafter, params = build(name)
-    return accept_known(
-        TARGET, PARAMS, drafter, params, PROMPTS, answers, share_noise=share_noise, temperature=temperature, **SAMPLING
-    )
+    sampling = {**SAMPLING, "temperature": temperature, **more}
+    return accept_known(TARGET, PARAMS, drafter, params, PROMPTS, answers, share_noise=share_noise, **sampling)
 
 
 @pytest.mark.parametrize("name", ["prompt_lookup", "chain", "eagle2", "eagle3"])
@@ -84,6 +86,8 @@ def test_another_answer_is_refused() -> None:
         ValueError, match=r"row 1: read once more, the target writes another .* token 3 on, .* leads by"
     ):
         forced("chain", changed, 0.0)
+    with pytest.raises(ValueError, match="acceptance on known texts has no penalties: they are not recorded"):
+        forced("chain", answers, 0.0, presence_penalty=0.5)
     with pytest.raises(ValueError, match="one answer a prompt"):
         forced("chain", changed[:2], 0.0)
 
