@@ -23,6 +23,7 @@ FILES = sorted(str(path.relative_to(golden.GOLDEN)) for path in golden.GOLDEN.gl
 TREES = [file for file in FILES if "_eos_" not in file]
 
 
+@functools.cache  # one object, and so one program, for the files of all seeds
 def showing_its_tree(drafter: Drafter) -> Drafter:
     """The same drafter; after a round its state is a pair, with the tree that was checked."""
 

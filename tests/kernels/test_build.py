@@ -42,30 +42,43 @@ def write(tmp_path: pathlib.Path, **environment: str) -> tuple[str, str, str]:
     return tokens, used, done.stderr
 
 
+@pytest.fixture(scope="module")
+def through_xla(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str, bool]:
+    """What `write` gives with the kernel switched off, and whether anything was built."""
+    folder = tmp_path_factory.mktemp("off")
+    return *write(folder, **{build.SWITCH: "0"}), (folder / "cache").exists()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, tuple[str, str, str]]:
+    """A folder where the kernel has been built, and what `write` gave."""
+    folder = tmp_path_factory.mktemp("built")
+    return folder, write(folder)
+
+
 @needs_compiler
-def test_built_once(tmp_path: pathlib.Path) -> None:
-    tokens, used, errors = write(tmp_path)
+def test_built_once(built: tuple[pathlib.Path, tuple[str, str, str]]) -> None:
+    folder, (tokens, used, errors) = built
     assert (used, errors) == ("True", "")
-    (library,) = (tmp_path / "cache").iterdir()
+    (library,) = (folder / "cache").iterdir()
     before = library.stat().st_mtime_ns
-    assert write(tmp_path) == (tokens, "True", "")
+    assert write(folder) == (tokens, "True", "")
     assert library.stat().st_mtime_ns == before
 
 
 @needs_compiler
-def test_switched_off_without_a_word(tmp_path: pathlib.Path) -> None:
-    assert write(tmp_path, **{build.SWITCH: "0"})[1:] == ("False", "")
-    assert not (tmp_path / "cache").exists()
+def test_switched_off_without_a_word(through_xla: tuple[str, str, str, bool]) -> None:
+    assert through_xla[1:] == ("False", "", False)
 
 
-def test_without_a_compiler(tmp_path: pathlib.Path) -> None:
+def test_without_a_compiler(tmp_path: pathlib.Path, through_xla: tuple[str, str, str, bool]) -> None:
     """A PATH with nothing on it."""
     tokens, used, errors = write(tmp_path, PATH=str(tmp_path), CXX="")
     assert used == "False"
     assert errors.count("\n") == 1
     assert "no C++ compiler: neither of c++, g++, clang++ is installed; g++ will do" in errors
     assert f"{build.SWITCH}=0" in errors
-    assert tokens == write(tmp_path, **{build.SWITCH: "0"})[0]
+    assert tokens == through_xla[0]
 
 
 def test_a_compiler_that_fails(tmp_path: pathlib.Path) -> None:
@@ -88,10 +101,12 @@ def test_a_cache_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
 
 
 @needs_compiler
-def test_a_damaged_library_is_not_used(tmp_path: pathlib.Path) -> None:
-    write(tmp_path)
-    (library,) = (tmp_path / "cache").iterdir()
-    library.write_bytes(b"")
+def test_a_damaged_library_is_not_used(
+    tmp_path: pathlib.Path, built: tuple[pathlib.Path, tuple[str, str, str]]
+) -> None:
+    (library,) = (built[0] / "cache").iterdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / library.name).write_bytes(b"")
     _, used, errors = write(tmp_path)
     assert used == "False"
     assert errors.count("\n") == 1
