@@ -41,7 +41,7 @@ def get_config(names: str = ",".join(METHODS)) -> ml_collections.ConfigDict:
     """
     config = heads.get_config("eagle3")
     config.tasks = ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum", "qa")
-    config.num_prompts = 10  # the first of each task
+    config.num_prompts = 10  # the first of each task; with --config.spread as many of each category
     config.turns = "all"
     config.temperatures = (0.0, 1.0)
     config.methods = [method(*name.split("=", 1)) for name in names.split(",")]

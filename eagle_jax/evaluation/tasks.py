@@ -9,6 +9,7 @@ Spec-Bench (Xia et al., arXiv 2401.07851, section 4) and the EAGLE repository ha
 The id may be a text and only names the question in results. Knows no tokenizer and no model.
 """
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -65,10 +66,17 @@ def read_questions(path: str | os.PathLike[str], num_prompts: int | None = None)
     return questions[:num_prompts]
 
 
-def read_task(directory: str | os.PathLike[str], name: str, num_prompts: int) -> dict[int, Question]:
-    """The first questions of `directory`/`name`/question.jsonl by their index in the file.
+def read_task(
+    directory: str | os.PathLike[str], name: str, num_prompts: int, *, spread: bool = False
+) -> dict[int, Question]:
+    """Some questions of `directory`/`name`/question.jsonl by their index in the file.
 
-    Benchmarks are sorted by category, so the first few are alike: the first ten of MT-bench are writing tasks.
+    Args:
+      directory: with a folder for each task.
+      name: of the task.
+      num_prompts: how many.
+      spread: as many of each category as of any other (`over_categories`), where False takes the first of the file.
+        Benchmarks are sorted by category, so those are alike: the first ten of MT-bench are writing tasks.
 
     Raises:
       ValueError: no such task (the message lists those there are), a broken file, or a number of prompts that the file
@@ -79,14 +87,28 @@ def read_task(directory: str | os.PathLike[str], name: str, num_prompts: int) ->
     if not path.is_file():
         tasks = sorted(other.parent.name for other in directory.glob("*/question.jsonl"))
         raise ValueError(f"task {name!r} has no {path}; the tasks in {directory} are {', '.join(tasks) or 'none'}")
-    return dict(enumerate(read_questions(path, num_prompts)))
+    first = read_questions(path, num_prompts)
+    if not spread:
+        return dict(enumerate(first))
+    questions = read_questions(path)
+    return {index: questions[index] for index in over_categories(questions, num_prompts)}
+
+
+def over_categories(questions: Sequence[Question], num_prompts: int) -> list[int]:
+    """Indices of the first question of every category, then of the second of each, and so on; `num_prompts`, sorted."""
+    turn = collections.Counter[str]()
+    order = []
+    for index, question in enumerate(questions):
+        order.append((turn[question.category], index))
+        turn[question.category] += 1
+    return sorted(index for _, index in sorted(order)[:num_prompts])
 
 
 def read_tasks(
-    directory: str | os.PathLike[str], names: Sequence[str], num_prompts: int
+    directory: str | os.PathLike[str], names: Sequence[str], num_prompts: int, *, spread: bool = False
 ) -> dict[str, dict[int, Question]]:
     """`read_task` of several tasks, by name."""
-    return {name: read_task(directory, name, num_prompts) for name in names}
+    return {name: read_task(directory, name, num_prompts, spread=spread) for name in names}
 
 
 def _parse(record: Record, index: int) -> Question:

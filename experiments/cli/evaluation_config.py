@@ -21,13 +21,14 @@ class EvaluationConfig:
     target: str
     dtype: str
     tasks: tuple[str, ...]
-    num_prompts: int  # of each task, from the start of its file
+    num_prompts: int  # of each task
     turns: str  # "first" or "all"
     max_new_tokens: int
     temperatures: tuple[float, ...]
     seeds: tuple[int, ...]
     warm_ups: int
     methods: tuple[dict, ...]  # each as `method_entries` takes it
+    spread: bool = False  # prompts from all categories of a task alike, where False takes the first of its file
     mode: Literal["timed", "teacher_forced"] = "timed"
     batch: int = 1
     top_k: int = 0

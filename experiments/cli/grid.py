@@ -172,7 +172,7 @@ def prepare_evaluation(config: EvaluationConfig, data: str) -> Evaluation:
       ValueError: a question file, a method or a target that cannot be used, in one line.
     """
     entries = read_entries(config.methods, config.dtype, config.temperatures)
-    questions = read_tasks(data, config.tasks, config.num_prompts)
+    questions = read_tasks(data, config.tasks, config.num_prompts, spread=config.spread)
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, packed=True, progress=progress)
     chosen_trees = [entry.label for entry in entries if entry.tree_is_chosen]

@@ -140,6 +140,23 @@ def test_prompts_of_a_task_are_its_first_ones(tmp_path: Path, count: int) -> Non
     assert {place: question.question_id for place, question in actual.items()} == {n: 100 + n for n in range(count)}
 
 
+@pytest.mark.parametrize(
+    ("count", "places"), [(1, [0]), (3, [0, 3, 4]), (5, [0, 1, 3, 4, 5]), (6, [0, 1, 2, 3, 4, 5]), (7, [*range(7)])]
+)
+def test_prompts_spread_over_categories(tmp_path: Path, count: int, places: list[int]) -> None:
+    categories = ["writing", "writing", "writing", "roleplay", "math", "math", "math"]
+    lines = [json.dumps({"category": category, "turns": [f"Question {n}"]}) for n, category in enumerate(categories)]
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "question.jsonl").write_text("\n".join(lines))
+    actual = read_tasks(tmp_path, ["task"], count, spread=True)["task"]
+    assert {place: question.turns for place, question in actual.items()} == {n: (f"Question {n}",) for n in places}
+
+
+def test_spread_over_one_category_is_the_start(tmp_path: Path) -> None:
+    folder = folder_of_tasks(tmp_path)
+    assert read_task(folder, "many", 4, spread=True) == read_task(folder, "many", 4)
+
+
 def test_several_tasks(tmp_path: Path) -> None:
     actual = read_tasks(folder_of_tasks(tmp_path), ["few", "many"], 2)
     assert {name: list(questions) for name, questions in actual.items()} == {"few": [0, 1], "many": [0, 1]}
