@@ -12,7 +12,8 @@ from typing import Any
 from eagle_jax.checkpoint.head_formats import ENGINES, FLAT, HEAD_FORMATS, Engine, count_layers, kind_named, kind_of
 from eagle_jax.checkpoint.hf_config import SCALED_LENGTH, config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import NORMS, HeadConfig, head_kind, layers_of, parts_of
+from eagle_jax.models.draft_head import NORMS, HeadConfig, head_kind
+from eagle_jax.models.taps import layers_of, parts_of
 
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 DEFAULT_SIZE = "default_draft_vocab_size"

@@ -1,4 +1,4 @@
-"""The draft heads of EAGLE: one decoder layer that predicts from the target's own features.
+"""Draft heads: what kinds there are, and those of EAGLE, one decoder layer that predicts from the target's features.
 
 EAGLE-1/2 (arXiv 2401.15077, section 3.1; 2406.16858): the state is a guess of the target's next feature.
 
@@ -13,7 +13,8 @@ Later heads move or add norms (`NORMS`): EAGLE-3.1 before `fc`, tap by tap, and 
 library speculators before `fc`, over all taps at once, and on the residual stream, which then starts at norm(state_p).
 
 Slot p joins the target's features at position p with the token at p + 1; its output predicts position p + 2. Knows
-neither trees nor caches: who attends to whom is the caller's `attend_fn`.
+neither trees nor caches: who attends to whom is the caller's `attend_fn`. Heads that predict a block of tokens in one
+pass are in `block_head`.
 
 A kind of head is a row in each of four tables: what it computes (`HEAD_KINDS`), what its files hold (`HEAD_FORMATS` in
 `checkpoint.head_formats`), how it is trained (`RECIPES_OF_KIND` in `training.recipes`), and which methods draft with it
@@ -22,7 +23,7 @@ A kind of head is a row in each of four tables: what it computes (`HEAD_KINDS`),
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from eagle_jax.models.block_module import BlockModule
 from eagle_jax.models.config import ModelConfig, check_weights, plain_shapes
 from eagle_jax.models.layers import (
     MLP,
@@ -48,13 +50,16 @@ from eagle_jax.types import Params, Target, any_weights
 NORMS = ("fc_norm", "norm_output", "norm_before_residual", "norm_before_fc")
 """Fields of `HeadConfig` that add a norm or move one; configs of all formats have them under these names."""
 
+BLOCK_FIELDS = ("num_layers", "block", "edge_rank", "shifted", "bidirectional", "mask_token")
+"""Fields of `HeadConfig` that say how a head drafts a block; the others draft token by token with one layer."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """Shape of a draft head."""
 
     kind: str  # one of `HEAD_KINDS`
-    layer: ModelConfig  # of its one layer; `vocab_size` is the target's
+    layer: ModelConfig  # of each of its layers; `vocab_size` is the target's
     feature_width: int  # of what `fc` reads of the target, as `HeadKind.feature_width` gives it
     fc_bias: bool = False  # EAGLE-1 heads mostly have one
     fc_norm: bool = False  # EAGLE-3.1: RMSNorm on each tap before fc
@@ -62,16 +67,41 @@ class HeadConfig:
     norm_before_residual: bool = False  # speculators: the residual stream starts at the normed state
     norm_before_fc: bool = False  # speculators: one RMSNorm on all taps side by side before fc
     num_taps: int = 3
-    parts: tuple[int, ...] = ()  # EAGLE-3: what it reads of (tap 0, tap 1, ..., last hidden state); () is all taps
+    parts: tuple[int, ...] = ()  # what it fuses of (tap 0, tap 1, ..., last hidden state); () is all taps
+    num_layers: int = 1
+    block: int = 0  # slots of a block: the anchor and masks; 0 for heads that draft token by token
+    edge_rank: int = 0  # of the scores of a token given the one before it; 0: a block has no edges
+    shifted: bool = True  # slot i of a block predicts the token after its own position; else (DFlash) the one at it
+    bidirectional: bool = False  # slots of a block see later slots too (DFlash, DSpark)
+    mask_token: int | None = None  # whose embedding stands in the slots after the anchor; None: a vector of the head's
 
     def __post_init__(self) -> None:
-        """Refuses an unknown kind, norms that heads of the kind do not have, and two norms in one place."""
+        """Refuses an unknown kind, parts that heads of the kind do not have, and two norms in one place."""
         what = head_kind(self.kind)
         for name in NORMS:
             if getattr(self, name) and name not in what.norms:
                 raise ValueError(f"{name} is set, but {what.title} heads have no such norm")
         if self.fc_norm and self.norm_before_fc:
             raise ValueError("fc_norm and norm_before_fc are both set: taps are normed one by one or all at once")
+        if not what.drafts_blocks:
+            for field in dataclasses.fields(self):
+                if field.name in BLOCK_FIELDS and getattr(self, field.name) != field.default:
+                    raise ValueError(f"{field.name} is {getattr(self, field.name)}, but {what.title} heads have none")
+        elif self.num_layers < 1 or self.num_drafted < 1 or self.edge_rank < 0:
+            raise ValueError(
+                f"a block head has at least 1 layer and 1 drafted token and no negative rank, got num_layers"
+                f" {self.num_layers}, block {self.block} ({self.num_drafted} drafted) and edge_rank {self.edge_rank}"
+            )
+
+    @property
+    def num_drafted(self) -> int:
+        """Positions that a block predicts."""
+        return self.block if self.shifted else self.block - 1
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Its decoder layers among the weights."""
+        return tuple(head_kind(self.kind).layer.format(index) for index in range(self.num_layers))
 
     @property
     def target_width(self) -> int:
@@ -106,33 +136,6 @@ def features_of(config: HeadConfig, hidden: jax.Array, taps: jax.Array) -> jax.A
         return taps
     given = jnp.split(jnp.concatenate([taps, hidden], axis=-1), taps.shape[-1] // hidden.shape[-1] + 1, axis=-1)
     return jnp.concatenate([given[part] for part in config.parts], axis=-1)
-
-
-def parts_of(target: ModelConfig, layers: Sequence[int]) -> tuple[int, ...]:
-    """`HeadConfig.parts` of an EAGLE-3 head that fuses the hidden states entering some layers of its target.
-
-    Args:
-      target: shape of the target.
-      layers: in the order of fusion; their number stands for the last hidden state, which comes out of the final norm.
-        An empty sequence is the target's taps.
-
-    Raises:
-      ValueError: a hidden state that the target does not give.
-    """
-    given = (*target.taps, target.num_layers)
-    if tuple(layers) == target.taps:
-        return ()
-    if not set(layers) <= set(given):
-        raise ValueError(
-            f"the head reads the inputs of layers {list(layers)}, the target gives {list(target.taps)} and"
-            f" {target.num_layers}, its last hidden state"
-        )
-    return tuple(map(given.index, layers))
-
-
-def layers_of(config: HeadConfig, target: ModelConfig) -> tuple[int, ...]:
-    """The layers whose inputs an EAGLE-3 head fuses, as `parts_of` takes them."""
-    return tuple((*target.taps, target.num_layers)[part] for part in config.parts) or target.taps
 
 
 class EagleLayer(nn.Module):
@@ -225,16 +228,30 @@ class Eagle3Module(nn.Module):
         return (self.norm(x) if self.config.norm_output else x), keys, values
 
 
+def _block_module(config: HeadConfig) -> BlockModule:
+    return BlockModule(
+        layer=config.layer,
+        num_layers=config.num_layers,
+        feature_width=config.feature_width,
+        num_taps=config.num_taps,
+        fc_bias=config.fc_bias,
+        fc_norm=config.fc_norm,
+        edge_rank=config.edge_rank,
+        own_mask=config.mask_token is None,
+    )
+
+
 class HeadKind(NamedTuple):
     """What differs between kinds of heads in what they compute; files and training have tables of their own."""
 
     title: str  # in messages
     module: Callable[[HeadConfig], nn.Module]  # with `fuse`, `__call__` and `readout` as above
-    layer: str  # name of its decoder layer among the weights
+    layer: str  # name of a decoder layer among the weights, {} for its index where there may be several
     reads_taps: bool  # hidden states of several layers, which can be chosen; else the last hidden state alone
     fuses_once: bool  # fc reads the features once, in `fuse`; else it reads embedding and state at every step
     fc_bias: bool  # of heads that are trained here, as published ones have it
     norms: tuple[str, ...] = ()  # those of `NORMS` that its module computes
+    drafts_blocks: bool = False  # one pass predicts several tokens (`block_head`); else a pass a token (`Head.step`)
 
     def feature_width(self, target_width: int, num_taps: int) -> int:
         """Width of what `features_of` gives."""
@@ -242,9 +259,19 @@ class HeadKind(NamedTuple):
 
 
 HEAD_KINDS: dict[str, HeadKind] = {
-    "eagle": HeadKind("EAGLE-1", EagleModule, "layers_0", reads_taps=False, fuses_once=False, fc_bias=True),
+    "eagle": HeadKind("EAGLE-1", EagleModule, "layers_{}", reads_taps=False, fuses_once=False, fc_bias=True),
     "eagle3": HeadKind(
         "EAGLE-3", Eagle3Module, "midlayer", reads_taps=True, fuses_once=True, fc_bias=False, norms=NORMS
+    ),
+    "one_pass": HeadKind(
+        "one-pass",
+        _block_module,
+        "layers_{}",
+        reads_taps=True,
+        fuses_once=True,
+        fc_bias=False,
+        norms=("fc_norm",),
+        drafts_blocks=True,
     ),
 }
 
@@ -260,8 +287,8 @@ def head_kind(name: str) -> HeadKind:
     return HEAD_KINDS[name]
 
 
-class Head(NamedTuple):
-    """A draft head as pure functions of its weights."""
+class HeadParts(NamedTuple):
+    """What heads of all kinds have, as pure functions of their weights."""
 
     config: HeadConfig
     init: Callable[[jax.Array], Params]
@@ -270,30 +297,42 @@ class Head(NamedTuple):
     """(params, the target's features [B, T, feature_width]) -> states [B, T, E]"""
     embed: Callable[[HeadParams, Params, jax.Array], jax.Array]
     """(params, target_params, tokens i32[...]) -> [..., E]"""
-    step: Callable[[HeadParams, jax.Array, jax.Array, jax.Array, AttendFn], LayerOutput]
-    """(params, states [B,T,E], embedded [B,T,E], positions i32[B,T], attend_fn) -> next states, keys, values. Positions
-    are the head's own: slot p stands at p."""
     readout: Callable[[HeadParams, jax.Array], jax.Array]
     """(params, states [..., E]) -> what the LM head reads [..., E]"""
     logits: Callable[[HeadParams, Params, jax.Array], jax.Array]
     """(params, target_params, states [..., E]) -> f32[..., U]"""
-    check: Callable[[HeadParams], None] = any_weights
+    check: Callable[[HeadParams], None]
     """(params) -> nothing; ValueError for weights of another head"""
 
 
-@functools.cache
-def make_head(config: HeadConfig, target: Target) -> Head:
-    """The head as pure functions; equal arguments give the same object, so nothing is compiled twice."""
+class Head(NamedTuple):
+    """A draft head as pure functions of its weights: those of `HeadParts`, and the pass."""
+
+    config: HeadConfig
+    init: Callable[[jax.Array], Params]
+    fuse: Callable[[HeadParams, jax.Array], jax.Array]
+    embed: Callable[[HeadParams, Params, jax.Array], jax.Array]
+    step: Callable[[HeadParams, jax.Array, jax.Array, jax.Array, AttendFn], LayerOutput]
+    """(params, states [B,T,E], embedded [B,T,E], positions i32[B,T], attend_fn) -> next states, keys, values. Positions
+    are the head's own: slot p stands at p."""
+    readout: Callable[[HeadParams, jax.Array], jax.Array]
+    logits: Callable[[HeadParams, Params, jax.Array], jax.Array]
+    check: Callable[[HeadParams], None] = any_weights
+
+
+def make_parts(config: HeadConfig, target: Target, trace: Callable[[nn.Module], object]) -> HeadParts:
+    """What a head of any kind has.
+
+    Args:
+      config: the head.
+      target: whose embedding and LM head it uses where it has none.
+      trace: runs everything of the head's module once, so that it declares its weights.
+    """
     module = head_kind(config.kind).module(config)
     width = config.layer.width
 
     def init(key: jax.Array) -> Params:
-        def everything(module: nn.Module) -> jax.Array:
-            features = jnp.zeros((1, 1, config.feature_width))
-            none, rope = jnp.zeros((1, 1, width)), angles(config.layer, jnp.zeros((1, 1), jnp.int32))
-            return module.readout(module(module.fuse(features), none, rope, lambda q, k, v: q)[0])
-
-        return nn.init(everything, module)(key)["params"]
+        return nn.init(trace, module)(key)["params"]
 
     def fuse(params: HeadParams, features: jax.Array) -> jax.Array:
         return module.apply({"params": params.weights}, features, method="fuse")
@@ -302,11 +341,6 @@ def make_head(config: HeadConfig, target: Target) -> Head:
         if params.embedding is None:
             return target.embed(target_params, tokens)
         return lookup_rows(params.embedding, tokens)
-
-    def step(
-        params: HeadParams, states: jax.Array, embedded: jax.Array, positions: jax.Array, attend_fn: AttendFn
-    ) -> LayerOutput:
-        return module.apply({"params": params.weights}, states, embedded, angles(config.layer, positions), attend_fn)
 
     def readout(params: HeadParams, states: jax.Array) -> jax.Array:
         return module.apply({"params": params.weights}, states, method="readout")
@@ -332,13 +366,29 @@ def make_head(config: HeadConfig, target: Target) -> Head:
         if ids is not None and ids != rows:
             raise ValueError(f"target_ids names {ids} tokens, the head's LM head has {rows or 'no'} rows")
 
-    return Head(
-        config=config,
-        init=init,
-        fuse=in_full_precision(fuse),
-        embed=embed,
-        step=in_full_precision(step),
-        readout=readout,
-        logits=in_full_precision(logits),
-        check=check,
-    )
+    return HeadParts(config, init, in_full_precision(fuse), embed, readout, in_full_precision(logits), check)
+
+
+@functools.cache
+def make_head(config: HeadConfig, target: Target) -> Head:
+    """An EAGLE head as pure functions; equal arguments give the same object, so nothing is compiled twice.
+
+    Raises:
+      ValueError: a head that drafts blocks, which is made by `block_head.make_block_head`.
+    """
+    what = head_kind(config.kind)
+    if what.drafts_blocks:
+        raise ValueError(f"{what.title} heads draft blocks, not token by token: they are made by make_block_head")
+    module = what.module(config)
+
+    def trace(module: nn.Module) -> jax.Array:
+        features = jnp.zeros((1, 1, config.feature_width))
+        none, rope = jnp.zeros((1, 1, config.layer.width)), angles(config.layer, jnp.zeros((1, 1), jnp.int32))
+        return module.readout(module(module.fuse(features), none, rope, lambda q, k, v: q)[0])
+
+    def step(
+        params: HeadParams, states: jax.Array, embedded: jax.Array, positions: jax.Array, attend_fn: AttendFn
+    ) -> LayerOutput:
+        return module.apply({"params": params.weights}, states, embedded, angles(config.layer, positions), attend_fn)
+
+    return Head(step=in_full_precision(step), **make_parts(config, target, trace)._asdict())

@@ -13,7 +13,8 @@ import numpy as np
 from flax import linen as nn
 
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import Head, HeadConfig, head_kind, parts_of
+from eagle_jax.models.draft_head import Head, HeadConfig, head_kind
+from eagle_jax.models.taps import parts_of
 from eagle_jax.models.transformer import lm_head_rows
 from eagle_jax.sharding import to_host
 from eagle_jax.training.conversations import Example
@@ -44,7 +45,7 @@ def head_config(
       fc_bias: left out, as published heads of this kind have it.
       fc_norm, norm_output: EAGLE-3.1.
       norm_before_residual, norm_before_fc: speculators.
-      taps: the layers whose inputs a head fuses, as `draft_head.parts_of` takes them: the target's taps where left out.
+      taps: the layers whose inputs a head fuses, as `taps.parts_of` takes them: the target's taps where left out.
         The last hidden state may be called -1, the others from there.
 
     Raises:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
 from eagle_jax.checkpoint.validate_head import validate
-from eagle_jax.models.draft_head import layers_of
+from eagle_jax.models.taps import layers_of
 from eagle_jax.training.run import Run
 from eagle_jax.training.step import TrainState, initial_state
 from experiments import train

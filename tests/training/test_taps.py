@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eagle_jax.models.draft_head import features_of, layers_of, parts_of
+from eagle_jax.models.draft_head import features_of
+from eagle_jax.models.taps import layers_of, parts_of
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.training import initialise
 from eagle_jax.training.data import assemble_row, pack
