@@ -74,6 +74,12 @@ def head_terms(config: HeadConfig, length: int, steps: int) -> int:
     )
 
 
+def block_terms(config: HeadConfig, length: int) -> int:
+    """Terms of a one-pass head: the features fused and normed, its layers, the norm and the LM head."""
+    layers = config.num_layers * layer_terms(config.layer, length)
+    return config.feature_width + layers + 4 * config.layer.width
+
+
 def gradient_terms(terms: int, rows: int) -> int:
     """Terms of a gradient: there, back through sums as long, and the sum over the rows of the loss."""
     return 2 * terms + rows

@@ -2,13 +2,14 @@
 
 The format grew in three places (the EAGLE repository, SGLang, vLLM) and the same key does not always mean the same:
 the ids of the tapped layers above all. Absent keys mean here what they mean in the EAGLE repository. Some configs are
-copies of the target's: only keys that describe the one layer are read, and how many there are is what the tensors say.
+copies of the target's: only keys that describe a layer are read, and how many there are is what the tensors say.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eagle_jax.checkpoint.block_config import TAP_IDS, block_fields, block_keys, with_block_keys
 from eagle_jax.checkpoint.head_formats import ENGINES, FLAT, HEAD_FORMATS, Engine, count_layers, kind_named, kind_of
 from eagle_jax.checkpoint.hf_config import SCALED_LENGTH, config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.models.config import ModelConfig
@@ -73,16 +74,17 @@ def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[i
     Raises:
       ValueError: a key is missing, asks for something that this package does not compute, or contradicts the tensors.
     """
-    kind = kind_of(shapes)
+    kind, num_layers = kind_of(shapes), count_layers(shapes)
     what = head_kind(kind)
+    mapping = with_block_keys(mapping) if what.drafts_blocks else mapping
     _check_types(mapping)
-    _reject_unsupported(mapping, kind, count_layers(shapes))
+    _reject_unsupported(mapping, kind, num_layers)
     described = {key: mapping[key] for key in _LAYER_KEYS if key in mapping}
     layer = dataclasses.replace(
         config_from_hf({**_ABSENT, **described, "model_type": "llama", "num_hidden_layers": 1}),
         qkv_bias=bool(mapping.get("attention_bias") or mapping.get("qkv_bias")),
         qk_norm=mapping.get(QK_NORM, f"{HEAD_FORMATS[kind].layer}self_attn.q_norm.weight" in shapes),
-        windows=_windows(mapping),
+        windows=_windows(mapping, num_layers),
     )
     target_width = mapping.get("target_hidden_size") or layer.width
     if what.reads_taps:
@@ -103,6 +105,7 @@ def config_from_flat(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[i
         fc_bias=_fc_bias(mapping, kind, "fc.bias" in shapes),
         **norms,
         num_taps=num_taps,
+        **(block_fields(mapping, shapes, num_layers) if what.drafts_blocks else {}),
     )
 
 
@@ -129,18 +132,18 @@ def _check_types(mapping: Mapping[str, Any]) -> None:
         raise ValueError(f"architectures is {names!r}, expected a list of names")
 
 
-def _windows(mapping: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Sliding window of the head's layer, () where it has none; a list of more layers than one is the target's."""
+def _windows(mapping: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    """Sliding window of the head's layers, () where they have none; a list of another length is the target's."""
     kinds = mapping.get("layer_types") or []
-    if len(kinds) != 1 or kinds == ["full_attention"]:
+    if len(kinds) != num_layers or set(kinds) == {"full_attention"}:
         return ()
-    if kinds != ["sliding_attention"] or not mapping.get("sliding_window"):
+    if set(kinds) != {"sliding_attention"} or not mapping.get("sliding_window"):
         raise ValueError(f"layer_types {kinds} with sliding_window {mapping.get('sliding_window')} is not supported")
     return (mapping["sliding_window"],)
 
 
 def _reject_unsupported(mapping: Mapping[str, Any], kind: str, num_layers: int) -> None:
-    if num_layers > 1:
+    if num_layers > 1 and not head_kind(kind).drafts_blocks:
         raise ValueError(
             f"the file holds {num_layers} layers; heads of 1 are computed: their cache and their training have no more"
         )
@@ -181,6 +184,8 @@ def taps_from_flat(mapping: Mapping[str, Any], default: tuple[int, ...] = ()) ->
     Raises:
       ValueError: two lists that contradict each other, or one that is not clear.
     """
+    if ids := with_block_keys(mapping).get(TAP_IDS):
+        return tuple(index + 1 for index in ids)
     inputs, outputs = mapping.get(LAYER_IDS), (mapping.get("eagle_config") or {}).get(LAYER_IDS)
     if not outputs:
         return tuple(inputs or default)
@@ -237,12 +242,14 @@ def missing_parts(config: HeadConfig, engine: Engine) -> dict[str, bool]:
     }
 
 
-def flat_engine(config: HeadConfig) -> Engine:
-    """The first engine whose flat format holds all parts of this head.
+def flat_engine(config: HeadConfig) -> Engine | None:
+    """The first engine whose flat format holds all parts of this head; None where no engine has heads of its kind.
 
     Raises:
-      ValueError: none does.
+      ValueError: engines have such heads, but none has all parts of this one.
     """
+    if not HEAD_FORMATS[config.kind].architectures:
+        return None
     for engine in FLAT:
         if not any(missing_parts(config, engine).values()):
             return engine
@@ -250,28 +257,45 @@ def flat_engine(config: HeadConfig) -> Engine:
     raise ValueError(f"a head with {parts} has no flat format: neither SGLang nor vLLM has such heads")
 
 
-def config_to_flat(
-    config: HeadConfig, target: ModelConfig, *, engine: Engine, dtype: str, draft_vocab_size: int | None
-) -> dict[str, Any]:
-    """The `config.json` of a head, for one engine; `draft_vocab_size` None says that the target's LM head is used.
-
-    For speculators it is still to be nested (`speculators`).
+def _architecture(config: HeadConfig, engine: Engine | None) -> str:
+    """The name under which an engine, or none, knows a head.
 
     Raises:
       ValueError: a kind of head, or parts of one, that the engine does not have.
     """
-    layer = config.layer
-    if engine not in HEAD_FORMATS[config.kind].architectures:
-        raise ValueError(f"{ENGINES[engine]} has no {head_kind(config.kind).title} heads")
+    form, title = HEAD_FORMATS[config.kind], head_kind(config.kind).title
+    if engine is None:
+        if not form.architecture:
+            raise ValueError(
+                f"{title} heads are written for one of the engines {', '.join(ENGINES.values())}, got none"
+            )
+        return form.architecture
+    if engine not in form.architectures:
+        raise ValueError(f"{ENGINES[engine]} has no {title} heads")
     for part, given in missing_parts(config, engine).items():
         if given:
             raise ValueError(f"a head with {part} cannot be written: the heads of {ENGINES[engine]} have none")
+    return form.architectures[engine][0]
+
+
+def config_to_flat(
+    config: HeadConfig, target: ModelConfig, *, engine: Engine | None, dtype: str, draft_vocab_size: int | None
+) -> dict[str, Any]:
+    """The `config.json` of a head, for one engine; `draft_vocab_size` None says that the target's LM head is used.
+
+    For speculators it is still to be nested (`speculators`). Engine None: for this package alone, where no engine has
+    heads of this kind.
+
+    Raises:
+      ValueError: a kind of head, or parts of one, that the engine does not have.
+    """
+    layer, what = config.layer, head_kind(config.kind)
     mapping: dict[str, Any] = {
-        "architectures": [HEAD_FORMATS[config.kind].architectures[engine][0]],
+        "architectures": [_architecture(config, engine)],
         "model_type": "qwen3" if layer.qk_norm else "llama",
         "hidden_size": layer.width,
         "intermediate_size": layer.mlp_width,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": config.num_layers,
         "num_attention_heads": layer.num_heads,
         "num_key_value_heads": layer.num_kv_heads,
         "head_dim": layer.head_dim,
@@ -290,16 +314,19 @@ def config_to_flat(
         "bias": config.fc_bias,
     }
     if layer.window(0) is not None:
-        mapping |= {"layer_types": ["sliding_attention"], "sliding_window": layer.window(0), "use_sliding_window": True}
+        kinds = ["sliding_attention"] * config.num_layers
+        mapping |= {"layer_types": kinds, "sliding_window": layer.window(0), "use_sliding_window": True}
     if HEAD_FORMATS[config.kind].own_lm_head:
         mapping["draft_vocab_size"] = draft_vocab_size
-    if not head_kind(config.kind).reads_taps:
+    if not what.reads_taps:
         return mapping
     if layer.width != target.width:
         mapping["target_hidden_size"] = target.width
     mapping |= {name: True for name in NORMS if getattr(config, name)}
     layers = layers_of(config, target)
-    if layers != default_taps(target) or engine == "speculators":
+    if what.drafts_blocks:
+        mapping |= block_keys(config, layers)
+    elif layers != default_taps(target) or engine == "speculators":
         mapping[LAYER_IDS] = list(layers)
         mapping["eagle_config"] = {"use_aux_hidden_state": True, LAYER_IDS: [layer - 1 for layer in layers]}
     if target.num_layers in layers:

@@ -6,6 +6,10 @@
     midlayer.{hidden_norm,input_layernorm}.weight  layers.0.post_attention_layernorm.weight
     norm.weight                                    (no input norm, no final norm)
 
+    one-pass (DFlash, DSpark)
+    fc.weight [E, taps * E_target], hidden_norm.weight       layers.0.*, layers.1.*, ... as in a model, norm.weight
+    markov_head.markov_w1.weight, .markov_w2.weight [V, r]   mask.weight [E]
+
 Files spell these names in several ways; `flat_name` brings them to the ones above. `HEAD_FORMATS` is the one table of
 what differs between kinds on disk; readers, writers and the validator ask it. Nothing here touches a file.
 """
@@ -14,7 +18,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
-from eagle_jax.checkpoint.names import TensorSpec, layer_tensors, linear, vector
+from eagle_jax.checkpoint.block_config import ARCHITECTURE, CONFIDENCE, EDGES_AFTER, EDGES_BEFORE, MASK
+from eagle_jax.checkpoint.names import TensorSpec, layer_tensors, linear, table, vector
 from eagle_jax.models.draft_head import NORMS, HeadConfig
 
 Engine = Literal["sglang", "vllm", "speculators"]
@@ -39,8 +44,8 @@ _TAP_NORMS = {f"aux_norm_{tap}.weight": f"fc_norm.{index}.weight" for index, tap
 class HeadFormat(NamedTuple):
     """How heads of one kind are stored."""
 
-    mark: str  # end of the name of a tensor that tells this kind from the kinds above it in the table
-    layer: str  # what the names of its layer's tensors begin with
+    mark: str  # matches the name of a tensor that tells this kind from the kinds above it in the table
+    layer: str  # what the names of its first layer's tensors begin with
     tensors: Callable[[HeadConfig], dict[str, TensorSpec]]  # of `HeadParams.weights`, by name in the flat format
     architectures: Mapping[Engine, tuple[str, ...]]
     """What `architectures` may say for an engine to know the head; the first is written. Left out are engines without
@@ -48,6 +53,9 @@ class HeadFormat(NamedTuple):
     own_lm_head: bool  # may store an LM head with a draft vocabulary, `draft_vocab_size` in its config
     fc_bias: tuple[Engine, ...] = ()  # engines whose head has a bias of fc, which they leave random where it is missing
     norms: Mapping[Engine, tuple[str, ...]] = {}  # those of `NORMS` that an engine computes, where it computes any
+    architecture: str = ""  # what is written for this package alone, where no engine has heads of this kind
+    named: tuple[str, ...] = ()  # parts of names in `architectures` that mean this kind, where that is not its own name
+    passed_over: tuple[str, ...] = ()  # what the names of tensors begin with that files may hold and nothing here reads
     speculators_type: str | None = None  # its `speculators_model_type`, where that library has heads of this kind
 
 
@@ -63,11 +71,31 @@ def _eagle3_tensors(config: HeadConfig) -> dict[str, TensorSpec]:
     specs |= layer_tensors(layer, "midlayer", ("midlayer",), input_width=2 * width)
     specs["midlayer.hidden_norm.weight"] = vector(("midlayer", "hidden_norm", "weight"), width)
     specs["norm.weight"] = vector(("norm", "weight"), width)
-    for tap in range(config.num_taps if config.fc_norm else 0):
-        specs[f"fc_norm.{tap}.weight"] = vector((f"fc_norm_{tap}", "weight"), config.feature_width // config.num_taps)
+    specs |= _tap_norms(config)
     if config.norm_before_fc:
         specs["input_norm.weight"] = vector(("input_norm", "weight"), config.feature_width)
     return specs
+
+
+def _block_tensors(config: HeadConfig) -> dict[str, TensorSpec]:
+    layer, width = config.layer, config.layer.width
+    specs = linear("fc", ("fc",), (config.feature_width,), (width,), config.fc_bias)
+    specs |= {f"{name}.weight": vector((name, "weight"), width) for name in ("hidden_norm", "norm")}
+    for index, name in enumerate(config.layer_names):
+        specs |= layer_tensors(layer, f"layers.{index}", (name,))
+    specs |= _tap_norms(config)
+    if config.mask_token is None:
+        specs[MASK] = vector(("mask",), width)
+    if config.edge_rank:
+        specs[EDGES_BEFORE] = table(("edges", "previous"), layer.vocab_size, config.edge_rank)
+        specs[EDGES_AFTER] = table(("edges", "following"), layer.vocab_size, config.edge_rank)
+    return specs
+
+
+def _tap_norms(config: HeadConfig) -> dict[str, TensorSpec]:
+    width = config.feature_width // config.num_taps
+    taps = range(config.num_taps if config.fc_norm else 0)
+    return {f"fc_norm.{tap}.weight": vector((f"fc_norm_{tap}", "weight"), width) for tap in taps}
 
 
 HEAD_FORMATS: dict[str, HeadFormat] = {
@@ -81,7 +109,7 @@ HEAD_FORMATS: dict[str, HeadFormat] = {
         fc_bias=("sglang",),
     ),
     "eagle3": HeadFormat(
-        mark="hidden_norm.weight",  # only the layer of an EAGLE-3 head norms its state beside the embedding
+        mark=r"hidden_norm\.weight$",  # only the layer of an EAGLE-3 head norms its state beside the embedding
         layer="midlayer.",
         tensors=_eagle3_tensors,
         architectures={
@@ -93,6 +121,16 @@ HEAD_FORMATS: dict[str, HeadFormat] = {
         norms={"sglang": ("fc_norm", "norm_output"), "vllm": NORMS, "speculators": NORMS},
         speculators_type="eagle3",
     ),
+    "one_pass": HeadFormat(
+        mark=r"^(model\.)?hidden_norm\.weight$",  # of the features, outside any layer
+        layer="layers.0.",
+        tensors=_block_tensors,
+        architectures={},
+        architecture=ARCHITECTURE,
+        named=("onepass", "dflash", "dspark"),
+        passed_over=(CONFIDENCE,),
+        own_lm_head=True,
+    ),
 }
 """By the kinds of `models.draft_head.HEAD_KINDS`; a kind stands below those whose mark its files have too."""
 
@@ -100,12 +138,14 @@ HEAD_FORMATS: dict[str, HeadFormat] = {
 def kind_of(names: Iterable[str]) -> str:
     """The kind of head that has tensors of these names."""
     names = ["", *names]  # the first kind needs no mark
-    return [kind for kind, form in HEAD_FORMATS.items() if any(name.endswith(form.mark) for name in names)][-1]
+    return [kind for kind, form in HEAD_FORMATS.items() if any(re.search(form.mark, name) for name in names)][-1]
 
 
 def kind_named(architecture: str) -> str | None:
     """The kind that a name in `architectures` contains, the longest where one kind's name contains another's."""
-    return max((kind for kind in HEAD_FORMATS if kind in architecture.lower()), key=len, default=None)
+    parts = {part: kind for kind, form in HEAD_FORMATS.items() for part in form.named or (kind,)}
+    name = max((part for part in parts if part in architecture.lower()), key=len, default=None)
+    return None if name is None else parts[name]
 
 
 def flat_name(name: str, kind: str) -> str:

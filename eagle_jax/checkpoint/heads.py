@@ -67,7 +67,9 @@ def open_head(directory: pathlib.Path) -> Iterator[tuple[TensorSource, dict[str,
         )
     with open_safetensors(weight_files(directory), str(directory), integers=(D2T, T2D)) as source:
         stored = [name for name in source.shapes if not name.endswith(LEGACY_BUFFERS)]
-        names = flat_names(stored, kind_of(stored))
+        kind = kind_of(stored)
+        names = flat_names(stored, kind)
+        names = {flat: name for flat, name in names.items() if not flat.startswith(HEAD_FORMATS[kind].passed_over)}
         shapes = {flat: source.shapes[name] for flat, name in names.items()}
         read_part = source.read_part
         yield (
@@ -184,7 +186,7 @@ def save_head(
     target: ModelConfig,
     *,
     dtype: str = "bfloat16",
-    engine: Engine = "sglang",
+    engine: Engine | None = "sglang",
     frozen_lm_head: bool = False,
     token_ranks: Sequence[int] | np.ndarray | None = None,
     verifier: str = "",
@@ -198,7 +200,8 @@ def save_head(
       target: shape of the target; taps other than the default are written in the conventions of both engines.
       dtype: of the stored weights.
       engine: EAGLE-1 heads differ (SGLang needs a bias of fc, vLLM refuses it); EAGLE-3 heads are the same for both,
-        but vLLM knows more norms. speculators has a nested config and no frozen LM heads.
+        but vLLM knows more norms. speculators has a nested config and no frozen LM heads. None: no engine has heads
+        of this kind, it is written for this package alone.
       frozen_lm_head: the LM head is the target's own rows, so none is stored; engines then use all of the target's.
       token_ranks: target ids, the most frequent first, stored beside a frozen LM head, of which they pick the rows.
       verifier: name or path under which vLLM shall load the target; the directories of speculators need it.
@@ -220,12 +223,12 @@ def save_head(
     ranks = None if token_ranks is None else check_ranks(np.asarray(token_ranks), target.vocab_size)
     mapping |= _default_size(params, ranks, frozen_lm_head)
     own_embedding, needs_one = params.embedding is not None, config.layer.width != target.width
-    if own_embedding != needs_one and (engine in FLAT or needs_one):
+    if own_embedding != needs_one and (engine in (*FLAT, None) or needs_one):
         raise ValueError(
             f"a head of width {config.layer.width} for a target of width {target.width} needs "
             f"{'no' if own_embedding else 'an'} embedding of its own"
         )
-    if engine not in FLAT:
+    if engine is not None and engine not in FLAT:
         if frozen_lm_head or not verifier:
             lacks = "an LM head" if frozen_lm_head else "the name of its target (verifier)"
             raise ValueError(f"a head for {ENGINES[engine]} is stored with {lacks}, got none")
@@ -244,8 +247,10 @@ def save_head(
             write_ranks(folder, ranks, target.vocab_size)
 
 
-def _fit_bias(config: HeadConfig, tensors: dict[str, np.ndarray], engine: Engine) -> HeadConfig:
+def _fit_bias(config: HeadConfig, tensors: dict[str, np.ndarray], engine: Engine | None) -> HeadConfig:
     """Give fc the bias that the engine's head has, or take it away where it is zero."""
+    if engine is None:
+        return config
     if engine in HEAD_FORMATS[config.kind].fc_bias and not config.fc_bias:
         tensors["fc.bias"] = np.zeros(config.layer.width, np.float32)  # left out, the engine's values stay random
         return dataclasses.replace(config, fc_bias=True)

@@ -90,8 +90,8 @@ def validate(
 
     Args:
       directory: of the head.
-      engines: that shall load it; left out, those that its format is for. No EAGLE-1 head suits both SGLang and vLLM,
-        since they disagree about the bias of fc.
+      engines: that shall load it; left out, those that its format is for, if any have heads of its kind. No EAGLE-1
+        head suits both SGLang and vLLM, since they disagree about the bias of fc.
       target: shape of the model that it drafts for, where that shall be checked too.
     """
     directory = pathlib.Path(directory)
@@ -100,12 +100,10 @@ def validate(
         mapping = read_json(directory / "config.json")
         nested = TYPE in mapping
         served: tuple[Engine, ...] = ("speculators",) if nested else FLAT
-        engines = served if engines is None else engines
-        for engine in engines:
+        for engine in engines or ():
             if engine not in served:
                 has = "has" if nested else "has no"
                 problems.append(f"{ENGINES[engine]}: does not read this format: config.json {has} {TYPE}")
-        engines = [engine for engine in engines if engine in served]
         if nested:
             problems += missing_keys(mapping)
             mapping = flatten(mapping)
@@ -114,7 +112,11 @@ def validate(
         with open_head(directory) as (source, names):
             problems += _reasons(lambda: config_from_flat(mapping, source.shapes))
             agreeing = {**mapping, "bias": "fc.bias" in source.shapes}  # else there would be no config to go on with
-            files = _Files(mapping, source, names, config_from_flat(agreeing, source.shapes), engines, target)
+            config = config_from_flat(agreeing, source.shapes)
+            if engines is None:
+                engines = served if HEAD_FORMATS[config.kind].architectures else ()
+            meant = [engine for engine in engines if engine in served]
+            files = _Files(mapping, source, names, config, meant, target)
             for check in (_tensors, _types, _vocabulary, _layer_ids, _target, _for_engines):
                 problems += check(files)
     except ValueError as error:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.models.attention import Prefix, attend
+from eagle_jax.models.block_head import make_block_head
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.testing import tiny_transformer
@@ -51,6 +52,33 @@ def random_head(kind: str, target: ModelConfig, *, width: int | None = None, **f
         ids = np.sort(rng.permutation(target.vocab_size)[:DRAFT_VOCAB]).astype(np.int32)
         params = params.replace(lm_head=fill(jnp.zeros((DRAFT_VOCAB, layer.width))), target_ids=jnp.asarray(ids))
     return config, params
+
+
+def random_block_head(target: ModelConfig, *, qk_norm: bool = False, **flags: Any) -> tuple[HeadConfig, HeadParams]:
+    """A one-pass head with all weights random, two layers, a block of 4, edges, and a third of the vocabulary.
+
+    Args:
+      target: its shape.
+      qk_norm: of the head's layers.
+      **flags: of `HeadConfig`.
+    """
+    num_taps = len(flags.get("parts") or target.taps)
+    shape = {"num_layers": 2, "block": 4, "edge_rank": 3, **flags}
+    config = HeadConfig(
+        kind="one_pass",
+        layer=dataclasses.replace(target.llama_layer(), qk_norm=qk_norm),
+        feature_width=target.width * num_taps,
+        num_taps=num_taps,
+        **shape,
+    )
+    rng = np.random.default_rng(0)
+
+    def fill(leaf: jax.Array) -> jax.Array:
+        return jnp.asarray(leaf + 0.3 * rng.normal(size=leaf.shape), jnp.float32)
+
+    weights = jax.tree.map(fill, nn.unbox(make_block_head(config, TARGET).init(jax.random.key(0))))
+    ids = np.sort(rng.permutation(target.vocab_size)[:DRAFT_VOCAB]).astype(np.int32)
+    return config, HeadParams(weights, fill(jnp.zeros((DRAFT_VOCAB, target.width))), jnp.asarray(ids))
 
 
 def assert_tree_equal(actual: Any, wanted: Any) -> None:

@@ -212,7 +212,7 @@ def test_unknown_heads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     Path("file.txt").write_text("")
     with pytest.raises(
-        ValueError, match=r"is neither eagle or eagle3 .the heads that ship., nor an existing directory"
+        ValueError, match=r"is neither eagle or eagle3 or one_pass .the heads that ship., nor an existing directory"
     ):
         load_pretrained_head(name, model())
 

@@ -88,7 +88,7 @@ def test_head_parameters(target: str, kind: str, stored: float) -> None:
 
 
 def test_head_of_another_kind() -> None:
-    with pytest.raises(ValueError, match="a head is of kind eagle or eagle3, got 'medusa'"):
+    with pytest.raises(ValueError, match="a head is of kind eagle or eagle3 or one_pass, got 'medusa'"):
         head_of("medusa", TINY)
 
 
