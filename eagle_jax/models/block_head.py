@@ -60,7 +60,8 @@ class BlockHead(NamedTuple):
     """(params, previous i32[..., m], rows i32[..., k]) -> f32[..., m, k], added to the logits: of draft token `rows`
     after the target's token `previous`; zeros for a head without edges"""
     edge_vectors: Callable[[HeadParams, jax.Array], tuple[jax.Array, jax.Array]]
-    """(params, previous i32[...]) -> [..., rank] and, for the draft vocabulary, [U, rank]: edges are their products"""
+    """(params, previous i32[...]) -> [..., rank] and, for the draft vocabulary, [U, rank], whose products edges are; of
+    width 0 for a head without edges"""
 
 
 def tokens_of_rows(params: HeadParams, rows: jax.Array) -> jax.Array:
@@ -128,6 +129,9 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
         return states[:, size - config.num_drafted :]
 
     def edge_vectors(params: HeadParams, previous: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if not config.edge_rank:
+            size = config.layer.vocab_size if params.target_ids is None else len(params.target_ids)
+            return jnp.zeros((*previous.shape, 0)), jnp.zeros((size, 0))
         first, second = module.apply({"params": params.weights}, method="edge_tables")
         second = second if params.target_ids is None else jnp.take(second, params.target_ids, axis=0)
         return jnp.take(first, previous, axis=0), second

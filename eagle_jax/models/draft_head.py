@@ -23,7 +23,7 @@ A kind of head is a row in each of four tables: what it computes (`HEAD_KINDS`),
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -252,6 +252,7 @@ class HeadKind(NamedTuple):
     fc_bias: bool  # of heads that are trained here, as published ones have it
     norms: tuple[str, ...] = ()  # those of `NORMS` that its module computes
     drafts_blocks: bool = False  # one pass predicts several tokens (`block_head`); else a pass a token (`Head.step`)
+    sizes: Mapping[str, int] = {}  # fields of `HeadConfig` of heads that are trained here
 
     def feature_width(self, target_width: int, num_taps: int) -> int:
         """Width of what `features_of` gives."""
@@ -272,6 +273,7 @@ HEAD_KINDS: dict[str, HeadKind] = {
         fc_bias=False,
         norms=("fc_norm",),
         drafts_blocks=True,
+        sizes={"num_layers": 3, "block": 8, "edge_rank": 64},
     ),
 }
 

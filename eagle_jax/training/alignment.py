@@ -132,16 +132,20 @@ def tally_of(
         # Row n of this step continues the chain that row n - 1 of the step before belongs to.
         so_far = correct[step] if so_far is None else correct[step] & shift(so_far, 1)
         joint.append(so_far)
+    return count(valid, known[None], loss.cross_entropy.reshape(valid.shape), correct, jnp.stack(joint))
+
+
+def count(valid: jax.Array, known: jax.Array, cross_entropy: jax.Array, correct: jax.Array, joint: jax.Array) -> Tally:
+    """Sums over rows [I, B, R] of each step: which count, where the target's choice can be drafted, and so on."""
 
     def total(rows: jax.Array) -> jax.Array:
         return rows.sum((1, 2)).astype(jnp.float32)
 
-    entropy = loss.cross_entropy.reshape(valid.shape)
     return Tally(
         rows=total(valid),
-        in_vocabulary=total(valid & known[None]),
-        cross_entropy=total(jnp.where(valid & known[None], entropy, 0)),
+        in_vocabulary=total(valid & known),
+        cross_entropy=total(jnp.where(valid & known, cross_entropy, 0)),
         correct=total(correct),
-        joint=total(jnp.stack(joint)),
+        joint=total(joint),
         feature_error=jnp.zeros(()),
     )

@@ -1,7 +1,8 @@
 """The head before its first step: shape, draft vocabulary, weights.
 
 The LM head is made of the target's own rows for the tokens that answers use most; the embedding is the target's. Both
-stay frozen by default, so a head of this kind stores neither, and what is trained is one layer and what fuses features.
+stay frozen by default, so a head of this kind stores neither, and what is trained is its layers and what fuses
+features.
 """
 
 import dataclasses
@@ -35,8 +36,11 @@ def head_config(
     norm_before_residual: bool = False,
     norm_before_fc: bool = False,
     taps: Sequence[int] = (),
+    **sizes: int,
 ) -> HeadConfig:
     """A head shaped like one layer of its target, but a layer of Llama, as engines load it.
+
+    No engine loads one-pass heads: their layers have biases and query/key norms where those of the target do.
 
     Args:
       target: the model that the head drafts for.
@@ -47,16 +51,22 @@ def head_config(
       norm_before_residual, norm_before_fc: speculators.
       taps: the layers whose inputs a head fuses, as `taps.parts_of` takes them: the target's taps where left out.
         The last hidden state may be called -1, the others from there.
+      **sizes: `num_layers`, `block` and `edge_rank` of a one-pass head; left out, those of its kind.
 
     Raises:
-      ValueError: no such kind, norms that it does not have, taps that the target does not give, or any for a head that
-        reads none.
+      ValueError: no such kind, sizes or norms that it does not have, taps that the target does not give, or any for a
+        head that reads none.
     """
     what = head_kind(kind)
     if len(taps) and not what.reads_taps:
         raise ValueError(f"an {kind} head reads the last hidden state, got taps {list(taps)}")
+    unknown = sorted(sizes.keys() - what.sizes.keys())
+    if unknown:
+        raise ValueError(f"an {kind} head has no {unknown[0]}, got {sizes[unknown[0]]}")
+    extra = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm") if what.drafts_blocks else ()
     layer = dataclasses.replace(
         target.llama_layer(),
+        **{name: getattr(target, name) for name in extra},
         mlp_width=mlp_width or target.mlp_width,
         num_heads=num_heads or target.num_heads,
         num_kv_heads=num_kv_heads or target.num_kv_heads,
@@ -74,6 +84,7 @@ def head_config(
         norm_before_fc=norm_before_fc,
         num_taps=num_taps,
         parts=parts,
+        **{**what.sizes, **sizes},
     )
 
 
@@ -138,7 +149,8 @@ def initial_weights(
       target, target_params: its target.
       seed: of everything random.
       layer: the layer of the target whose attention, MLP and norms the head's layer starts with, counted from the end
-        where negative; None: random ones. What reads embeddings beside the state is random either way.
+        where negative; None: random ones. What reads embeddings beside the state is random either way. Of a head with
+        several layers it is the last, and those before it start with the layers before that.
       feature_sizes: typical sizes of what `fc` reads beside the embedding, equal parts of its input, as
         `typical_sizes` gives them; `fc` then starts as if each had size 1. None: as if they had.
 
@@ -155,39 +167,68 @@ def initial_weights(
         scaled = [part / size for part, size in zip(features, feature_sizes, strict=True)]
         kernel = jnp.concatenate([kernel[: -head.config.feature_width], *scaled])
         weights = {**weights, "fc": {**weights["fc"], "kernel": kernel}}
+    if "mask" in weights:  # as large as the embeddings that other slots start with
+        size = jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(target_params["embed_tokens"], jnp.float32))))
+        weights = {**weights, "mask": size * weights["mask"]}
     if layer is not None:
-        name = head_kind(head.config.kind).layer
-        weights = {**weights, name: _like_layer(weights[name], target, target_params, layer)}
+        names = head.config.layer_names
+        first = layer - len(names) + 1
+        if not -target.num_layers <= first <= layer < target.num_layers or first < 0 <= layer:
+            before = f" with {len(names) - 1} before it" if len(names) > 1 else ""
+            raise ValueError(f"the target has {target.num_layers} layers, none of index {layer}{before}")
+        for index, name in enumerate(names, first):
+            weights = {**weights, name: _like_layer(weights[name], target, target_params, index)}
+        if head_kind(head.config.kind).drafts_blocks:
+            weights = _with_context(weights, head.config, feature_sizes[-1] if feature_sizes else 1.0)
     return weights
+
+
+OTHER_FEATURES = 0.1
+"""Size of what other features add to the context of a one-pass head before its first step."""
+
+
+def _with_context(weights: Params, config: HeadConfig, size: float) -> Params:
+    """Let the context start as what the first of the copied layers read of the target.
+
+    That is the last of the fused features, of this size, through the layer's own norm: with the target's default taps
+    and its last three layers, the first layer of the head starts with the very keys and values that the target has
+    there. The other features start small beside it.
+    """
+    kernel = OTHER_FEATURES * weights["fc"]["kernel"]
+    width = config.feature_width // config.num_taps
+    kernel = kernel.at[-width:].set(jnp.eye(width, kernel.shape[1]) / size)
+    norm = weights[config.layer_names[0]]["input_layernorm"]
+    return {**weights, "fc": {**weights["fc"], "kernel": kernel}, "hidden_norm": norm}
 
 
 def _like_layer(weights: Params, target: ModelConfig, target_params: Params, index: int) -> Params:
     """The weights of a head's layer, taken from a layer of the target as far as that has them."""
-    num_layers = target.num_layers
-    if not -num_layers <= index < num_layers:
-        raise ValueError(f"the target has {num_layers} layers, none of index {index}")
-    parts = {"experts": target.is_sparse(index % num_layers), "norms after attention and MLP": target.sandwich_norms}
+    place = index % target.num_layers
+    parts = {"experts": target.is_sparse(place), "norms after attention and MLP": target.sandwich_norms}
     for part, there in parts.items():
         if there:
             raise ValueError(f"layer {index} of the target has {part}, the head's layer has none: start it at random")
-    source = jax.tree.map(lambda x: jnp.array(x, jnp.float32), target_params[f"layers_{index % num_layers}"])
-    attention = {"o_proj": source["self_attn"]["o_proj"]}
+    source = jax.tree.map(lambda x: jnp.array(x, jnp.float32), target_params[f"layers_{place}"])
+    norm = next((name for name in ("hidden_norm", "input_layernorm") if name in weights), None)
+    own = weights["self_attn"]
+    attention = {
+        name: part for name, part in source["self_attn"].items() if name in own
+    }  # not all have query/key norms
     for name in ("q_proj", "k_proj", "v_proj"):
-        kernel, own = source["self_attn"][name]["kernel"], weights["self_attn"][name]["kernel"]
-        if "hidden_norm" not in weights:  # no norm in front of it: its scale goes into the matrix
+        kernel, rows = attention[name]["kernel"], own[name]["kernel"]
+        if norm is None:  # none in front of it: its scale goes into the matrix
             kernel = source["input_layernorm"]["weight"][:, None, None] * kernel
-        if own.shape[1:] != kernel.shape[1:]:
-            raise ValueError(f"{name} of the head is {own.shape}, of the target's layer {index} {kernel.shape}")
-        attention[name] = {"kernel": own.at[-kernel.shape[0] :].set(kernel)}
+        if rows.shape[1:] != kernel.shape[1:]:
+            raise ValueError(f"{name} of the head is {rows.shape}, of the target's layer {index} {kernel.shape}")
+        biases = {part: value for part, value in attention[name].items() if part in own[name]}
+        attention[name] = {**biases, "kernel": rows.at[-kernel.shape[0] :].set(kernel)}
     copied = {**weights, "self_attn": attention}
     for name in ("mlp", "post_attention_layernorm"):
-        own, theirs = ([x.shape for x in jax.tree.leaves(tree[name])] for tree in (weights, source))
-        if own != theirs:
-            raise ValueError(f"{name} of the head is {own}, of the target's layer {index} {theirs}")
+        here, there = ([x.shape for x in jax.tree.leaves(tree[name])] for tree in (weights, source))
+        if here != there:
+            raise ValueError(f"{name} of the head is {here}, of the target's layer {index} {there}")
         copied[name] = source[name]
-    if "hidden_norm" in weights:
-        copied["hidden_norm"] = source["input_layernorm"]
-    return copied
+    return copied if norm is None else {**copied, norm: source["input_layernorm"]}
 
 
 def typical_sizes(features: jax.Array, num_parts: int, segments: jax.Array) -> list[float]:

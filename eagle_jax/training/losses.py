@@ -169,14 +169,14 @@ def _scan_rows(
             results[name] = results[name].at[:, some].set(values.astype(results[name].dtype), mode="drop")
 
         results, read = dict(results), pick(reads)
-        p = jax.nn.softmax(_logits("ce,ue->cu", pick(teacher[None])[0], teacher_lm_head), axis=-1)
-        logits = _logits("ice,ue->icu", read, lm_head)
-        compared = _compare(p, logits)
+        p = jax.nn.softmax(product("ce,ue->cu", pick(teacher[None])[0], teacher_lm_head), axis=-1)
+        logits = product("ice,ue->icu", read, lm_head)
+        compared = compare(p, logits)
         put("cross_entropy", compared.cross_entropy)
         put("choice", compared.choice)
         if grads:
             logit_grad = (compared.gradient * pick(weights)[:, :, None]).astype(read.dtype)
-            put("reads", _logits("icu,ue->ice", logit_grad, lm_head))
+            put("reads", product("icu,ue->ice", logit_grad, lm_head))
         if "lm_head" in grads:
             results["lm_head"] += jnp.einsum("icu,ice->ue", logit_grad, read, preferred_element_type=jnp.float32)
         return results
@@ -193,11 +193,12 @@ def _scan_rows(
     return results
 
 
-def _logits(axes: str, x: jax.Array, rows: jax.Array) -> jax.Array:
+def product(axes: str, x: jax.Array, rows: jax.Array) -> jax.Array:
+    """An einsum with rows of a table in the dtype of `x`, summed up in float32."""
     return jnp.einsum(axes, x, rows.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-class _Step(NamedTuple):
+class ChunkLoss(NamedTuple):
     """The loss of a chunk's logits."""
 
     cross_entropy: jax.Array  # f32[I, C], - sum p log q
@@ -205,11 +206,11 @@ class _Step(NamedTuple):
     gradient: jax.Array  # f32[I, C, U], of the cross-entropy with respect to the logits: softmax(q) - p
 
 
-def _compare(p: jax.Array, logits: jax.Array) -> _Step:
+def compare(p: jax.Array, logits: jax.Array) -> ChunkLoss:
     """The head's logits f32[I, C, U] against the target's distribution f32[C, U]."""
     top = logits.max(-1, keepdims=True)
     shifted = jnp.exp(logits - top)
     mass = shifted.sum(-1, keepdims=True)
     # p sums to 1, so - sum p (z - lse) = lse - sum p z.
     cross_entropy = (top + jnp.log(mass))[:, :, 0] - (p[None] * logits).sum(-1)
-    return _Step(cross_entropy, first_largest(logits), shifted / mass - p[None])
+    return ChunkLoss(cross_entropy, first_largest(logits), shifted / mass - p[None])

@@ -8,7 +8,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from eagle_jax.models.block_head import BlockHead
 from eagle_jax.models.draft_head import Head
+from eagle_jax.training.recipes.block_recipe import BlockConfig, make_block_recipe
 from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.training.records import Recipe
@@ -18,19 +20,24 @@ class HeadRecipe(NamedTuple):
     """One recipe."""
 
     config: type[Any]  # the dataclass of its knobs
-    make: Callable[[Head, Any], Recipe]  # (head, config) -> the recipe
+    make: Callable[[Any, Any], Recipe]  # (head as functions, config) -> the recipe
 
 
 RECIPES: dict[str, HeadRecipe] = {
     "feature": HeadRecipe(FeatureConfig, make_feature_recipe),
     "unroll": HeadRecipe(UnrollConfig, make_unroll_recipe),
+    "block": HeadRecipe(BlockConfig, make_block_recipe),
 }
 
-RECIPES_OF_KIND: dict[str, tuple[str, ...]] = {"eagle": ("feature", "unroll"), "eagle3": ("unroll",)}
+RECIPES_OF_KIND: dict[str, tuple[str, ...]] = {
+    "eagle": ("feature", "unroll"),
+    "eagle3": ("unroll",),
+    "one_pass": ("block",),
+}
 """By the kinds of `models.draft_head.HEAD_KINDS`: the recipes that can train such a head, its default first."""
 
 
-def make_head_recipe(head: Head, settings: Mapping[str, Any]) -> Recipe:
+def make_head_recipe(head: Head | BlockHead, settings: Mapping[str, Any]) -> Recipe:
     """The recipe for one head.
 
     Args:

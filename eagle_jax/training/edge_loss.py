@@ -1,0 +1,160 @@
+"""Soft cross-entropy of a one-pass head: of its logits alone, and of its logits with edges, against one teacher.
+
+    base = read . LM head                     what makes the shortlist of a slot
+    edge = base + before . after              the same given the token before, a low-rank term
+
+Both share the product with the LM head and the target's distribution, so the loss of a row costs little more than one
+cross-entropy. As in `losses` no [rows, vocabulary] is ever held: rows are taken a chunk at a time, and where gradients
+are wanted the same chunk yields them at once. The LM heads are frozen; `after` is trained.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from eagle_jax.sharding import EVERYWHERE, ROWS, by_group, over_rows
+from eagle_jax.training.losses import compare, product
+from eagle_jax.types import NO_TOKEN
+
+
+class EdgeLoss(NamedTuple):
+    """The loss of N rows; rows without weight are not computed (0 and NO_TOKEN)."""
+
+    total: jax.Array  # f32[], the only part that is differentiated
+    cross_entropy: jax.Array  # f32[N], of the logits with edges
+    choice: jax.Array  # i32[N], the most probable row of the vocabulary by the logits with edges
+
+
+class EdgeRows(NamedTuple):
+    """What the logits of N rows are made of."""
+
+    reads: jax.Array  # [N, E], what the LM head reads
+    before: jax.Array  # [N, r], of the token before
+    after: jax.Array  # [U, r], of each token of the vocabulary
+    lm_head: jax.Array  # [U, E]; no gradient
+    teacher: jax.Array  # [N, Et], what the target's LM head reads; no gradient
+    teacher_lm_head: jax.Array  # [U, Et], rows of the target's LM head for the same tokens; no gradient
+
+
+TRAINED = ("reads", "before", "after")
+
+
+def edge_loss(rows: EdgeRows, weights: jax.Array, *, base_weight: float, chunk: int | None = None) -> EdgeLoss:
+    """Sum of weights * (cross-entropy with edges + base_weight * cross-entropy without).
+
+    Args:
+      rows: N rows.
+      weights: f32[N]; a weight of 0 leaves a row out.
+      base_weight: of the logits without edges.
+      chunk: rows whose logits f32[chunk, U] exist at a time; None: by platform.
+
+    Raises:
+      ValueError: a chunk below 1, or numbers of rows that do not agree.
+    """
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    counts = {len(x) for x in (rows.reads, rows.before, rows.teacher, weights)}
+    if len(counts) > 1 or rows.before.shape[1] != rows.after.shape[1]:
+        raise ValueError(
+            f"reads {rows.reads.shape}, before {rows.before.shape}, teacher {rows.teacher.shape} and weights"
+            f" {weights.shape} differ in rows, or in rank from after {rows.after.shape}"
+        )
+    frozen = {name: lax.stop_gradient(getattr(rows, name)) for name in ("lm_head", "teacher", "teacher_lm_head")}
+    total, cross_entropy, choice = _loss(rows._replace(**frozen), weights, base_weight, chunk)
+    return EdgeLoss(total, lax.stop_gradient(cross_entropy), choice)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _loss(
+    rows: EdgeRows, weights: jax.Array, base_weight: float, chunk: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    results = _scan(rows, weights, base_weight, chunk, grads=False)
+    return (weights * results["value"]).sum(), results["cross_entropy"], results["choice"]
+
+
+def _forward(
+    rows: EdgeRows, weights: jax.Array, base_weight: float, chunk: int | None
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[EdgeRows, dict[str, jax.Array]]]:
+    results = _scan(rows, weights, base_weight, chunk, grads=True)
+    outputs = (weights * results["value"]).sum(), results["cross_entropy"], results["choice"]
+    return outputs, (rows, {name: results[name] for name in (*TRAINED, "value")})
+
+
+def _backward(
+    base_weight: float,
+    chunk: int | None,
+    saved: tuple[EdgeRows, dict[str, jax.Array]],
+    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[EdgeRows, jax.Array]:
+    del base_weight, chunk
+    rows, results = saved
+    scale = cotangents[0]
+    grads = jax.tree.map(jnp.zeros_like, rows)
+    trained = {name: (scale * results[name]).astype(getattr(rows, name).dtype) for name in TRAINED}
+    return grads._replace(**trained), scale * results["value"]
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _scan(
+    rows: EdgeRows, weights: jax.Array, base_weight: float, chunk: int | None, *, grads: bool
+) -> dict[str, jax.Array]:
+    """`_scan_rows`, on a mesh by groups of devices."""
+    names = ("cross_entropy", "choice", "value", *(TRAINED if grads else ()))
+    scan = by_group(
+        functools.partial(_scan_rows, base_weight=base_weight, chunk=chunk, grads=grads),
+        len(weights),
+        in_specs=(EdgeRows(ROWS, ROWS, EVERYWHERE, EVERYWHERE, ROWS, EVERYWHERE), ROWS),
+        out_specs={name: EVERYWHERE if name == "after" else ROWS for name in names},
+    )
+    return scan(rows, weights)
+
+
+def _scan_rows(
+    rows: EdgeRows, weights: jax.Array, *, base_weight: float, chunk: int | None, grads: bool, axis: str | None
+) -> dict[str, jax.Array]:
+    """Cross-entropies, choices and, where wanted, the gradients of the weighted sum, by name."""
+
+    def measure(some: jax.Array, results: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def pick(x: jax.Array) -> jax.Array:
+            return x.at[some].get(mode="fill", fill_value=0)
+
+        def put(name: str, values: jax.Array) -> None:
+            results[name] = results[name].at[some].set(values.astype(results[name].dtype), mode="drop")
+
+        results, read, before = dict(results), pick(rows.reads), pick(rows.before)
+        p = jax.nn.softmax(product("ce,ue->cu", pick(rows.teacher), rows.teacher_lm_head), axis=-1)
+        logits = product("ce,ue->cu", read, rows.lm_head)
+        base = compare(p, logits[None])
+        edge = compare(p, (logits + product("cr,ur->cu", before, rows.after))[None])
+        put("cross_entropy", edge.cross_entropy[0])
+        put("choice", edge.choice[0])
+        put("value", edge.cross_entropy[0] + base_weight * base.cross_entropy[0])
+        if grads:
+            weight = pick(weights)[:, None]
+            of_edge = weight * edge.gradient[0]
+            of_both = of_edge + base_weight * weight * base.gradient[0]
+            put("reads", product("cu,ue->ce", of_both.astype(read.dtype), rows.lm_head))
+            put("before", product("cu,ur->cr", of_edge.astype(before.dtype), rows.after))
+            results["after"] += jnp.einsum(
+                "cu,cr->ur", of_edge.astype(before.dtype), before, preferred_element_type=jnp.float32
+            )
+        return results
+
+    count = len(weights)
+    start = {
+        "cross_entropy": jnp.zeros(count, jnp.float32),
+        "choice": jnp.full(count, NO_TOKEN, jnp.int32),
+        "value": jnp.zeros(count, jnp.float32),
+    }
+    if grads:
+        start |= {"reads": jnp.zeros_like(rows.reads), "before": jnp.zeros_like(rows.before)}
+        start["after"] = jnp.zeros(rows.after.shape, jnp.float32)
+    results = over_rows(measure, start, weights != 0, chunk, axis)
+    if axis is not None and grads:
+        results["after"] = lax.psum(results["after"], axis)
+    return results
