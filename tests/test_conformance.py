@@ -23,11 +23,13 @@ from eagle_jax.drafters import (
     make_eagle2,
     make_eagle3,
     make_lookahead,
+    make_one_pass,
     make_ouroboros,
     make_prompt_lookup,
     make_vanilla,
 )
 from eagle_jax.generator import Generation, Generator
+from eagle_jax.models.block_head import BlockHead, make_block_head
 from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import bigram_target, tiny_transformer
@@ -65,10 +67,28 @@ def random_head(kind: str, draft_vocab: int | None = None) -> tuple[Head, HeadPa
     return head, params
 
 
+@functools.cache
+def random_block_head(draft_vocab: int) -> tuple[BlockHead, HeadParams]:
+    """An untrained one-pass head with edges, over some of the tokens."""
+    layer = dataclasses.replace(CONFIG, num_layers=1)
+    sizes = {"feature_width": 3 * CONFIG.width, "num_layers": 2, "block": 4, "edge_rank": 4}
+    head = make_block_head(HeadConfig(kind="one_pass", layer=layer, **sizes), TARGET)
+    weights = nn.unbox(head.init(jax.random.key(2)))
+    weights["edges"]["following"] = jax.random.normal(jax.random.key(3), (CONFIG.vocab_size, 4))  # zeros at first
+    ids = jnp.asarray(np.random.default_rng(0).permutation(CONFIG.vocab_size)[:draft_vocab])
+    return head, HeadParams(weights=weights, lm_head=PARAMS["lm_head"][ids], target_ids=ids)
+
+
 def with_head(kind: str, make: Callable[..., Drafter], *sizes: Any, draft_vocab: int | None = None) -> Method:
     """A drafter around an untrained head."""
     head, params = random_head(kind, draft_vocab)
     return Method(make(head, *sizes), params)
+
+
+def one_pass(*sizes: int, **parts: int) -> Method:
+    """A drafter around an untrained one-pass head."""
+    head, params = random_block_head(25)
+    return Method(make_one_pass(head, *sizes, **parts), params)
 
 
 DRAFTERS: dict[str, Callable[[], Method]] = {
@@ -82,6 +102,7 @@ DRAFTERS: dict[str, Callable[[], Method]] = {
     "eagle": lambda: with_head("eagle", make_eagle1, STATIC_TREE),
     "eagle2": lambda: with_head("eagle", make_eagle2, 12, 2, 4),
     "eagle3": lambda: with_head("eagle3", make_eagle3, 10, 2, 3, draft_vocab=25),
+    "one_pass": lambda: one_pass(12, 3, 4, predecessors=5, shortlist=10),
 }
 
 

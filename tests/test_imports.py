@@ -22,7 +22,7 @@ LAYERS = [
     ["eagle_jax.verify", "eagle_jax.models", "eagle_jax.penalties", "eagle_jax.logprobs"],
     ["eagle_jax.sharding", "eagle_jax.provenance"],
     ["eagle_jax.drafters.base"],
-    ["eagle_jax.drafters.head", "eagle_jax.drafters.draft_model", "eagle_jax.drafters.ngram_pool"],
+    [f"eagle_jax.drafters.{name}" for name in ("head", "best_first", "draft_model", "ngram_pool")],
     ["eagle_jax.drafters"],
     ["eagle_jax.decode", "eagle_jax.generator", "eagle_jax.give_up", "eagle_jax.continuous"],
     ["eagle_jax.checkpoint", "eagle_jax.chat", "eagle_jax.testing"],

@@ -16,9 +16,10 @@ from jax.extend import core
 from eagle_jax.cache import commit
 from eagle_jax.continuous import BatchState, replace_rows
 from eagle_jax.decode import Models, Rule, decode, empty_state, prefill
-from eagle_jax.drafters import make_chain, make_eagle3, make_prompt_lookup, make_vanilla
+from eagle_jax.drafters import make_chain, make_eagle3, make_one_pass, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generator import Generator
+from eagle_jax.models.block_head import make_block_head
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
@@ -206,6 +207,15 @@ class TestCopies:
         head = make_head(HeadConfig(kind="eagle3", layer=config, feature_width=3 * config.width), target)
         weights = HeadParams(weights=nn.unbox(head.init(jax.random.key(0))))
         assert _copies(target, params, make_eagle3(head, 8, 2, 3), weights, 2, self.SLOTS) == []
+
+    def test_caches_of_a_one_pass_head(self) -> None:
+        config, target, params = tiny_transformer(num_layers=2)
+        sizes = {"feature_width": 3 * config.width, "num_layers": 2, "block": 4, "edge_rank": 4}
+        head = make_block_head(
+            HeadConfig(kind="one_pass", layer=dataclasses.replace(config, num_layers=1), **sizes), target
+        )
+        weights = HeadParams(weights=nn.unbox(head.init(jax.random.key(0))))
+        assert _copies(target, params, make_one_pass(head, 8, 3, 3), weights, 2, self.SLOTS) == []
 
     @pytest.mark.parametrize("group", [1, 4])
     def test_rows_that_take_the_next_prompts(self, group: int) -> None:

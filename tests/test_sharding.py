@@ -21,7 +21,7 @@ from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.sampling import make_sampling
 from eagle_jax.testing import tiny_transformer
 from tests.compilations import count_compilations
-from tests.test_conformance import CAPACITY, CONFIG, DRAFTERS, PARAMS, TARGET, Method, random_head
+from tests.test_conformance import CAPACITY, CONFIG, DRAFTERS, PARAMS, TARGET, Method, random_block_head, random_head
 
 PROMPTS = [[5], [1, 2, 3, 1, 2], [*range(3, 20)], [7] * 33, [9, 9], [8, 1, 8, 1, 8], [39], [4, 6, 4]]
 SAMPLING: dict[str, Any] = {"temperature": [0.0, 1.0] * 4, "max_new_tokens": [16] * 6 + [9, 1]}
@@ -50,7 +50,7 @@ def writer(name: str, text: str | None, split: bool = False, rule: Rule = "match
     mesh, shardings = mesh_of(text), sharding.target_shardings(mesh_of(text), CONFIG)
     if split:
         if isinstance(drafts, HeadParams):
-            head = random_head("eagle3", 25)[0]
+            head = random_block_head(25)[0] if name == "one_pass" else random_head("eagle3", 25)[0]
             drafts = sharding.place(drafts, sharding.head_shardings(mesh, head, drafts, split=True))
         else:
             drafts = sharding.place(drafts, shardings)
@@ -89,7 +89,7 @@ class TestSameTokens:
         assert_as_on_one_device("chain", "4x2", "residual")
         assert on_one_device("chain", "residual").tokens != on_one_device("vanilla").tokens
 
-    @pytest.mark.parametrize("name", ["chain", "eagle3"])
+    @pytest.mark.parametrize("name", ["chain", "eagle3", "one_pass"])
     def test_drafter_that_is_split(self, name: str) -> None:
         actual, replicated = (writer(name, "4x2", split).generate(PROMPTS, **SAMPLING) for split in (True, False))
         assert actual.tokens == replicated.tokens
@@ -143,7 +143,7 @@ class TestPlaces:
         assert set(rest) == {PartitionSpec("data")}
 
     @pytest.mark.parametrize("split", [False, True])
-    @pytest.mark.parametrize("name", ["chain", "eagle3"])
+    @pytest.mark.parametrize("name", ["chain", "eagle3", "one_pass"])
     def test_state_before_there_is_one(self, name: str, split: bool) -> None:
         """After the prompts and after rounds, of a draft model and of a head, replicated and split."""
         generator, state = writer(name, "4x2", split), start(name, "4x2", split)
@@ -212,7 +212,7 @@ def sent_by(generator: Generator) -> Iterator[tuple[str, int, str]]:
 
 
 class TestWhatIsSent:
-    @pytest.mark.parametrize("name", ["vanilla", "eagle3"])
+    @pytest.mark.parametrize("name", ["vanilla", "eagle3", "one_pass"])
     def test_rows_send_nothing(self, name: str) -> None:
         """But whether all are done, and how long the longest is."""
         sent = list(collectives(name, "8x1"))
