@@ -26,6 +26,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from eagle_jax.models.block_head import BlockHead
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.models.experts import WEIGHTS_AXIS
@@ -115,7 +116,9 @@ def target_shardings(mesh: Mesh | AbstractMesh, config: ModelConfig) -> Params:
     return _shardings(mesh, param_shapes(config))
 
 
-def head_shardings(mesh: Mesh | AbstractMesh, head: Head, params: HeadParams, *, split: bool = False) -> HeadParams:
+def head_shardings(
+    mesh: Mesh | AbstractMesh, head: Head | BlockHead, params: HeadParams, *, split: bool = False
+) -> HeadParams:
     """A sharding for every weight of a draft head.
 
     Args:

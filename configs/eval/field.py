@@ -6,9 +6,9 @@ answers leave methods that learn from the text (lookahead, Ouroboros, prompt loo
     python -m experiments.evaluate --config=configs/eval/field.py --data=DIRECTORY --output=field.jsonl
     python -m experiments.evaluate --config=configs/eval/field.py:prompt_lookup,chain=DIRECTORY ...   # some of them
 
-Needs the heads `eagle` and `eagle3` and the draft model `distilled` that ship for the target, unless they are left out
-or others are named; `chain=self:24` drafts with the target's first 24 layers. Expected on two CPU cores: a minute for
-each prompt at each temperature with all methods.
+Needs the heads `eagle`, `eagle3` and `one_pass` and the draft model `distilled` for the target, unless they are left
+out or others are named; `chain=self:24` drafts with the target's first 24 layers. Expected on two CPU cores: a minute
+for each prompt at each temperature with all methods.
 """
 
 import ml_collections
@@ -17,6 +17,9 @@ from configs.eval import heads
 
 TREE = {"nodes": 26, "depth": 5, "top_k": 8}
 """As many nodes as EAGLE's static tree has: what differs in tau is how they are chosen. Published is (60, 7, 10)."""
+
+HEADS = ("eagle", "one_pass")
+"""How methods begin that draft with a head."""
 
 METHODS: dict[str, dict[str, object]] = {
     "vanilla": {},  # against itself: how far the times can be trusted
@@ -28,6 +31,7 @@ METHODS: dict[str, dict[str, object]] = {
     "eagle": {},
     "eagle2": TREE,
     "eagle3": TREE,
+    "one_pass": {},
     "eagle3_default": {"method": "eagle3"},  # with the tree that pays where this runs
 }
 
@@ -52,5 +56,5 @@ def method(name: str, directory: str = "") -> dict[str, object]:
     """A method with its defaults, but for the draft or head in `directory`."""
     if name not in METHODS:
         raise ValueError(f"methods are {', '.join(METHODS)}, got {name!r}")
-    drafts = {("head" if name.startswith("eagle") else "draft"): directory} if directory else {}
+    drafts = {("head" if name.startswith(HEADS) else "draft"): directory} if directory else {}
     return {"label": name, "method": name, **METHODS[name], **drafts}

@@ -29,6 +29,9 @@ from eagle_jax.sampling import top_k_rows
 from eagle_jax.tree import root_of
 from eagle_jax.types import NO_PARENT, DraftTree, Params
 
+PARTS = ("use_value", "reranks", "draws")
+"""Keywords of `make_eagle2` that leave out a part of the paper's tree, or have children drawn."""
+
 
 class Candidates(NamedTuple):
     """All nodes of the expansion, in the flat order above: M = k + D k^2."""

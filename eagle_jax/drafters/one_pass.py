@@ -31,13 +31,20 @@ from jax.typing import DTypeLike
 
 from eagle_jax.cache import commit, init_cache
 from eagle_jax.drafters import best_first
-from eagle_jax.drafters.base import Drafter, Observation
+from eagle_jax.drafters.base import Drafter, Observation, Size
 from eagle_jax.drafters.best_first import NO_ROW, ChildTables
 from eagle_jax.models.block_head import BlockHead
 from eagle_jax.models.draft_head import HeadParams, features_of
 from eagle_jax.sampling import top_k_rows
 from eagle_jax.tree import root_of
 from eagle_jax.types import DraftTree, KVCache, Params
+
+SIZES = (
+    Size("edges", "children depend on the node above; else they are the same below all nodes of a depth", least=0),
+    Size("noise_level", "shared noise decides 0 children, 1 confidence too, 2 predecessors too", least=0),
+    Size("spine", "the chain of first children is in the tree in any case", least=0),
+)
+"""Settings beside the tree's sizes that a user may choose."""
 
 NOISE_LEVELS = (0, 1, 2)
 """What shared noise decides: children; and their confidence; and predecessors."""
@@ -194,7 +201,7 @@ def read(head: BlockHead, params: HeadParams, cache: KVCache, observation: Obser
 @functools.cache
 def make_one_pass(
     head: BlockHead,
-    nodes: int = 32,
+    nodes: int = 16,
     depth: int = 7,
     top_k: int = 8,
     *,

@@ -9,7 +9,8 @@ from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE
 from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target, shipped
 from eagle_jax.drafters.draft_model import with_vocabulary
-from eagle_jax.models.draft_head import HEAD_KINDS, Head, HeadParams, make_head
+from eagle_jax.models.block_head import BlockHead, make_block_head
+from eagle_jax.models.draft_head import HEAD_KINDS, Head, HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.types import Params, Target
 from experiments.cli.launch import status
@@ -69,7 +70,18 @@ def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:
 
 
 def load_head(kind: str, target: LoadedModel, settings: MethodSettings) -> tuple[Head, HeadParams]:
-    """The head that --head names or, left out, the one of this kind that ships for the target."""
+    """The EAGLE head that --head names or, left out, the one of this kind that ships for the target."""
+    config, params = _head(kind, target, settings)
+    return make_head(config, make_target(target.config)), params
+
+
+def load_block_head(kind: str, target: LoadedModel, settings: MethodSettings) -> tuple[BlockHead, HeadParams]:
+    """As `load_head`, for heads that draft a block."""
+    config, params = _head(kind, target, settings)
+    return make_block_head(config, make_target(target.config)), params
+
+
+def _head(kind: str, target: LoadedModel, settings: MethodSettings) -> tuple[HeadConfig, HeadParams]:
     with status(f"Loading head {settings.head or kind}"):
         config, params = load_pretrained_head(
             settings.head or kind,
@@ -81,7 +93,7 @@ def load_head(kind: str, target: LoadedModel, settings: MethodSettings) -> tuple
     if settings.head_window is not None:
         layer = dataclasses.replace(config.layer, windows=(settings.head_window,))
         config = dataclasses.replace(config, layer=layer)
-    return make_head(config, make_target(target.config)), params
+    return config, params
 
 
 def draft_files(name: str, target: str) -> list[pathlib.Path]:

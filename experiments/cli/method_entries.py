@@ -56,7 +56,7 @@ class MethodEntry(NamedTuple):
     def tree_is_chosen(self) -> bool:
         """Whether the sizes of its tree follow from costs measured on this machine."""
         as_published = self.use_value and self.reranks and not self.draws
-        return as_published and self.method in methods.DYNAMIC and self.settings.triple == (None, None, None)
+        return as_published and self.method in methods.MEASURED and self.settings.triple == (None, None, None)
 
 
 _OWN = tuple(field for field in MethodEntry._fields if field != "settings")
@@ -108,10 +108,11 @@ def _read(where: str, given: Mapping[str, Any], dtype: str) -> MethodEntry:
         raise ValueError(f"{where}: temperatures must be one at least, got ()")
     if entry.give_up and entry.rule != "match":
         raise ValueError(f"{where}: give_up needs the rule match, got {entry.rule!r}")
-    if not (entry.use_value and entry.reranks) and entry.method not in methods.DYNAMIC:
-        raise ValueError(f"{where}: only {' and '.join(methods.DYNAMIC)} have parts to leave out, got {entry.method!r}")
-    if entry.draws and entry.method not in methods.DYNAMIC:
-        raise ValueError(f"{where}: only {' and '.join(methods.DYNAMIC)} take draws, got {entry.method!r}")
+    with_parts = [name for name, method in methods.HEAD_METHODS.items() if method.parts]
+    if not (entry.use_value and entry.reranks) and entry.method not in with_parts:
+        raise ValueError(f"{where}: only {' and '.join(with_parts)} have parts to leave out, got {entry.method!r}")
+    if entry.draws and entry.method not in with_parts:
+        raise ValueError(f"{where}: only {' and '.join(with_parts)} take draws, got {entry.method!r}")
     return entry
 
 
@@ -157,6 +158,6 @@ def _make(
     if use_value and reranks and not draws:
         return methods.make_method(method, model, settings)
     sizes = tree_sizes(settings, batch=1)
-    kind, make, _ = methods.HEAD_METHODS[method]
-    head, params = draft_weights.load_head(kind, model, settings)
-    return make(head, *sizes, use_value=use_value, reranks=reranks, draws=draws), params
+    own = methods.HEAD_METHODS[method]
+    head, params = draft_weights.load_head(own.kind, model, settings)
+    return own.make(head, *sizes, use_value=use_value, reranks=reranks, draws=draws), params

@@ -7,7 +7,7 @@ node. A chain has depth + 2 nodes and top_k 1. Lookahead and Ouroboros declare s
 from typing import NamedTuple
 
 from eagle_jax.drafters.base import Size
-from eagle_jax.drafters.default_tree import LADDER, ladder_tree
+from eagle_jax.drafters.default_tree import LADDER, TreeSize, ladder_tree
 
 TRIPLE = (
     Size(
@@ -45,13 +45,15 @@ class MethodSettings(NamedTuple):
         return dict(self.sizes).get(name) if name not in self._fields else getattr(self, name)
 
 
-def tree_sizes(settings: MethodSettings, batch: int) -> tuple[int, int, int]:
+def tree_sizes(settings: MethodSettings, batch: int) -> TreeSize:
     """Nodes, depth and top_k of a dynamic tree: by platform for `batch` rows, or what is given and as published."""
-    usual = ladder_tree(batch) if settings.triple == (None, None, None) else LADDER[0]
-    nodes, depth, top_k = (
-        default if size is None else size for size, default in zip(settings.triple, usual, strict=True)
-    )
-    return nodes, depth, top_k
+    return fill_in(settings, ladder_tree(batch) if settings.triple == (None, None, None) else LADDER[0])
+
+
+def fill_in(settings: MethodSettings, usual: TreeSize) -> TreeSize:
+    """Nodes, depth and top_k as given, and as usual where they are not."""
+    given = zip(settings.triple, usual, strict=True)
+    return TreeSize(*(default if size is None else size for size, default in given))
 
 
 def chain_length(settings: MethodSettings, default: int) -> int:

@@ -16,19 +16,23 @@ from eagle_jax.drafters import (
     make_eagle2,
     make_eagle3,
     make_lookahead,
+    make_one_pass,
     make_ouroboros,
     make_prompt_lookup,
     make_vanilla,
+    one_pass,
     ouroboros,
 )
 from eagle_jax.drafters.base import Size
-from eagle_jax.drafters.eagle2 import check_sizes
+from eagle_jax.drafters.default_tree import TreeSize
+from eagle_jax.drafters.eagle2 import PARTS, check_sizes
 from eagle_jax.evaluation.round_costs import choose_tree
+from eagle_jax.models.block_head import BlockHead
 from eagle_jax.models.draft_head import Head
 from eagle_jax.types import Params
 from experiments.cli import draft_weights
 from experiments.cli.launch import note, status
-from experiments.cli.method_settings import TRIPLE, MethodSettings, chain_length, tree_sizes
+from experiments.cli.method_settings import TRIPLE, MethodSettings, chain_length, fill_in, tree_sizes
 
 
 class HeadMethod(NamedTuple):
@@ -36,15 +40,20 @@ class HeadMethod(NamedTuple):
 
     kind: str  # of the head, a name of `models.draft_head.HEAD_KINDS`
     make: Callable[..., Drafter]  # (head, nodes, depth, top_k) where the tree is dynamic, else (head)
-    dynamic: bool  # the tree's sizes are chosen, and parts of EAGLE-2 can be left out
+    dynamic: bool  # the tree's sizes are chosen
+    default: TreeSize | None = None  # its tree where no size is given; None: the best for the machine, measured
+    parts: tuple[str, ...] = ()  # keywords of `make` that leave out a part of EAGLE-2, or have children drawn
 
 
 HEAD_METHODS: dict[str, HeadMethod] = {
     "eagle": HeadMethod("eagle", make_eagle1, dynamic=False),
-    "eagle2": HeadMethod("eagle", make_eagle2, dynamic=True),
-    "eagle3": HeadMethod("eagle3", make_eagle3, dynamic=True),
+    "eagle2": HeadMethod("eagle", make_eagle2, dynamic=True, parts=PARTS),
+    "eagle3": HeadMethod("eagle3", make_eagle3, dynamic=True, parts=PARTS),
+    "one_pass": HeadMethod("one_pass", make_one_pass, dynamic=True, default=TreeSize(16, 7, 8)),
 }
 DYNAMIC = tuple(name for name, method in HEAD_METHODS.items() if method.dynamic)
+MEASURED = tuple(name for name in DYNAMIC if HEAD_METHODS[name].default is None)
+"""Methods whose tree, where no size is given, follows from costs measured on this machine."""
 
 
 class Method(NamedTuple):
@@ -54,6 +63,11 @@ class Method(NamedTuple):
     takes_draft: bool = False
     sizes: tuple[Size, ...] = TRIPLE  # the sizes that it may be given
     factory: Callable[..., Drafter] | None = None  # of sizes of its own: its keywords have the defaults
+
+    @property
+    def own_sizes(self) -> tuple[Size, ...]:
+        """Those that it declares beside its factory."""
+        return tuple(size for size in self.sizes if size not in TRIPLE)
 
     def default(self, size: Size) -> int:
         """Of a size of its own."""
@@ -68,7 +82,7 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
     for size in TRIPLE:
         flags.DEFINE_integer(size.name, None, size.help, flag_values=values)
     for name, own in METHODS.items():
-        for size in own.sizes if own.factory else ():
+        for size in own.own_sizes:
             default = own.default(size)
             define = flags.DEFINE_bool if isinstance(default, bool) else flags.DEFINE_integer
             shown = {True: "yes", False: "no"}[default] if isinstance(default, bool) else default
@@ -175,7 +189,7 @@ def with_tree(
 
     That may be none: then the method is plain decoding. One line on stderr says which and why.
     """
-    if name not in DYNAMIC or settings.triple != (None, None, None):
+    if name not in MEASURED or settings.triple != (None, None, None):
         return name, settings
     kind = HEAD_METHODS[name].kind
     head, params = draft_weights.load_head(kind, model, settings)
@@ -188,7 +202,7 @@ def with_tree(
     return name, settings._replace(nodes=nodes, depth=depth, top_k=top_k)
 
 
-def tree_drafter(head: Head, nodes: int, depth: int, top_k: int) -> Drafter:
+def tree_drafter(head: Head | BlockHead, nodes: int, depth: int, top_k: int) -> Drafter:
     """The drafter with a dynamic tree for a head of this kind.
 
     Raises:
@@ -236,14 +250,23 @@ def _ouroboros(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, 
 
 
 def _with_head(name: str, target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
-    kind, make, dynamic = HEAD_METHODS[name]
-    if not dynamic and settings.triple != (None, None, None):
+    method = HEAD_METHODS[name]
+    if not method.dynamic and settings.triple != (None, None, None):
         raise ValueError(f"the static tree of {name} is the published one, it takes no sizes; got {settings.triple}")
     sizes = tree_sizes(settings, batch=1)
-    if dynamic:
+    if method.dynamic:
         check_sizes(*sizes)
-    head, params = draft_weights.load_head(kind, target, settings)
-    return make(head, *sizes) if dynamic else make(head), params
+    head, params = draft_weights.load_head(method.kind, target, settings)
+    return method.make(head, *sizes) if method.dynamic else method.make(head), params
+
+
+def _one_pass(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
+    head, params = draft_weights.load_block_head("one_pass", target, settings)
+    usual = HEAD_METHODS["one_pass"].default
+    assert usual is not None
+    # A head may draft fewer positions than the default tree is deep.
+    usual = usual._replace(depth=min(usual.depth, head.config.num_drafted - 1))
+    return make_one_pass(head, *fill_in(settings, usual), **dict(settings.sizes)), params
 
 
 METHODS: dict[str, Method] = {
@@ -252,8 +275,9 @@ METHODS: dict[str, Method] = {
     "lookahead": Method(_lookahead, sizes=lookahead.SIZES, factory=make_lookahead),
     "chain": Method(_chain, takes_draft=True),
     "ouroboros": Method(_ouroboros, takes_draft=True, sizes=ouroboros.SIZES, factory=make_ouroboros),
-    **{name: Method(functools.partial(_with_head, name)) for name in HEAD_METHODS},
+    **{name: Method(functools.partial(_with_head, name)) for name in ("eagle", "eagle2", "eagle3")},
+    "one_pass": Method(_one_pass, sizes=(*TRIPLE, *one_pass.SIZES), factory=make_one_pass),
 }
 
-OWN_SIZES = tuple(size.name for method in METHODS.values() if method.factory for size in method.sizes)
+OWN_SIZES = tuple(size.name for method in METHODS.values() for size in method.own_sizes)
 """Sizes that single methods declare."""

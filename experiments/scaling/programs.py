@@ -25,8 +25,9 @@ from eagle_jax.checkpoint.head_formats import HEAD_FORMATS
 from eagle_jax.decode import DecodeState, Models, one_round, prefill
 from eagle_jax.drafters import make_vanilla
 from eagle_jax.generator import default_chunk
+from eagle_jax.models.block_head import BlockHead, make_any_head
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.models.transformer import init_params, make_target
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import Split
@@ -53,7 +54,7 @@ class Shapes(NamedTuple):
     """The arguments of all programs: shapes, dtypes and shardings."""
 
     models: Models  # the drafter's weights are `HeadParams`
-    head: Head
+    head: Head | BlockHead
     state: DecodeState
     plain: Models  # the same target without a draft
     plain_state: DecodeState
@@ -76,9 +77,10 @@ def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
         devices = mesh.shape[sharding.DATA]
         raise ValueError(f"a batch of {setting.batch} does not divide over the {devices} devices of mesh axis data")
     target = make_target(setting.target)
-    kind, make, dynamic = HEAD_METHODS[setting.method]
-    head = make_head(head_of(kind, setting.target), target)
-    drafter = make(head, setting.nodes, setting.depth, setting.top_k) if dynamic else make(head)
+    method = HEAD_METHODS[setting.method]
+    head = make_any_head(head_of(method.kind, setting.target), target)
+    sizes = (setting.nodes, setting.depth, setting.top_k) if method.dynamic else ()
+    drafter = method.make(head, *sizes)
     target_params = like(_weights(functools.partial(init_params, setting.target)), setting.dtype)
     target_params = at(target_params, sharding.target_shardings(mesh, setting.target))
     head_params = _head_params(setting, head)
@@ -114,7 +116,7 @@ def _weights(init: Callable[[jax.Array], Params]) -> Params:
     return nn.unbox(jax.eval_shape(init, jax.random.key(0)))
 
 
-def _head_params(setting: Setting, head: Head) -> HeadParams:
+def _head_params(setting: Setting, head: Head | BlockHead) -> HeadParams:
     """As published: an EAGLE-3 head has an LM head of its own, and its embedding is the target's."""
     weights: Any = like(_weights(head.init), setting.dtype)
     if not HEAD_FORMATS[head.config.kind].own_lm_head:

@@ -40,8 +40,9 @@ def test_field() -> None:
         (),
         (("pool_from_prompt", True),),
     ]
-    chain, eagle = entries(field.get_config("chain=runs/draft,eagle3=runs/head"))
+    chain, eagle, block = entries(field.get_config("chain=runs/draft,eagle3=runs/head,one_pass=runs/block"))
     assert (chain.settings.draft, chain.settings.depth, eagle.settings.head) == ("runs/draft", 4, "runs/head")
+    assert (block.settings.head, block.settings.triple) == ("runs/block", (None, None, None))
     with pytest.raises(ValueError, match="got 'medusa'"):
         field.get_config("eagle,medusa")
 
