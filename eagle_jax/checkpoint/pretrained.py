@@ -31,8 +31,9 @@ from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.checkpoint.hf_tokenizer import tokenizer_from_directory
 from eagle_jax.checkpoint.speculators import read_head_config
 from eagle_jax.kernels.packed import pack
+from eagle_jax.models.block_head import make_any_head
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, head_kind, make_head
+from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, head_kind
 from eagle_jax.models.transformer import make_target
 from eagle_jax.provenance import file_digest
 from eagle_jax.types import Params
@@ -172,7 +173,7 @@ def load_pretrained_head(
         return _load_head(name, target, dtype, draft_vocab, place=place or (lambda _, value: jax.device_put(value)))
 
     def shardings(config: HeadConfig, params: HeadParams) -> HeadParams:
-        return sharding.head_shardings(mesh, make_head(config, make_target(target.config)), params, split=split)
+        return sharding.head_shardings(mesh, make_any_head(config, make_target(target.config)), params, split=split)
 
     config, params = _load_head(name, target, dtype, draft_vocab, shardings=shardings)
     # Rows taken of the target's LM head are still placed as the target is.

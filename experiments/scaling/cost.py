@@ -64,19 +64,28 @@ def least_read(program: str, shapes: Shapes, config: ModelConfig) -> int:
     gathered = device_bytes(params["embed_tokens"]) if "lm_head" in params else 0  # tied: the LM head reads all of it
     gathered += experts_left_alone(program, shapes, config)
     target = device_bytes(params) - gathered + device_bytes(state.cache)
-    # A round's drafter reads its layer at every level but the last and once more to observe, where a head that fuses
-    # once, as EAGLE-3, reads its fc too.
-    head = shapes.models.drafter_params
-    fused = device_bytes(head.weights["fc"]) if head_kind(shapes.head.config.kind).fuses_once else 0
-    observed = device_bytes(head.weights) + device_bytes(state.drafter)
-    levels = shapes.models.drafter.max_depth
-    lm_head = head.lm_head if head.lm_head is not None else params.get("lm_head", params["embed_tokens"])
-    drafted = (levels - 1) * (observed - fused) + levels * device_bytes(lm_head)
+    observed, drafted = _read_by_drafter(shapes)
     return {
         "prefill": target + observed,
         "round": target + observed + drafted,
         "train": device_bytes(params) - gathered,
     }.get(program, target)
+
+
+def _read_by_drafter(shapes: Shapes) -> tuple[int, int]:
+    """Bytes of its memory that a device reads at least to observe, and to draft."""
+    head, params, what = shapes.models.drafter_params, shapes.models.target_params, head_kind(shapes.head.config.kind)
+    lm_head = device_bytes(head.lm_head if head.lm_head is not None else params.get("lm_head", params["embed_tokens"]))
+    weights, cache = device_bytes(head.weights), device_bytes(shapes.state.drafter)
+    fused = device_bytes(head.weights["fc"]) if what.fuses_once else 0
+    if what.drafts_blocks:  # one pass; what was accepted becomes keys and values only; edges are gathered
+        attention = [head.weights[name]["self_attn"] for name in shapes.head.config.layer_names]
+        observed = fused + device_bytes([[own["k_proj"], own["v_proj"]] for own in attention])
+        return observed, weights - fused - device_bytes(head.weights.get("edges", ())) + cache + lm_head
+    # The layer is read at every level but the last and once more to observe, where a head that fuses once, as EAGLE-3,
+    # reads its fc too.
+    levels = shapes.models.drafter.max_depth
+    return weights + cache, (levels - 1) * (weights + cache - fused) + levels * lm_head
 
 
 def compile_and_count(

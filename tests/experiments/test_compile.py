@@ -193,6 +193,20 @@ def test_every_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert least["prefill"] > least["step"] == least["pass"] == least["one"]
 
 
+def test_one_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A round reads the layers once, whatever the depth, and the target as often as with another drafter."""
+    rows = {
+        depth: compiled(tmp_path, "--mesh=2x4", "--method=one_pass", f"--depth={depth}", "--programs=round")["round"]
+        for depth in (1, 5)
+    }
+    assert rows[1]["least_bytes"] == rows[5]["least_bytes"]
+    assert all(row["collectives_per_layer"] == 2 for row in rows.values())
+    flags = ["--target_config=tiny", *FLAGS, "--mesh=2x4", "--method=one_pass", "--programs=train"]
+    capsys.readouterr()
+    assert launch.call(script.main, script.FLAGS, flags) == launch.USER_ERROR
+    assert "training steps are compiled for EAGLE heads, got one of kind 'one_pass'" in capsys.readouterr().err
+
+
 HLO = """
 HloModule jit_round
 body {
@@ -242,7 +256,7 @@ def test_collectives() -> None:
         (["--target_config=gpt2"], "target config 'gpt2' is not one of llama2-7b, "),
         (["--programs=round,walk"], "--programs takes prefill, round, step, pass, one, train, got walk"),
         (["--nodes=60"], "nodes - 1 is 59, but depth 1 and top_k 3 find only 12 nodes"),
-        (["--method=vanilla"], "value should be one of <eagle|eagle2|eagle3>"),
+        (["--method=vanilla"], "value should be one of <eagle|eagle2|eagle3|one_pass>"),
     ],
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:

@@ -77,6 +77,14 @@ def test_places_of_the_head(
     assert kernel.sharding.spec == (PartitionSpec(None, "model") if split else PartitionSpec())
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_one_pass(split: bool, tiny_model: Path, heads: Path, tmp_path: Path) -> None:  # noqa: F811
+    flags = ["--prompt=abab", "--method=one_pass", f"--head={heads / 'one_pass'}", "--temperature=1"]
+    one = run(tiny_model, tmp_path / "one.json", *flags)
+    two = run(tiny_model, tmp_path / "two.json", *flags, "--mesh=1x2", *(["--split_head"] if split else []))
+    assert (one["answers"], one["rounds"]) == (two["answers"], two["rounds"])
+
+
 @pytest.mark.parametrize("method", ["chain", "ouroboros"])
 def test_places_of_a_draft_model(
     method: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,24 +9,26 @@ import pytest
 from eagle_jax.checkpoint import pretrained
 from eagle_jax.checkpoint.distilled import save_draft
 from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
+from eagle_jax.checkpoint.head_config import flat_engine
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_target
 from experiments import generate
 from experiments.cli import launch
-from tests.checkpoint.heads import random_head
+from tests.checkpoint.heads import random_block_head, random_head
 
 ASK = ("--prompt=Hello hello", "--max_new_tokens=16")
 
 
 @pytest.fixture(scope="module")
 def heads(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `eagle` and `eagle3`, whose LM heads are the target's rows of tokens 0 to 39."""
+    """Folders `eagle`, `eagle3` and `one_pass`, whose LM heads are the target's rows of tokens 0 to 39."""
     folder = tmp_path_factory.mktemp("heads")
     model = load_target(str(tiny_model))
-    for kind in ("eagle", "eagle3"):
-        config, params = random_head(kind, model.config)
+    made = {kind: random_head(kind, model.config) for kind in ("eagle", "eagle3")}
+    for kind, (config, params) in {**made, "one_pass": random_block_head(model.config)}.items():
         params = with_draft_vocabulary(params, model.config, model.params, range(257), 40)
-        save_head(folder / kind, config, params, model.config, frozen_lm_head=True, token_ranks=range(257))
+        ranks = {"frozen_lm_head": True, "token_ranks": range(257)}
+        save_head(folder / kind, config, params, model.config, engine=flat_engine(config), **ranks)
     return folder
 
 
@@ -54,8 +56,10 @@ def record(tmp_path: Path, *arguments: str) -> dict[str, Any]:
         ("eagle2", "eagle", ["--nodes=9", "--depth=2", "--top_k=3"], (9, 2, 3)),
         ("eagle3", "eagle3", ["--nodes=9", "--depth=1", "--top_k=3", "--draft_vocab=20"], (9, 1, 3)),
         ("eagle3", "eagle3", ["--nodes=12", "--depth=1", "--draft_vocab=0"], (12, 1, 10)),
+        ("one_pass", "one_pass", [], (16, 3, 8)),  # the default tree, as deep as the head's block
+        ("one_pass", "one_pass", ["--nodes=9", "--depth=2", "--noedges", "--noise_level=0"], (9, 2, 8)),
     ],
-    ids=["eagle", "eagle2", "eagle3", "whole vocabulary"],
+    ids=["eagle", "eagle2", "eagle3", "whole vocabulary", "one pass", "one pass, no edges"],
 )
 def test_heads_write_what_plain_decoding_writes(
     method: str, kind: str, flags: list[str], tree: tuple[int, ...], heads: Path, tiny_model: Path, tmp_path: Path
@@ -131,6 +135,12 @@ def test_ablations_of_noise_and_rule(
             "top_k is 10, the draft vocabulary has 4 tokens",
         ),
         (["--method=eagle3", "--head=HEADS/no"], "nor an existing directory"),
+        (["--method=eagle3", "--noedges"], "--method=eagle3 takes no --edges, got False"),
+        (["--method=one_pass", "--noise_level=-1"], "--noise_level must be at least 0, got -1"),
+        (["--method=one_pass", "--head=HEADS/one_pass", "--noise_level=3"], "noise_level is one of (0, 1, 2), got 3"),
+        (["--method=one_pass", "--head=HEADS/one_pass", "--depth=4"], "depth is at most 3 for a head that drafts 4"),
+        (["--method=one_pass", "--head=HEADS/eagle3"], "EAGLE-3 heads draft token by token, not blocks"),
+        (["--method=eagle3", "--head=HEADS/one_pass"], "one-pass heads draft blocks, not token by token"),
         (["--rule=exact"], "value should be one of <match|residual>"),
     ],
 )
