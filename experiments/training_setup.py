@@ -22,7 +22,8 @@ from eagle_jax.checkpoint.save_target import save_target
 from eagle_jax.drafters import Drafter, make_chain
 from eagle_jax.evaluation.runner import slots
 from eagle_jax.generator import Generator
-from eagle_jax.models.draft_head import Head, HeadParams, features_of, make_head
+from eagle_jax.models.block_head import BlockHead, make_any_head
+from eagle_jax.models.draft_head import Head, HeadParams, features_of
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import is_primary
 from eagle_jax.provenance import weights_digest
@@ -179,7 +180,7 @@ def answers_of(training: Packing) -> list[Example]:
 
 def _head(target: Target, model: LoadedModel, training: Packing, config: Any, split: bool) -> TrainingSetup:
     options = {name: value for name, value in config.head.items() if name not in ("kind", "draft_vocab_size")}
-    head = make_head(initialise.head_config(model.config, config.head.kind, **options), target)
+    head = make_any_head(initialise.head_config(model.config, config.head.kind, **options), target)
     ranks = _ranks(model, training)
     size = config.head.draft_vocab_size
     vocabulary = initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype)
@@ -203,7 +204,7 @@ def _head(target: Target, model: LoadedModel, training: Packing, config: Any, sp
     )
 
 
-def _on_mesh(first: Trained, head: Head, mesh: Mesh, split: bool) -> Trained:
+def _on_mesh(first: Trained, head: Head | BlockHead, mesh: Mesh, split: bool) -> Trained:
     """Replicated or split, and not as the weights of the target that some of it started from."""
     params = HeadParams(first["weights"], first.get("lm_head"))
     places = head_shardings(mesh, head, params, split=split)
@@ -220,7 +221,9 @@ def _identity(ranks: np.ndarray) -> dict[str, str]:
     return {"token_ranks": hashlib.sha256(ranks.tobytes()).hexdigest()}
 
 
-def _first_weights(head: Head, target: Target, model: LoadedModel, training: Packing, config: Any) -> Params:
+def _first_weights(
+    head: Head | BlockHead, target: Target, model: LoadedModel, training: Packing, config: Any
+) -> Params:
     """The head before its first step, as `config.start` says.
 
     Raises:
@@ -242,7 +245,7 @@ def _first_weights(head: Head, target: Target, model: LoadedModel, training: Pac
     return initialise.initial_weights(head, model.config, model.params, config.seed, layer=layer, feature_sizes=sizes)
 
 
-def _weights_of(name: str, head: Head, model: LoadedModel) -> Params:
+def _weights_of(name: str, head: Head | BlockHead, model: LoadedModel) -> Params:
     """The float32 weights of a trained head, to go on from."""
     config, params = load_pretrained_head(name, model)
     differing = [
@@ -260,7 +263,12 @@ def _weights_of(name: str, head: Head, model: LoadedModel) -> Params:
 
 
 def _export_head(
-    directory: str, trained: Trained, head: Head, model: LoadedModel, vocabulary: Vocabulary, ranks: np.ndarray
+    directory: str,
+    trained: Trained,
+    head: Head | BlockHead,
+    model: LoadedModel,
+    vocabulary: Vocabulary,
+    ranks: np.ndarray,
 ) -> None:
     frozen = "lm_head" not in trained
     params = step.head_params(_to_host(trained), vocabulary)

@@ -105,14 +105,11 @@ def get_target(name: str) -> ModelConfig:
     return TARGETS[name].config
 
 
-BLOCK: dict[str, Any] = {"num_layers": 3, "block": 8, "edge_rank": 64}
-"""Layers, slots and edges of a one-pass head. Published ones have five layers and edges of rank 256 (DSpark)."""
-
-
 def head_of(kind: str, target: ModelConfig) -> HeadConfig:
     """The head that the EAGLE repository and SpecForge train for a target: one Llama layer in the target's sizes.
 
-    A one-pass head has the sizes of `BLOCK`.
+    A one-pass head has the sizes of those that are trained here. Published ones have five layers and edges of rank 256
+    (DSpark).
 
     The layer is Llama's whatever the target's are, and its head size is width over heads, also where the target's is
     another (80 instead of 128 for Qwen3-32B).
@@ -126,5 +123,5 @@ def head_of(kind: str, target: ModelConfig) -> HeadConfig:
         kind=kind,
         layer=layer,
         feature_width=what.feature_width(target.width, len(target.taps)),
-        **(BLOCK if what.drafts_blocks else {}),
+        **what.sizes,
     )

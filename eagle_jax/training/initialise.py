@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from eagle_jax.models.block_head import BlockHead
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadConfig, head_kind
 from eagle_jax.models.taps import parts_of
@@ -132,7 +133,7 @@ def make_vocabulary(
 
 
 def initial_weights(
-    head: Head,
+    head: Head | BlockHead,
     target: ModelConfig,
     target_params: Params,
     seed: int,
@@ -197,7 +198,7 @@ def _with_context(weights: Params, config: HeadConfig, size: float) -> Params:
     kernel = OTHER_FEATURES * weights["fc"]["kernel"]
     width = config.feature_width // config.num_taps
     kernel = kernel.at[-width:].set(jnp.eye(width, kernel.shape[1]) / size)
-    norm = weights[config.layer_names[0]]["input_layernorm"]
+    norm = jax.tree.map(jnp.array, weights[config.layer_names[0]]["input_layernorm"])  # training donates its state
     return {**weights, "fc": {**weights["fc"], "kernel": kernel}, "hidden_norm": norm}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs.eval import heads
-from configs.train import distill_draft, eagle3_smollm2, eagle_smollm2
+from configs.train import distill_draft, eagle3_smollm2, eagle_smollm2, one_pass_smollm2
 from experiments.cli.methods import METHODS
 from tests.docs.pages import INDEXES, PAGES, ROOT, blocks, explained_methods
 
@@ -47,7 +47,9 @@ def known_flags() -> set[str]:
     scripts = [importlib.import_module(name).FLAGS for name in SCRIPTS]
     flags = {name for values in scripts for name in values}
     flags |= {f"no{name}" for values in scripts for name in values if values[name].boolean}
-    configs = [module.get_config() for module in (distill_draft, eagle3_smollm2, eagle_smollm2, heads)]
+    configs = [
+        module.get_config() for module in (distill_draft, eagle3_smollm2, eagle_smollm2, one_pass_smollm2, heads)
+    ]
     return flags.union(FOREIGN_FLAGS, *map(config_fields, configs))
 
 

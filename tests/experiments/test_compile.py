@@ -193,7 +193,7 @@ def test_every_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert least["prefill"] > least["step"] == least["pass"] == least["one"]
 
 
-def test_one_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_pass(tmp_path: Path) -> None:
     """A round reads the layers once, whatever the depth, and the target as often as with another drafter."""
     rows = {
         depth: compiled(tmp_path, "--mesh=2x4", "--method=one_pass", f"--depth={depth}", "--programs=round")["round"]
@@ -201,10 +201,7 @@ def test_one_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert rows[1]["least_bytes"] == rows[5]["least_bytes"]
     assert all(row["collectives_per_layer"] == 2 for row in rows.values())
-    flags = ["--target_config=tiny", *FLAGS, "--mesh=2x4", "--method=one_pass", "--programs=train"]
-    capsys.readouterr()
-    assert launch.call(script.main, script.FLAGS, flags) == launch.USER_ERROR
-    assert "training steps are compiled for EAGLE heads, got one of kind 'one_pass'" in capsys.readouterr().err
+    assert compiled(tmp_path, "--mesh=2x4", "--method=one_pass", "--programs=train").keys() == {"train"}
 
 
 HLO = """

@@ -38,6 +38,9 @@ def get_config():
     config.evaluation.update(num_prompts=2, max_new_tokens=6, nodes=4, depth=1, top_k=2)
     if "head" in config:
         config.head.draft_vocab_size = {DRAFT_SIZE}
+    if "block" in config.get("head", {{}}):
+        config.head.update(num_layers=2, block=3, edge_rank=4)
+        config.recipe.num_anchors = 5
     if "num_steps" in config.get("recipe", {{}}):
         config.recipe.num_steps = 2
     if "draft" in config:
@@ -45,6 +48,7 @@ def get_config():
     return config
 """
 BASES = {"eagle3": "eagle3_smollm2", "gpu": "eagle3_gpu", "eagle": "eagle_smollm2", "draft": "distill_draft"}
+BASES |= {"one_pass": "one_pass_smollm2"}
 
 
 def conversation(number: int) -> dict[str, Any]:
@@ -341,6 +345,26 @@ def test_an_eagle_head(task: Task, tmp_path: Path) -> None:
     written = jnp.asarray(best[1]["weights"]["fc"]["kernel"], jnp.bfloat16)
     np.testing.assert_array_equal(params.weights["fc"]["kernel"], written.astype(jnp.float32))
     assert validate(tmp_path / "head", engines=["sglang"], target=model.config) == []
+
+
+def test_a_one_pass_head(task: Task, whole: Path, tmp_path: Path) -> None:
+    """From the features that an EAGLE-3 head has left, with the real tau; exported, it loads and goes on."""
+    questions = write_lines(tmp_path / "questions.jsonl", [{"question_id": 1, "turns": ["Add"]}] * 2)
+    given = [f"--features={whole / 'features'}", f"--prompts_file={questions}"]
+    assert run(task, tmp_path, *given, f"--export={tmp_path / 'head'}", kind="one_pass") == 0
+    lines = metrics(tmp_path)
+    assert [line["kind"] for line in lines] == ["train", "train", "heldout", "real"]
+    assert all(np.isfinite(line[f"cross_entropy_{slot}"]) for line in lines[:3] for slot in range(3))
+    assert 1 <= lines[3]["tau"] <= 4
+    model = load_target(str(task.target))
+    config, params = load_pretrained_head(str(tmp_path / "head"), model)
+    assert (config.kind, config.num_layers, config.block, config.edge_rank) == ("one_pass", 2, 3, 4)
+    assert params.lm_head is not None
+    assert len(params.lm_head) == DRAFT_SIZE
+    assert float(jnp.abs(params.weights["edges"]["following"]).max()) > 0
+    assert validate(tmp_path / "head", target=model.config) == []
+    more = (f"--config.start.head={tmp_path / 'head'}", "--config.steps=1")
+    assert run(task, tmp_path / "more", given[0], *more, kind="one_pass") == 0
 
 
 def test_a_trained_head_goes_on(task: Task, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
