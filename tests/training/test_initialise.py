@@ -1,15 +1,20 @@
 """The head before its first step, and how Muon reads its weights."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eagle_jax.models.block_head import BlockHead, make_block_head
+from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.training import initialise, step
 from eagle_jax.types import Params
+from tests.models.passes import whole_pass
+from tests.tolerance import assert_close, layer_terms
 from tests.training import small
 
 LAYER = 1
@@ -76,6 +81,49 @@ def test_a_layer_of_another_shape_is_refused() -> None:
         initialise.initial_weights(head, config, params, 0, layer=-1)
     with pytest.raises(ValueError, match="the target has 3 layers, none of index 3"):
         initialise.initial_weights(head, small.model()[0], small.model()[2], 0, layer=3)
+
+
+def block_head(target: ModelConfig, **sizes: Any) -> BlockHead:
+    """A one-pass head for a target of `small.model`'s kind."""
+    return make_block_head(initialise.head_config(target, "one_pass", block=4, edge_rank=2, **sizes), small.model()[1])
+
+
+@pytest.mark.parametrize("family", [{}, {"qk_norm": True, "qkv_bias": True}], ids=["Llama", "Qwen"])
+def test_a_one_pass_head_starts_as_the_end_of_its_target(
+    family: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers are the target's last three; the first makes of the taps the keys and values that the target has."""
+    monkeypatch.setattr(initialise, "OTHER_FEATURES", 0.0)
+    config, _, params = small.model(num_layers=7, **family)
+    head = block_head(config)
+    weights = initialise.initial_weights(head, config, params, 0, layer=-1, feature_sizes=[2.0, 3.0, 0.5])
+    for name, index in (("layers_0", 4), ("layers_1", 5), ("layers_2", 6)):
+        assert jax.tree.structure(weights[name]) == jax.tree.structure(params[f"layers_{index}"])
+        jax.tree.map(np.testing.assert_array_equal, weights[name], params[f"layers_{index}"])
+    np.testing.assert_array_equal(weights["norm"]["weight"], params["norm"]["weight"])
+    output, _ = whole_pass(small.model(num_layers=7, **family)[1], params, jnp.asarray(TOKENS))
+    head_params = HeadParams(weights)
+    keys, values = head.context(head_params, head.fuse(head_params, output.taps), jnp.arange(9)[None])
+    terms = 7 * layer_terms(config, 9)
+    assert_close((keys[0], values[0]), (output.keys[4], output.values[4]), terms)
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(weights)]
+    assert len(set(buffers)) == len(buffers)  # training donates them
+
+
+def test_sizes_and_layers_of_a_one_pass_head() -> None:
+    config, _, params = small.model()
+    made = initialise.head_config(config, "one_pass")
+    assert (made.num_layers, made.block, made.edge_rank) == (3, 8, 64)
+    with pytest.raises(ValueError, match="an eagle3 head has no block, got 4"):
+        initialise.head_config(config, "eagle3", block=4)
+    with pytest.raises(ValueError, match="the target has 3 layers, none of index 1 with 2 before it"):
+        initialise.initial_weights(block_head(config), config, params, 0, layer=1)
+    with pytest.raises(ValueError, match="the target has 3 layers, none of index -2 with 2 before it"):
+        initialise.initial_weights(block_head(config), config, params, 0, layer=-2)
+    two = initialise.initial_weights(block_head(config, num_layers=2), config, params, 0, layer=1)
+    jax.tree.map(np.testing.assert_array_equal, two["layers_0"], params["layers_0"])
+    size = np.sqrt(np.mean(np.square(params["embed_tokens"])))
+    assert 0.5 * size < float(jnp.sqrt(jnp.mean(two["mask"] ** 2))) < 2 * size
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
