@@ -12,13 +12,15 @@ import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
-from eagle_jax.models.draft_head import Head, HeadParams, make_head
+from eagle_jax.models.block_head import BlockHead, make_any_head
+from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.sharding import active, head_shardings, make_mesh, place, place_rows, place_weights, target_shardings
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.training import initialise
 from eagle_jax.training import step as steps
 from eagle_jax.training.data import make_iterator, pack
 from eagle_jax.training.loop import LoopConfig, Outcome, train
+from eagle_jax.training.recipes.block_recipe import BlockConfig, make_block_recipe
 from eagle_jax.training.recipes.feature_recipe import FeatureConfig, make_feature_recipe
 from eagle_jax.training.recipes.unroll_recipe import UnrollConfig, make_unroll_recipe
 from eagle_jax.training.records import Recipe, Vocabulary
@@ -34,13 +36,13 @@ EXAMPLES = [small.document(seed, 12 + seed % 5, 4) for seed in range(32)]
 CONFIG, TARGET, PARAMS = tiny_transformer(num_heads=8, num_kv_heads=4)
 OPTIMIZER, _ = steps.make_optimizer(steps.OptimizerConfig(steps=STEPS, learning_rate=3e-3))
 
-Kind = Literal["eagle", "eagle3"]
+Kind = Literal["eagle", "eagle3", "one_pass"]
 
 
 class Subject(NamedTuple):
     """A head that is trained, and how."""
 
-    head: Head
+    head: Head | BlockHead
     weights: Params
     vocabulary: Vocabulary
     recipe: Recipe
@@ -50,13 +52,15 @@ class Subject(NamedTuple):
 @functools.cache
 def subject(kind: Kind) -> Subject:
     """A random head with the recipe of its kind; the step takes two micro-batches."""
-    head = make_head(initialise.head_config(CONFIG, kind), TARGET)
+    sizes = {"num_layers": 1, "block": 3, "edge_rank": 2} if kind == "one_pass" else {}
+    head: Any = make_any_head(initialise.head_config(CONFIG, kind, **sizes), TARGET)
     ranks = np.random.default_rng(0).permutation(CONFIG.vocab_size).astype(np.int32)
-    recipe = (
-        make_unroll_recipe(head, UnrollConfig(num_steps=2, chunk=16))
-        if kind == "eagle3"
-        else make_feature_recipe(head, FeatureConfig(chunk=16))
-    )
+    recipes = {
+        "eagle": lambda: make_feature_recipe(head, FeatureConfig(chunk=16)),
+        "eagle3": lambda: make_unroll_recipe(head, UnrollConfig(num_steps=2, chunk=16)),
+        "one_pass": lambda: make_block_recipe(head, BlockConfig(num_anchors=4, chunk=16)),
+    }
+    recipe = recipes[kind]()
     return Subject(
         head=head,
         weights=nn.unbox(head.init(jax.random.key(0))),
@@ -112,6 +116,14 @@ def test_losses_of_the_feature_recipe(tmp_path: Path) -> None:
     """Its noise is that of one device too."""
     run(tmp_path / "one", None, kind="eagle")
     run(tmp_path / "mesh", make_mesh(4, 2), kind="eagle")
+    assert_same(losses(tmp_path / "mesh"), losses(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("split_head", [False, True])
+def test_losses_of_the_one_pass_recipe(tmp_path: Path, split_head: bool) -> None:
+    """Its anchors are those of one device, and so are the sums for the tables of its edges."""
+    run(tmp_path / "one", None, kind="one_pass")
+    run(tmp_path / "mesh", make_mesh(4, 2), kind="one_pass", split_head=split_head)
     assert_same(losses(tmp_path / "mesh"), losses(tmp_path / "one"))
 
 
