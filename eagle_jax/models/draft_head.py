@@ -24,7 +24,7 @@ A kind of head is a row in each of four tables: what it computes (`HEAD_KINDS`),
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -252,7 +252,7 @@ class HeadKind(NamedTuple):
     fc_bias: bool  # of heads that are trained here, as published ones have it
     norms: tuple[str, ...] = ()  # those of `NORMS` that its module computes
     drafts_blocks: bool = False  # one pass predicts several tokens (`block_head`); else a pass a token (`Head.step`)
-    sizes: Mapping[str, int] = {}  # fields of `HeadConfig` of heads that are trained here
+    sizes: Mapping[str, Any] = {}  # fields of `HeadConfig` of heads that are trained here
 
     def feature_width(self, target_width: int, num_taps: int) -> int:
         """Width of what `features_of` gives."""

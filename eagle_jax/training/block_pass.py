@@ -112,7 +112,8 @@ def _attend(
     """What the slots of all blocks gather, [B, A * S, H, D]; some anchors after others."""
     size, num_anchors, _ = visible.shape
     split = (size, num_anchors, len(seen))
-    blocks = _Blocks(*(x.reshape(*split, *x.shape[2:]) for x in (queries, keys, values)), visible)
+    own = [x.reshape(*split, *x.shape[2:]) for x in (queries, keys, values)]
+    blocks = _Blocks(own[0], own[1], own[2], visible)
     attend = jax.checkpoint(functools.partial(_attend_some, context=context, seen=seen))
     if num_anchors <= at_a_time:
         return attend(blocks).reshape(queries.shape)

@@ -9,7 +9,7 @@ are wanted the same chunk yields them at once. The LM heads are frozen; `after` 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,11 +105,13 @@ def _scan(
 ) -> dict[str, jax.Array]:
     """`_scan_rows`, on a mesh by groups of devices."""
     names = ("cross_entropy", "choice", "value", *(TRAINED if grads else ()))
+    once = {"after", "lm_head", "teacher_lm_head"}  # the same in every group
+    specs: Any = [EVERYWHERE if name in once else ROWS for name in EdgeRows._fields]
     scan = by_group(
         functools.partial(_scan_rows, base_weight=base_weight, chunk=chunk, grads=grads),
         len(weights),
-        in_specs=(EdgeRows(ROWS, ROWS, EVERYWHERE, EVERYWHERE, ROWS, EVERYWHERE), ROWS),
-        out_specs={name: EVERYWHERE if name == "after" else ROWS for name in names},
+        in_specs=(EdgeRows(*specs), ROWS),
+        out_specs={name: EVERYWHERE if name in once else ROWS for name in names},
     )
     return scan(rows, weights)
 

@@ -7,6 +7,7 @@ features.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def head_config(
     norm_before_residual: bool = False,
     norm_before_fc: bool = False,
     taps: Sequence[int] = (),
-    **sizes: int,
+    **sizes: Any,
 ) -> HeadConfig:
     """A head shaped like one layer of its target, but a layer of Llama, as engines load it.
 
@@ -225,9 +226,9 @@ def _like_layer(weights: Params, target: ModelConfig, target_params: Params, ind
         attention[name] = {**biases, "kernel": rows.at[-kernel.shape[0] :].set(kernel)}
     copied = {**weights, "self_attn": attention}
     for name in ("mlp", "post_attention_layernorm"):
-        here, there = ([x.shape for x in jax.tree.leaves(tree[name])] for tree in (weights, source))
-        if here != there:
-            raise ValueError(f"{name} of the head is {here}, of the target's layer {index} {there}")
+        here, theirs = ([x.shape for x in jax.tree.leaves(tree[name])] for tree in (weights, source))
+        if here != theirs:
+            raise ValueError(f"{name} of the head is {here}, of the target's layer {index} {theirs}")
         copied[name] = source[name]
     return copied if norm is None else {**copied, norm: source["input_layernorm"]}
 

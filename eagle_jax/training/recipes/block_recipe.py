@@ -33,7 +33,7 @@ from eagle_jax.types import Params
 class BlockConfig:
     """Knobs of the recipe."""
 
-    num_anchors: int = 64  # blocks a packed row
+    num_anchors: int = 128  # blocks a packed row
     base_weight: float = 0.5  # of the logits without edges
     chunk: int | None = None  # rows whose logits exist at a time; None: by platform
     at_a_time: int = 64  # anchors whose attention scores exist at a time
