@@ -34,6 +34,9 @@ def sweep(add: Callable[..., None]) -> None:
         tree: dict[str, Any] = {"method.nodes": nodes, "method.depth": 7, "method.top_k": 8}
         _with_noise(add, f"no edges, {nodes} nodes", {**tree, "method.edges": False}, levels=(0, 1))
         _with_noise(add, f"edges, {nodes} nodes", tree, levels=(0, 1, 2))
+    for predecessors in (8, 16, 64):  # 32 above; with 64, the complete shortlist, levels 1 and 2 are one
+        more: dict[str, Any] = {"method.nodes": 32, "method.depth": 7, "method.top_k": 8}
+        add(label=f"edges, 32 nodes, {predecessors} predecessors", **more, **{"method.predecessors": predecessors})
 
 
 def _with_noise(add: Callable[..., None], name: str, draft: dict[str, Any], levels: tuple[int, ...]) -> None:

@@ -42,6 +42,7 @@ from eagle_jax.types import DraftTree, KVCache, Params
 SIZES = (
     Size("edges", "children depend on the node above; else they are the same below all nodes of a depth", least=0),
     Size("noise_level", "shared noise decides 0 children, 1 confidence too, 2 predecessors too", least=0),
+    Size("predecessors", "tokens of a depth that have children, at most"),
     Size("spine", "the chain of first children is in the tree in any case", least=0),
 )
 """Settings beside the tree's sizes that a user may choose."""
@@ -208,7 +209,7 @@ def make_one_pass(
     edges: bool = True,
     noise_level: int = 2,
     beam: int = 16,
-    predecessors: int = 16,
+    predecessors: int = 32,
     shortlist: int = 64,
     spine: bool = True,
 ) -> Drafter:

@@ -304,7 +304,7 @@ def test_a_head_with_a_window_sees_what_stands_in_it(forgotten: int, same: bool)
         ((8, -1, 2), {}, "depth must be at least 0, got -1"),
         ((8, 2, 2), {"beam": 0}, "beam must be at least 1, got 0"),
         ((8, 2, 2), {"noise_level": 3}, r"noise_level is one of \(0, 1, 2\), got 3"),
-        ((8, 2, 2), {"shortlist": 15}, "a shortlist of 15 tokens is too short for top_k 2 and 16 predecessors"),
+        ((8, 2, 2), {"shortlist": 31}, "a shortlist of 31 tokens is too short for top_k 2 and 32 predecessors"),
         ((8, 2, 1), {}, "nodes - 1 is 7, but depth 2, top_k 1 and beam 16 find only 3 nodes"),
     ],
 )
