@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",  # programs are small, and another worker has the other core
         *(f"--{name}={str(value).lower()}" for name, value in fusion_emitters(False).items()),
     ]
 )
