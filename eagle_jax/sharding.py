@@ -31,6 +31,7 @@ from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.models.experts import WEIGHTS_AXIS
 from eagle_jax.models.transformer import param_shapes
+from eagle_jax.platforms import platform
 from eagle_jax.sampling import ROWS_AXIS
 from eagle_jax.types import KVCache, Params
 
@@ -228,7 +229,7 @@ def over_rows(
     """
     num_rows = rows.shape[0]
     (order,) = jnp.nonzero(rows, size=num_rows, fill_value=num_rows)
-    chunk = chunk or ROWS_AT_A_TIME.get(jax.default_backend(), MOST_ROWS_AT_A_TIME)
+    chunk = chunk or ROWS_AT_A_TIME.get(platform(), MOST_ROWS_AT_A_TIME)
     order = jnp.pad(order, (0, -num_rows % chunk), constant_values=num_rows)
     num_chunks = (rows.sum() + chunk - 1) // chunk
     if axis is not None:

@@ -15,7 +15,7 @@ FOLDERS = ("eagle_jax", "experiments", "configs")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 LAYERS = [
-    ["eagle_jax.types", "eagle_jax.files", "eagle_jax.processes"],
+    ["eagle_jax.types", "eagle_jax.files", "eagle_jax.processes", "eagle_jax.platforms"],
     ["eagle_jax.journal"],
     ["eagle_jax.kernels"],
     ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],

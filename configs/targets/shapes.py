@@ -57,11 +57,13 @@ def _gemma3(
     return _row(width, mlp_width, layers, heads, kv_heads, parameters, **(fields | more))
 
 
+_SMOLLM2 = {"vocab_size": 49152, "max_positions": 8192, "norm_eps": 1e-5, "rope_theta": 1e5, "tie_embeddings": True}
 _GEMMA3_1B = {"vocab_size": 262144, "max_positions": 32768, "rope_scaling": RopeScaling(), "window": 512}
 _GEMMA3_27B = {"head_dim": 128, "query_pre_attn_scalar": 168.0}
 
 TARGETS: dict[str, Published] = {
     #                    width    mlp  L   H   K      parameters
+    "smollm2-135m": _row(576, 1536, 30, 9, 3, 134_515_008, **_SMOLLM2),
     "llama2-7b": _row(4096, 11008, 32, 32, 32, 6_738_415_616, **_LLAMA2),
     "llama2-13b": _row(5120, 13824, 40, 40, 40, 13_015_864_320, **_LLAMA2),
     "llama2-70b": _row(8192, 28672, 80, 64, 8, 68_976_648_192, **_LLAMA2),

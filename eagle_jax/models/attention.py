@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eagle_jax.kernels import tree_attention as kernels
+from eagle_jax.platforms import platform
 
 BLOCKS = {"gpu": 2048}
 """Prefix slots handled at a time, by platform: few where the host waits for the length of a loop, else `BLOCK`."""
@@ -98,7 +99,7 @@ def attend(
         return _add_keys(running, _scores(grouped, some_keys, visible), some_values)
 
     capacity = prefix.keys.shape[1]
-    size = min(block or BLOCKS.get(jax.default_backend(), BLOCK), capacity)
+    size = min(block or BLOCKS.get(platform(), BLOCK), capacity)
     if size == capacity:  # one block: no loop, for whose trip count the host of a GPU would have to wait
         running = add_block(jnp.int32(0), running)
     else:

@@ -1,14 +1,16 @@
-"""The devices that programs are compiled for: TPU chips of a named topology, or virtual CPU devices.
+"""The devices that programs are compiled for: TPU chips of a named topology, GPUs, or virtual CPU devices.
 
-A topology is `KIND:LAYOUT`, as in v5p:2x2x2 or v6e:2x4: chips and their arrangement. The TPU compiler comes with the
-package `libtpu` and needs no TPU. `cpu:8` is eight virtual devices of this machine's CPU, to inspect shapes and for
-tests.
+A topology is `KIND:LAYOUT`, as in v5p:2x2x2 or v6e:2x4: chips and their arrangement, of GPUs their number, as in h200:8.
+The TPU compiler comes with the package `libtpu` and needs no TPU, that for GPUs with the CUDA plugin of jax; it needs
+no GPU but a description of one (`devices/`). `cpu:8` is eight virtual devices of this machine's CPU, to inspect shapes
+and for tests.
 """
 
 import contextlib
 import importlib.util
 import math
 import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from jax.experimental import topologies
 from eagle_jax.checkpoint.pretrained import PIP_INSTALL
 
 GIB = 2**30
+DEVICES = pathlib.Path(__file__).parent / "devices"
+"""Descriptions of GPUs for the compiler."""
 LIBTPU = "jax[tpu]>=0.10.2"
 """The requirement that brings the TPU compiler."""
 
@@ -48,6 +52,18 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+# NVIDIA's data sheets of H100 and H200 SXM: dense bfloat16, 18 links of NVLink 4 through a switch, so all at a time.
+NVLINK = 4.5e11
+GPUS: dict[str, Chip] = {
+    "h100": Chip(989e12, 80e9, 3350e9, NVLINK, (8,), {}, ("1", "2", "4", "8")),
+    "h200": Chip(989e12, 141e9, 4800e9, NVLINK, (8,), {}, ("1", "2", "4", "8")),
+}
+
+CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+CUDA_PLUGIN = "jax[cuda13-local]>=0.11"
+"""The requirement that brings the compiler for GPUs, without the libraries that running needs."""
+
+
 class Topology(NamedTuple):
     """Devices to compile for."""
 
@@ -56,22 +72,29 @@ class Topology(NamedTuple):
     chip: Chip | None  # None: a CPU
     links: int  # of a chip that collectives can use
 
+    @property
+    def platform(self) -> str:
+        """As jax names it."""
+        platform: str = self.devices[0].platform
+        return platform
+
 
 def get_topology(name: str) -> Topology:
     """The devices of a named topology.
 
     Raises:
-      ValueError: an unknown kind, a layout that the compiler does not know, TPUs without `libtpu`, or more CPU devices
-        than there are.
+      ValueError: an unknown kind, a layout that the compiler does not know, TPUs without `libtpu`, GPUs without the CUDA
+        plugin, or more CPU devices than there are.
     """
     kind, _, layout = name.partition(":")
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or kind not in (*CHIPS, "cpu"):
-        raise ValueError(
-            f"topology {name!r} is not KIND:LAYOUT, as v5p:2x2x2 or cpu:8; kinds are {', '.join(CHIPS)}, cpu"
-        )
+    kinds = (*CHIPS, *GPUS, "cpu")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or kind not in kinds:
+        raise ValueError(f"topology {name!r} is not KIND:LAYOUT, as v5p:2x2x2 or cpu:8; kinds are {', '.join(kinds)}")
     sizes = tuple(map(int, layout.split("x")))
     if kind == "cpu":
         return Topology(name, _cpus(math.prod(sizes)), None, 1)
+    if kind in GPUS:
+        return Topology(name, _gpus(name, kind, math.prod(sizes)), GPUS[kind], 1)
     chip = CHIPS[kind]
     return Topology(name, _tpus(name, sizes, chip), chip, links_of(sizes))
 
@@ -110,3 +133,12 @@ def _tpus(name: str, sizes: tuple[int, ...], chip: Chip) -> Sequence[jax.Device]
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"the TPU compiler knows no topology {name}: {error}") from error
+
+
+def _gpus(name: str, kind: str, count: int) -> Sequence[jax.Device]:
+    if not any(map(importlib.util.find_spec, CUDA_PLUGINS)):
+        raise ValueError(
+            f'topology {name} needs the CUDA plugin of jax, which is not installed: {PIP_INSTALL} "{CUDA_PLUGIN}"'
+        )
+    described = (DEVICES / f"{kind}.txtpb").read_text(encoding="utf-8")
+    return topologies.get_topology_desc("", "cuda", topology=f"1x1x{count}", target_config=described).devices

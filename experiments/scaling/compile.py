@@ -1,9 +1,12 @@
-"""Compile the programs of a published target for TPUs without a TPU: memory, work and traffic of each device.
+"""Compile the programs of a published target for TPUs or GPUs that are not there: memory, work, traffic of each device.
 
     python -m experiments.scaling.compile --target_config=llama3-70b --topology=v5p:2x2x2 --mesh=1x8
+    python -m experiments.scaling.compile --target_config=llama3-8b --topology=h200:1 --mesh=1x1 --programs=decode,plain
 
-No weights are read or made. TPU topologies need the package libtpu; --topology=cpu:8 compiles for virtual CPU devices,
-whose bytes of weights and caches are the same. --num_layers=2 is quick. docs/scaling.md explains the numbers.
+No weights are read or made. TPU topologies need the package libtpu, those of GPUs the CUDA plugin of jax;
+--topology=cpu:8 compiles for virtual CPU devices, whose bytes of weights and caches are the same. --num_layers=2 is
+quick; for GPUs --from_layers=3 compiles programs of 3 and 4 layers and gives the counts of all of them.
+docs/scaling.md explains the numbers.
 """
 
 import dataclasses
@@ -18,14 +21,15 @@ from absl import flags
 from jax.sharding import Mesh
 
 from configs.targets.shapes import TARGETS, get_target
-from eagle_jax import sharding
+from eagle_jax import platforms, sharding
 from eagle_jax.evaluation.summary import markdown_table
 from eagle_jax.files import local, read_jsonl, with_fields
 from eagle_jax.provenance import git_commit
 from experiments.cli import launch
 from experiments.cli.methods import HEAD_METHODS
-from experiments.scaling.chips import GIB, Topology, get_topology
+from experiments.scaling.chips import GIB, GPUS, Topology, get_topology
 from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible
+from experiments.scaling.gpu_cost import bound_of, count_launches, estimate_of, extrapolated
 from experiments.scaling.programs import PROGRAMS, Setting, Shapes, check_places, clamped, make_shapes
 from experiments.scaling.training_step import lower_train_step
 
@@ -36,7 +40,7 @@ Table = tuple[list[str], list[list[object]]]
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target_config", "llama3-8b", f"shape of the target: {', '.join(TARGETS)}", flag_values=FLAGS)
-text = "devices: KIND:LAYOUT of a TPU, as v5p:2x2x2, v6e:2x4, v5e:4x4, v4:2x2x1, or cpu:N"
+text = "devices: KIND:LAYOUT of a TPU, as v5p:2x2x2, v6e:2x4, v5e:4x4, v4:2x2x1, h200:N, h100:N, or cpu:N"
 flags.DEFINE_string("topology", "cpu:8", text, flag_values=FLAGS)
 flags.DEFINE_string("mesh", "1x8", "DATAxMODEL: devices over which rows and weights are split", flag_values=FLAGS)
 flags.DEFINE_enum("method", "eagle3", list(HEAD_METHODS), "drafting method", flag_values=FLAGS)
@@ -51,6 +55,8 @@ DTYPES = ["float32", "bfloat16", "float16"]
 flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "of weights and caches", flag_values=FLAGS)
 flags.DEFINE_boolean("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
 flags.DEFINE_integer("num_layers", None, "compile with fewer layers of the target", lower_bound=1, flag_values=FLAGS)
+text = "GPUs: compile with this many layers of the target and with one more, extrapolate all counts to all layers"
+flags.DEFINE_integer("from_layers", None, text, lower_bound=3, flag_values=FLAGS)
 text = f"what to compile, of {', '.join(LOWERERS)}; left empty, nothing is compiled and only bytes are counted"
 flags.DEFINE_list("programs", ["prefill", "round", "step", "train"], text, flag_values=FLAGS)
 flags.DEFINE_string("output", "", "file to which one line of JSON is added for each program", flag_values=FLAGS)
@@ -74,13 +80,24 @@ def main() -> None:
     unknown = [name for name in FLAGS.programs if name not in LOWERERS]
     if unknown:
         raise ValueError(f"--programs takes {', '.join(LOWERERS)}, got {', '.join(unknown)}")
+    kind = FLAGS.topology.partition(":")[0]
+    if FLAGS.from_layers and (kind not in GPUS or FLAGS.from_layers >= target.num_layers):
+        raise ValueError(
+            f"--from_layers={FLAGS.from_layers} extrapolates programs for GPUs to the {target.num_layers} layers of a"
+            f" longer target, the topology is {FLAGS.topology}"
+        )
     given = {name: getattr(FLAGS, name) for name in _FIELDS}
     setting = Setting(target=target, **{**given, "context": clamped(FLAGS.context, target)})
     topology = get_topology(FLAGS.topology)
     if topology.chip:  # a program for devices that are not there cannot be read back from the cache
         jax.config.update("jax_enable_compilation_cache", False)
-    mesh = _mesh(topology)
-    shapes = make_shapes(setting, mesh)
+    with platforms.compiling_for(topology.platform):
+        _compile(setting, topology, _mesh(topology))
+
+
+def _compile(setting: Setting, topology: Topology, mesh: Mesh) -> None:
+    """All programs of a setting; prints and appends to --output."""
+    target, shapes = setting.target, make_shapes(setting, mesh)
     held = {
         "target": FLAGS.target_config,
         "num_layers": target.num_layers,
@@ -92,7 +109,7 @@ def main() -> None:
         "memory": memory_of(shapes),
         "least_bytes": {name: least_read(name, shapes, target) for name in LOWERERS},
     }
-    rows = [_row(name, held, shapes, setting, topology, mesh) for name in FLAGS.programs]
+    rows = [_row(name, held, setting, topology, mesh) for name in FLAGS.programs]
     if not rows:
         _append(held)
     tree = f"{held['nodes']}/{held['depth']}/{held['top_k']}" if held["top_k"] else f"{held['nodes']} nodes"
@@ -102,7 +119,10 @@ def main() -> None:
         f"head {'split' if setting.split_head else 'replicated'}"
     )
     print("\n" + markdown_table(*_memory(held, topology)))
-    for table in (_programs, _collectives) if rows else ():
+    if FLAGS.from_layers:
+        print(f"\ncounts from programs of {FLAGS.from_layers} and {FLAGS.from_layers + 1} layers")
+    tables = (_programs, _collectives, *([_launches, _moved] if _is_gpu(topology) else []))
+    for table in tables if rows else ():
         print("\n" + markdown_table(*table(rows)))
 
 
@@ -154,17 +174,42 @@ def _mesh(topology: Topology) -> Mesh:
     return sharding.make_mesh(data, model, list(topology.devices))
 
 
-def _row(name: str, held: Row, shapes: Shapes, setting: Setting, topology: Topology, mesh: Mesh) -> Row:
+def _is_gpu(topology: Topology) -> bool:
+    return topology.chip in GPUS.values()
+
+
+def _row(name: str, held: Row, setting: Setting, topology: Topology, mesh: Mesh) -> Row:
     """Compile one program; the row that describes it."""
+    least = held["least_bytes"][name]
     with launch.status(f"Compiling {name}"):
-        with sharding.active(mesh):
-            lowered = LOWERERS[name](shapes, setting, mesh)
-        check = functools.partial(check_places, shapes) if name == "prefill" else None
-        counted = compile_and_count(lowered, topology, mesh.size, held["least_bytes"][name], check)
-    versions = {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu") if topology.chip else None}
-    row = {**held, "program": name, **versions, **counted, "least_bytes": held["least_bytes"][name]}
+        if FLAGS.from_layers:
+            few, more = (_count(name, least, _shorter(setting, extra), topology, mesh) for extra in (0, 1))
+            counted = extrapolated(few, more, setting.target.num_layers - FLAGS.from_layers)
+        else:
+            counted = _count(name, least, setting, topology, mesh)
+    libtpu = importlib.metadata.version("libtpu") if topology.platform == "tpu" else None
+    versions = {"jax": jax.__version__, "libtpu": libtpu, "from_layers": FLAGS.from_layers}
+    row = {**held, "program": name, **versions, **counted, "least_bytes": least}
+    if _is_gpu(topology):
+        row["bounds"] = {kind: [bound_of(kind, row), estimate_of(kind, row)] for kind in GPUS}
     _append(row)
     return row
+
+
+def _shorter(setting: Setting, extra: int) -> Setting:
+    """With few layers of the target, of which the head fuses three different ones, as of all of them."""
+    target = dataclasses.replace(setting.target, num_layers=FLAGS.from_layers + extra, tap_layers=(0, 1, 2))
+    return dataclasses.replace(setting, target=target)
+
+
+def _count(name: str, least_bytes: int, setting: Setting, topology: Topology, mesh: Mesh) -> Row:
+    """Compile one program of a setting and count."""
+    shapes = make_shapes(setting, mesh)
+    with sharding.active(mesh):
+        lowered = LOWERERS[name](shapes, setting, mesh)
+    check = functools.partial(check_places, shapes) if name == "prefill" else None
+    count = (lambda text: count_launches(name, text, shapes)) if _is_gpu(topology) else None
+    return compile_and_count(lowered, topology, mesh.size, least_bytes, check, count)
 
 
 def _append(row: Row) -> None:
@@ -214,6 +259,38 @@ def _collectives(rows: list[Row]) -> Table:
         ]
         for row in rows
         for one in row.get("collectives", ())
+    ]
+
+
+def _launches(rows: list[Row]) -> Table:
+    """What a GPU and its host do in a round, a chunk of a prompt or a call."""
+    header = ["program", "kernels", "host reads", "sampled", "of a call", "caches written", "weights written"]
+    header += [f"ms, {what} {kind}" for kind in GPUS for what in ("bound", "estimate")] + ["products"]
+    return header, [
+        [
+            row["program"],
+            row["kernels"],
+            row["host_reads"],
+            f"{row['sampled']['kernels']}, {row['sampled']['host_reads']}",
+            row["call_kernels"],
+            row["rewrites"]["caches"],
+            row["rewrites"]["weights"],
+            *(f"{1e3 * seconds:.2f}" for kind in GPUS for seconds in row["bounds"][kind]),
+            ", ".join(f"{kind} {count}" for kind, count in row["products"].items()),
+        ]
+        for row in rows
+    ]
+
+
+def _moved(rows: list[Row]) -> Table:
+    """Kernels, and megabytes that they take and give, by part."""
+    parts = list(dict.fromkeys(part for row in rows for part in row["launches"]))
+    return ["kernels, MB", *parts], [
+        [
+            row["program"],
+            *(f"{row['launches'].get(part, 0)}, {row['moved_bytes'].get(part, 0) / 1e6:.1f}" for part in parts),
+        ]
+        for row in rows
     ]
 
 

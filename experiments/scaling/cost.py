@@ -22,6 +22,7 @@ from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import head_kind
 from experiments.scaling.chips import Topology
 from experiments.scaling.collectives import bytes_sent, layer_sums, read_collectives, table
+from experiments.scaling.gpu_cost import OPTIONS
 from experiments.scaling.programs import Shapes
 
 REFUSED = "RESOURCE_EXHAUSTED"
@@ -49,7 +50,7 @@ def memory_of(shapes: Shapes) -> dict[str, int]:
 def experts_left_alone(program: str, shapes: Shapes, target: ModelConfig) -> int:
     """Bytes of the experts of a device that no token of a pass chooses, on average; prefill and training read all."""
     experts, nodes = target.experts, {"step": 1, "one": 1, "round": shapes.models.drafter.nodes}
-    nodes["pass"] = nodes["round"]
+    nodes |= {"pass": nodes["round"], "decode": nodes["round"], "plain": 1}
     if experts is None or program not in nodes:
         return 0
     rows = shapes.state.text.sharding.shard_shape(shapes.state.text.shape)[0]
@@ -59,7 +60,7 @@ def experts_left_alone(program: str, shapes: Shapes, target: ModelConfig) -> int
 
 
 def least_read(program: str, shapes: Shapes, config: ModelConfig) -> int:
-    """Bytes of its memory that a device reads at least, with full caches; `prefill`: for one chunk."""
+    """Bytes of its memory that a device reads at least, with full caches: of `prefill` one chunk, of loops one round."""
     params, state = shapes.models.target_params, shapes.state
     gathered = device_bytes(params["embed_tokens"]) if "lm_head" in params else 0  # tied: the LM head reads all of it
     gathered += experts_left_alone(program, shapes, config)
@@ -68,6 +69,7 @@ def least_read(program: str, shapes: Shapes, config: ModelConfig) -> int:
     return {
         "prefill": target + observed,
         "round": target + observed + drafted,
+        "decode": target + observed + drafted,
         "train": device_bytes(params) - gathered,
     }.get(program, target)
 
@@ -94,8 +96,11 @@ def compile_and_count(
     devices: int,
     least_bytes: int,
     check: Callable[[jax.stages.Compiled], None] | None = None,
+    count: Callable[[str], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Compile one program for `devices` of a topology, each of which reads `least_bytes`; `check` inspects it.
+
+    `count` adds fields that it reads from the text of a program for GPUs, for which the compiler counts no work.
 
     Returns:
       `compile_seconds`; `fits`, with `refusal` where it does not; bytes of a device: `argument_bytes`, `output_bytes`
@@ -106,7 +111,7 @@ def compile_and_count(
     """
     started = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(OPTIONS if count else None)
     except jax.errors.JaxRuntimeError as error:
         if REFUSED not in str(error):
             raise
@@ -122,13 +127,18 @@ def compile_and_count(
         "code_bytes": stats.generated_code_size_in_bytes,
     }
     row["peak_bytes"] = sum(row[name] for name in ("argument_bytes", "output_bytes", "temporary_bytes", "code_bytes"))
-    row["fits"] = True if topology.chip else None  # for a TPU the compiler would have refused
-    return row | _work(compiled, topology, devices, least_bytes)
+    # For a TPU the compiler would have refused.
+    row["fits"] = row["peak_bytes"] <= topology.chip.hbm if topology.chip and count else True if topology.chip else None
+    text = compiled.as_text() or ""
+    counted = count(text) if count else {}
+    analysis = counted if count else compiled.cost_analysis() or {}
+    return row | _work(analysis, text, topology, devices, least_bytes) | counted
 
 
-def _work(compiled: jax.stages.Compiled, topology: Topology, devices: int, least_bytes: int) -> dict[str, Any]:
-    analysis = compiled.cost_analysis() or {}
-    collectives = read_collectives(compiled.as_text() or "")
+def _work(
+    analysis: dict[str, Any], text: str, topology: Topology, devices: int, least_bytes: int
+) -> dict[str, Any]:
+    collectives = read_collectives(text)
     flops, sent = analysis.get("flops", 0.0), bytes_sent(collectives, devices)
     return {
         "flops": flops,

@@ -6,6 +6,7 @@ arguments are not dropped (`keep_unused`), because a device holds them all the s
     prefill   reads a prompt chunk by chunk; a loop over one chunk's pass
     round     draft, verify, commit, observe
     step      the same without a draft: a round of plain decoding
+    decode, plain     the loops over rounds of both kinds, as `eagle_jax.decode` compiles them
     pass, one the target alone over the nodes of the tree, and over one token: layers and logits
 """
 
@@ -22,9 +23,9 @@ from jax.sharding import AbstractMesh, Mesh
 from configs.targets.shapes import DRAFT_VOCAB, head_of
 from eagle_jax import sharding
 from eagle_jax.checkpoint.head_formats import HEAD_FORMATS
-from eagle_jax.decode import DecodeState, Models, one_round, prefill
+from eagle_jax.decode import DecodeState, Models, decode, one_round, prefill
 from eagle_jax.drafters import make_vanilla
-from eagle_jax.generator import default_chunk
+from eagle_jax.generator import ALL_ROUNDS, default_chunk
 from eagle_jax.models.block_head import BlockHead, make_any_head
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams
@@ -181,6 +182,18 @@ def _step(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
     return _round_of(shapes.plain, shapes.plain_state, shapes.sampling)
 
 
+def _loop_of(models: Models, state: DecodeState, sampling: Sampling, split: Split) -> jax.stages.Lowered:
+    return decode.lower(models, state, sampling, ALL_ROUNDS, split=split)
+
+
+def _decode(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    return _loop_of(shapes.models, shapes.state, shapes.sampling, shapes.split)
+
+
+def _plain(shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    return _loop_of(shapes.plain, shapes.plain_state, shapes.sampling, shapes.split)
+
+
 def _pass_over(count: int, shapes: Shapes, setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
     target = shapes.models.target
 
@@ -208,6 +221,8 @@ PROGRAMS: dict[str, Callable[[Shapes, Setting, Mesh], jax.stages.Lowered]] = {
     "prefill": _prefill,
     "round": _round,
     "step": _step,
+    "decode": _decode,
+    "plain": _plain,
     "pass": _pass,
     "one": _one,
 }
