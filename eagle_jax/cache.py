@@ -5,22 +5,37 @@ pass returned and written contiguously after the old ones. RoPE stays right, bec
 its offset in the text.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
+from eagle_jax.platforms import platform
 from eagle_jax.types import KVCache
+
+HEADS_FIRST = ("gpu",)
+"""Platforms whose caches are [B, K, S, D]. Products on GPUs have rows and heads as their outer axes: XLA would transpose
+every cache at the start of a call and back at its end. A CPU attends to few queries faster with slots first."""
 
 
 def init_cache(
-    num_layers: int, batch: int, capacity: int, num_kv_heads: int, head_dim: int, dtype: jnp.dtype
+    num_layers: int,
+    batch: int,
+    capacity: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    heads_first: bool | None = None,
 ) -> KVCache:
-    """An empty cache of `capacity` slots for each of `batch` rows."""
-    shape = (batch, capacity, num_kv_heads, head_dim)
-    layers = range(num_layers)
+    """An empty cache of `capacity` slots for each of `batch` rows; by platform `heads_first`, where left out."""
+    heads_first = platform() in HEADS_FIRST if heads_first is None else heads_first
+    sizes = (num_kv_heads, capacity) if heads_first else (capacity, num_kv_heads)
+    shape, layers = (batch, *sizes, head_dim), range(num_layers)
     return KVCache(
         keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
         values=tuple(jnp.zeros(shape, dtype) for _ in layers),
         length=jnp.zeros((batch,), jnp.int32),
+        heads_first=heads_first,
     )
 
 
@@ -35,16 +50,24 @@ def count_after(count: jax.Array, read: jax.Array) -> jax.Array:
     return jnp.where(read, count, 0)
 
 
-def append(old: jax.Array, new: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:
+def append(
+    old: jax.Array, new: jax.Array, start: jax.Array, count: jax.Array, heads_first: bool = False
+) -> jax.Array:
     """`old` [B, S, ...] with the first `count` i32[B] of `new` [B, P, ...] written from slot `start` i32[B] on.
 
-    Entries that do not fit are dropped. The scatter is vmapped over rows, so that a batch sharded over devices needs no
-    communication.
+    With `heads_first` both have their axis of slots third. Entries that do not fit are dropped. The scatter is vmapped
+    over rows, so that a batch sharded over devices needs no communication.
     """
-    steps = jnp.arange(new.shape[1])[None, :]
+    axis = 2 if heads_first else 1
+    steps = jnp.arange(new.shape[axis])[None, :]
     # Entries from `count` on get a slot out of range, which the scatter drops.
-    slots = jnp.where(steps < count[:, None], start[:, None] + steps, old.shape[1])
-    return jax.vmap(lambda row, values, at: row.at[at].set(values, mode="drop"))(old, new, slots)
+    slots = jnp.where(steps < count[:, None], start[:, None] + steps, old.shape[axis])
+
+    def written(row: jax.Array, values: jax.Array, at: jax.Array) -> jax.Array:
+        place = row.at[:, at] if heads_first else row.at[at]
+        return place.set(values, mode="drop")
+
+    return jax.vmap(written)(old, new, slots)
 
 
 def commit(
@@ -65,9 +88,11 @@ def commit(
 
     def grown(old: jax.Array, new: jax.Array) -> jax.Array:
         picked = jnp.take_along_axis(new, jnp.maximum(path, 0)[:, :, None, None], axis=1)
-        return append(old, picked.astype(old.dtype), cache.length, count)
+        picked = picked.swapaxes(1, 2) if cache.heads_first else picked
+        return append(old, picked.astype(old.dtype), cache.length, count, cache.heads_first)
 
-    return KVCache(
+    return dataclasses.replace(
+        cache,
         keys=tuple(map(grown, cache.keys, keys)),
         values=tuple(map(grown, cache.values, values)),
         length=cache.length + count,

@@ -25,6 +25,7 @@ from eagle_jax.cache import append, commit, count_after
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.logprobs import Logprobs, no_logprobs, record
 from eagle_jax.penalties import penalise, penalise_text
+from eagle_jax.platforms import platform
 from eagle_jax.sharding import Split, keep_rows
 from eagle_jax.tree import ancestors, tree_pass
 from eagle_jax.types import NO_TOKEN, DraftTree, KVCache, Params, Sampling, Target, Verdict
@@ -98,7 +99,12 @@ def _ends(token: jax.Array, sampling: Sampling) -> jax.Array:
 def noise_at(
     sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = noises.TARGET_STREAM
 ) -> jax.Array:
-    """`sampling.gumbel` f32[B, P, V], but zeros, which cost nothing, while every row is greedy."""
+    """`sampling.gumbel` f32[B, P, V], but zeros, which cost nothing, while every row is greedy.
+
+    A GPU draws it in less time than its host needs to read whether it should, and temperature 0 leaves nothing of it.
+    """
+    if platform() == "gpu":
+        return noises.gumbel(sampling, positions, vocab_size, stream)
     return lax.cond(
         noises.any_sampled(sampling),
         lambda: noises.gumbel(sampling, positions, vocab_size, stream),

@@ -260,7 +260,9 @@ def choose(logits: jax.Array, noise: jax.Array, sampling: Sampling) -> jax.Array
 
 
 def choose_at(logits: jax.Array, noise: jax.Array, place: jax.Array, sampling: Sampling) -> jax.Array:
-    """As `choose` with noise[b, place[b, n]] for logits[b, n]; skips noise and masks while all rows are greedy.
+    """As `choose` with noise[b, place[b, n]] for logits[b, n]; skips noise and masks where no row has any.
+
+    One branch of three, so that the host of a GPU reads one number (and three more for masks).
 
     Args:
       logits: f32[B, N, V].
@@ -272,15 +274,28 @@ def choose_at(logits: jax.Array, noise: jax.Array, place: jax.Array, sampling: S
       i32[B, N].
     """
 
-    def sampled() -> jax.Array:
-        return choose(logits, jnp.take_along_axis(noise, place[:, :, None], axis=1), sampling)
+    def at_nodes() -> jax.Array:
+        return jnp.take_along_axis(noise, place[:, :, None], axis=1)
 
-    return lax.cond(any_sampled(sampling), sampled, lambda: first_largest(logits))
+    def sampled() -> jax.Array:
+        return first_largest(logits + _per_row(sampling.temperature, logits) * at_nodes())
+
+    is_sampled = any_sampled(sampling)
+    branch = is_sampled.astype(jnp.int32) + (is_sampled & any_masked(sampling))
+    return lax.switch(
+        branch, [lambda: first_largest(logits), sampled, lambda: choose(logits, at_nodes(), sampling)]
+    )
 
 
 def any_sampled(sampling: Sampling) -> jax.Array:
     """Whether any row has a temperature above 0: bool[]."""
     return (sampling.temperature > 0).any()
+
+
+def any_masked(sampling: Sampling) -> jax.Array:
+    """Whether top-k, top-p or min-p excludes tokens of any row that is sampled: bool[]."""
+    masked = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+    return ((sampling.temperature > 0) & masked).any()
 
 
 def first_largest(scores: jax.Array) -> jax.Array:

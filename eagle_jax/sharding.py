@@ -153,7 +153,9 @@ def _row_specs(mesh: Mesh | AbstractMesh, tree: Tree, heads: Any) -> Tree:
     """Specs for arrays with the batch in front; `heads` names the axis of heads in caches."""
 
     def of(node: Any) -> Any:
-        names = ("batch", None, heads) if isinstance(node, KVCache) else ("batch",)
+        names: Names = ("batch",)
+        if isinstance(node, KVCache):
+            names = ("batch", heads) if node.heads_first else ("batch", None, heads)
         return jax.tree.map(lambda x: spec(mesh, names, x.shape), node)
 
     return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, KVCache))

@@ -33,16 +33,26 @@ NO_TOKEN = -1
 
 @struct.dataclass
 class KVCache:
-    """Keys and values of the tokens that one model has read; one pair of arrays a layer (DESIGN 4.3)."""
+    """Keys and values of the tokens that one model has read; one pair of arrays a layer (DESIGN 4.3).
+
+    With `heads_first` arrays are [B, K, S, D], as products on GPUs take them (`cache.HEADS_FIRST`).
+    """
 
     keys: tuple[jax.Array, ...]  # L x [B, S, K, D], after RoPE; slots from `length` on are garbage
     values: tuple[jax.Array, ...]  # L x [B, S, K, D]
     length: jax.Array  # i32[B], tokens held by each row; slot s holds the token at position s
+    heads_first: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def capacity(self) -> int:
         """Number of slots S."""
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[2 if self.heads_first else 1]
+
+    def layer(self, index: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of one layer, [B, S, K, D] each, whatever the order in which they are stored."""
+        pair = self.keys[index], self.values[index]
+        # No array is transposed on a GPU: the compiler reads the stored one in this order.
+        return (pair[0].swapaxes(1, 2), pair[1].swapaxes(1, 2)) if self.heads_first else pair
 
 
 @struct.dataclass

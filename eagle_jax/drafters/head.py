@@ -72,7 +72,7 @@ def observe(
     slots = observation.length[:, None] + steps
     next_tokens = jnp.take_along_axis(observation.text, slots + 1, axis=1, mode="clip")
     embedded = head.embed(params, target_params, next_tokens)
-    prefix = Prefix(state.cache.keys[0], state.cache.values[0], observation.length)
+    prefix = Prefix(*state.cache.layer(0), observation.length)
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (batch, size, size))
 
     def attend_fn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
@@ -134,7 +134,7 @@ def extend(
     mask = jnp.concatenate([above, own], axis=2)
     slots = jnp.broadcast_to(state.cache.length[:, None] + depth - 1, (batch, size))
     stand = jnp.concatenate([fed.slots, slots], axis=1)
-    prefix = Prefix(state.cache.keys[0], state.cache.values[0], state.cache.length)
+    prefix = Prefix(*state.cache.layer(0), state.cache.length)
 
     def attend_fn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         keys = jnp.concatenate([fed.keys, keys.astype(fed.keys.dtype)], axis=1)

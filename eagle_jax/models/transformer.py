@@ -100,7 +100,7 @@ class Transformer(nn.Module):
             attend_fn = functools.partial(
                 attend,
                 mask=block_mask,
-                prefix=Prefix(cache.keys[index], cache.values[index], cache.length),
+                prefix=Prefix(*cache.layer(index), cache.length),
                 positions=positions,
                 window=window,
                 scale=self.config.score_scale,

@@ -185,6 +185,7 @@ def _row(name: str, held: Row, setting: Setting, topology: Topology, mesh: Mesh)
         if FLAGS.from_layers:
             few, more = (_count(name, least, _shorter(setting, extra), topology, mesh) for extra in (0, 1))
             counted = extrapolated(few, more, setting.target.num_layers - FLAGS.from_layers)
+            counted["compile_seconds"] = few["compile_seconds"] + more["compile_seconds"]
         else:
             counted = _count(name, least, setting, topology, mesh)
     libtpu = importlib.metadata.version("libtpu") if topology.platform == "tpu" else None
