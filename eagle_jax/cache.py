@@ -59,13 +59,16 @@ def append(
     over rows, so that a batch sharded over devices needs no communication.
     """
     axis = 2 if heads_first else 1
+    if heads_first and new.shape[axis] == 1:  # XLA takes a write of one entry apart into two kernels
+        new = jnp.pad(new, ((0, 0), (0, 0), (0, 1), (0, 0)))
     steps = jnp.arange(new.shape[axis])[None, :]
     # Entries from `count` on get a slot out of range, which the scatter drops.
-    slots = jnp.where(steps < count[:, None], start[:, None] + steps, old.shape[axis])
+    slots = jnp.where(steps < count[:, None], start[:, None] + steps, old.shape[axis] + steps)
 
     def written(row: jax.Array, values: jax.Array, at: jax.Array) -> jax.Array:
-        place = row.at[:, at] if heads_first else row.at[at]
-        return place.set(values, mode="drop")
+        if heads_first:
+            return row.at[:, at].set(values, mode="drop", unique_indices=True)
+        return row.at[at].set(values, mode="drop")
 
     return jax.vmap(written)(old, new, slots)
 

@@ -6,6 +6,9 @@ to the longest live row, so that cost follows the text and not the capacity of t
 
     new token 2 of a tree        prefix (slots 0..length-1)   new tokens 0 1 2 3
                                  [x x x x x x x . . . .]      [x . x .]
+
+On GPUs the prefix is one block (`block_size`): the host would have to wait for the length of a loop, and caches are as
+long as the text there (`Generator`).
 """
 
 from typing import NamedTuple
@@ -17,9 +20,11 @@ from jax import lax
 from eagle_jax.kernels import tree_attention as kernels
 from eagle_jax.platforms import platform
 
-BLOCKS = {"gpu": 2048}
-"""Prefix slots handled at a time, by platform: few where the host waits for the length of a loop, else `BLOCK`."""
 BLOCK = 256
+"""Prefix slots handled at a time, but on GPUs."""
+
+SCORES = 2**28
+"""Scores of one layer that a GPU computes at a time: a gibibyte."""
 
 MASKED = -1e30
 """Score of a key that a query may not see; finite, so that a row without a prefix gives no NaN."""
@@ -66,7 +71,7 @@ def attend(
       key_positions: i32[B, M] of the new tokens; `positions` where left out.
       window: a query at i sees only keys j with i - j < window.
       scale: factor of the scores; the head size to the power -1/2 where left out.
-      block: prefix slots handled at a time, at most the capacity; by platform where left out.
+      block: prefix slots handled at a time, at most the capacity; as `block_size` where left out.
       kernel: use the CPU kernel: for float32, where weights are packed for it.
 
     Returns:
@@ -78,10 +83,17 @@ def attend(
     if kernel:
         places = positions if key_positions is None else key_positions
         return kernels.attend(queries, keys, values, mask, *prefix, positions, places, window)
-    grouped = queries.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
     if window is not None:
         seen_at = positions if key_positions is None else key_positions
         mask = mask & (positions[:, :, None] - seen_at[:, None, :] < window)
+    capacity = prefix.keys.shape[1]
+    size = min(block or block_size(batch * num_heads * num_queries), capacity)
+    if size == capacity:
+        visible = jnp.arange(capacity)[None, None, :] < prefix.length[:, None, None]  # [B, 1, S]
+        if window is not None:
+            visible = visible & (positions[:, :, None] - jnp.arange(capacity)[None, None, :] < window)
+        return _in_one_block(queries, keys, values, mask, prefix, visible)
+    grouped = queries.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
     scores = _scores(grouped, keys, mask)
     top = scores.max(-1)
     weights = jnp.exp(scores - top[..., None])
@@ -98,16 +110,58 @@ def attend(
         some_values = lax.dynamic_slice_in_dim(prefix.values, start, size, axis=1)
         return _add_keys(running, _scores(grouped, some_keys, visible), some_values)
 
-    capacity = prefix.keys.shape[1]
-    size = min(block or BLOCKS.get(platform(), BLOCK), capacity)
-    if size == capacity:  # one block: no loop, for whose trip count the host of a GPU would have to wait
-        running = add_block(jnp.int32(0), running)
+    if platform() == "gpu":  # of fixed length, for which the host need not wait
+        running = lax.fori_loop(0, -(-capacity // size), add_block, running)
     else:
         num_blocks = (prefix.length.max() + size - 1) // size
         oldest = 0 if window is None else jnp.maximum(positions.min() - window + 1, 0) // size
         running = lax.fori_loop(oldest, num_blocks, add_block, running)
     mixed = running.mixed / running.total[..., None]
     return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape).astype(values.dtype)
+
+
+def block_size(num_rows: int) -> int:
+    """Prefix slots handled at a time for this many queries, those of all heads and batch rows together.
+
+    A loop follows the text, but on a GPU the host waits for its length in every layer: there all slots are one block, or
+    as many as `SCORES` allows.
+    """
+    return max(BLOCK, SCORES // num_rows // BLOCK * BLOCK) if platform() == "gpu" else BLOCK
+
+
+def _in_one_block(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, prefix: Prefix, visible: jax.Array
+) -> jax.Array:
+    """Attention with all scores at once, as few kernels as XLA makes of it; `visible` bool[B, T or 1, S], all else as
+    for `attend`.
+
+    Both softmaxes share their maximum and their sum, and products are plain batched ones of [G T, D] by head.
+    """
+    batch, num_queries, num_heads, head_dim = queries.shape
+    num_kv_heads = keys.shape[2]
+    group = num_heads // num_kv_heads
+    rows = queries.reshape(batch, num_queries, num_kv_heads, group, head_dim).transpose(0, 2, 1, 3, 4)
+    rows = rows.reshape(batch, num_kv_heads, num_queries * group, head_dim)
+
+    def masked(keys: jax.Array, seen: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bkrd,bkmd->bkrm", rows, keys, preferred_element_type=jnp.float32)
+        seen = seen if seen.shape[1] == 1 else jnp.repeat(seen, group, axis=1)
+        return jnp.where(seen[:, None], scores, MASKED)
+
+    def by_head(x: jax.Array) -> jax.Array:
+        return x.swapaxes(1, 2)
+
+    def mix(weights: jax.Array, values: jax.Array) -> jax.Array:
+        weights = weights.astype(values.dtype)
+        return jnp.einsum("bkrm,bkmd->bkrd", weights, by_head(values), preferred_element_type=jnp.float32)
+
+    old, new = masked(by_head(prefix.keys), visible), masked(by_head(keys), mask)
+    top = jnp.maximum(old.max(-1), new.max(-1))[..., None]
+    old, new = jnp.exp(old - top), jnp.exp(new - top)
+    total = old.sum(-1) + new.sum(-1)
+    mixed = (mix(old, prefix.values) + mix(new, values)) / total[..., None]
+    mixed = mixed.reshape(batch, num_kv_heads, num_queries, group, head_dim).transpose(0, 2, 1, 3, 4)
+    return mixed.reshape(queries.shape).astype(values.dtype)
 
 
 def _scores(queries: jax.Array, keys: jax.Array, visible: jax.Array) -> jax.Array:

@@ -174,11 +174,13 @@ class _Counter:
             return {operand.name: operand.bytes for operand in operands}
         (called,) = one.computations("calls")
         inner = self.module.computations[called]
-        numbers = {int(line.operands[0]): line.name for line in inner.values() if line.opcode == "parameter"}
+        shares = _shares_read(inner)
         read = dict.fromkeys((operand.name for operand in operands), 0)
         sizes = {operand.name: operand.bytes for operand in operands}
-        for number, name in enumerate(one.operands):
-            read[name] = min(sizes[name], read[name] + _bytes_used(numbers[number], inner))
+        for line in inner.values():
+            if line.opcode == "parameter":
+                name = one.operands[int(line.operands[0])]
+                read[name] = min(sizes[name], read[name] + int(shares[line.name] * line.bytes))
         return read
 
     def _flops(self, one: Instruction, computation: Computation) -> float:
@@ -202,20 +204,17 @@ def _through_bitcasts(one: Instruction, computation: Computation) -> Instruction
     return one
 
 
-def _bytes_used(name: str, computation: Computation) -> int:
-    """Bytes of an array that the other instructions of a fused computation read."""
-    total = 0
-    for user in computation.values():
-        if name not in user.operands or user.opcode == "parameter":
-            continue
-        first = user.operands[0] == name and user.operands.count(name) == 1
-        if user.opcode == "bitcast":
-            total += _bytes_used(user.name, computation)
-        elif first and user.opcode in PARTS:
-            total += user.bytes
-        elif not (first and user.opcode in UPDATES):
-            return computation[name].bytes
-    return min(total, computation[name].bytes)
+def _shares_read(computation: Computation) -> dict[str, float]:
+    """The share of each array in a fused computation that its result depends on, by name."""
+    shares = dict.fromkeys(computation, 0.0)
+    for user in reversed(computation.values()):  # users come after what they use
+        share = 1.0 if user.is_root else min(1.0, shares[user.name])
+        for place, name in enumerate(() if user.opcode == "parameter" else user.operands):
+            if place == 0 and user.opcode in UPDATES:
+                continue
+            some = place == 0 and user.opcode in PARTS
+            shares[name] += share * (user.arrays[0].size / max(computation[name].arrays[0].size, 1) if some else 1.0)
+    return {name: min(1.0, share) for name, share in shares.items()}
 
 
 def _kind(one: Instruction) -> str:
