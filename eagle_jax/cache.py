@@ -6,6 +6,7 @@ its offset in the text.
 """
 
 import dataclasses
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,14 @@ import jax.numpy as jnp
 from eagle_jax.platforms import platform
 from eagle_jax.types import KVCache
 
+Tree = TypeVar("Tree")
+
 HEADS_FIRST = ("gpu",)
-"""Platforms whose caches are [B, K, S, D]. Products on GPUs have rows and heads as their outer axes: XLA would transpose
-every cache at the start of a call and back at its end. A CPU attends to few queries faster with slots first."""
+"""Platforms whose caches are [B, K, S, D].
+
+Products on GPUs have rows and heads as their outer axes: XLA would transpose every cache at the start of a call and
+back at its end. A CPU attends to few queries faster with slots first.
+"""
 
 
 def init_cache(
@@ -39,6 +45,29 @@ def init_cache(
     )
 
 
+SHORTEST_REACH = 512
+"""The fewest slots that a program is compiled for."""
+
+
+def reach_of(needed: int, capacity: int) -> int | None:
+    """Slots that passes read for texts that take `needed`: a power of two, so that few programs are compiled.
+
+    None where that is the capacity. Where the host has to wait for the length of a loop, as on GPUs, a program attends
+    to a number of slots that the host chooses from the longest text, call by call.
+    """
+    reach = max(SHORTEST_REACH, 1 << (needed - 1).bit_length())
+    return reach if reach < capacity else None
+
+
+def with_reach(tree: Tree, reach: int | None) -> Tree:
+    """The same arrays, all caches among them with another `reach`."""
+
+    def changed(node: Any) -> Any:
+        return dataclasses.replace(node, reach=reach) if isinstance(node, KVCache) else node
+
+    return jax.tree.map(changed, tree, is_leaf=lambda node: isinstance(node, KVCache))
+
+
 def count_after(count: jax.Array, read: jax.Array) -> jax.Array:
     """`count` i32[B], with a data dependence on `read` bool[B], which is true at run time but not provably so.
 
@@ -50,9 +79,7 @@ def count_after(count: jax.Array, read: jax.Array) -> jax.Array:
     return jnp.where(read, count, 0)
 
 
-def append(
-    old: jax.Array, new: jax.Array, start: jax.Array, count: jax.Array, heads_first: bool = False
-) -> jax.Array:
+def append(old: jax.Array, new: jax.Array, start: jax.Array, count: jax.Array, heads_first: bool = False) -> jax.Array:
     """`old` [B, S, ...] with the first `count` i32[B] of `new` [B, P, ...] written from slot `start` i32[B] on.
 
     With `heads_first` both have their axis of slots third. Entries that do not fit are dropped. The scatter is vmapped

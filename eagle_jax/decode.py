@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from eagle_jax import sampling as noises
 from eagle_jax import verify
-from eagle_jax.cache import append, commit, count_after
+from eagle_jax.cache import append, commit, count_after, with_reach
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.logprobs import Logprobs, no_logprobs, record
 from eagle_jax.penalties import penalise, penalise_text
@@ -134,7 +134,7 @@ def empty_state(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "split", "num_logprobs"))
+@functools.partial(jax.jit, static_argnames=("chunk", "split", "num_logprobs", "reach"))
 def prefill(
     models: Models,
     text: jax.Array,
@@ -144,6 +144,7 @@ def prefill(
     chunk: int = 64,
     split: Split | None = None,
     num_logprobs: int | None = None,
+    reach: int | None = None,
 ) -> DecodeState:
     """Read the prompts and choose the first new token of every row.
 
@@ -155,6 +156,7 @@ def prefill(
       chunk: tokens read per pass; a longer prompt means more passes of the same program.
       split: which caches are sharded by head on a mesh (`keep_state`); None lets the compiler decide.
       num_logprobs: keep the log-probabilities of answers, and of this many most probable tokens beside each token.
+      reach: slots that passes read, at least the longest prompt; None is all.
     """
     target, drafter = models.target, models.drafter
     batch, capacity = text.shape
@@ -194,7 +196,8 @@ def prefill(
     dtype = target.activation_dtype(models.target_params)
     empty = empty_state(target, drafter, text, prompt_length, dtype, num_logprobs)
     with jax.named_scope("prefill"):
-        state = lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, keep_state(empty, split))
+        empty = with_reach(keep_state(empty, split), reach)
+        state = with_reach(lax.fori_loop(0, (prompt_length.max() + chunk - 1) // chunk, read, empty), None)
     first = jnp.take_along_axis(state.text, prompt_length[:, None], axis=1)
     done = _ends(first, sampling)[:, 0] | (sampling.max_new_tokens <= 1)
     return keep_state(dataclasses.replace(state, done=done), split)
@@ -358,7 +361,14 @@ def one_round(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "share_noise", "check", "split"), donate_argnames=("state",))
+def slots_of_rounds(drafter: Drafter, rounds: int = 1) -> int:
+    """Slots after its text that a row needs at most for so many rounds, all nodes of the last tree included."""
+    return rounds * (drafter.max_depth + 1)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("rule", "share_noise", "check", "split", "reach"), donate_argnames=("state",)
+)
 def decode(
     models: Models,
     state: DecodeState,
@@ -370,8 +380,11 @@ def decode(
     share_noise: bool = True,
     check: Check = check_by_target,
     split: Split | None = None,
+    reach: int | None = None,
 ) -> DecodeState:
     """Run rounds while at least `min_live` rows are not done, at most `max_rounds` of them (run-time numbers).
+
+    With a `reach` they end earlier, where the next one could need more slots.
 
     Args:
       models: target, drafter and their weights.
@@ -383,6 +396,7 @@ def decode(
       check: how a tree is checked. Only texts that are known already have another check than the target's
         (`evaluation.teacher_forced`).
       split: as for `prefill`.
+      reach: slots that passes read; None is all.
 
     Raises:
       ValueError: a rule under which the text would not follow the target's distribution.
@@ -390,10 +404,16 @@ def decode(
     check_rule(models.drafter, rule, share_noise)
 
     def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
-        return (carry[0] < max_rounds) & ((~carry[1].done).sum() >= min_live)
+        rounds, state = carry
+        goes_on = (rounds < max_rounds) & ((~state.done).sum() >= min_live)
+        if reach is None:
+            return goes_on
+        longest = jnp.where(state.done, 0, state.cache.length).max()
+        return goes_on & (longest + slots_of_rounds(models.drafter) <= reach)
 
     def advance(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         state = one_round(models, carry[1], sampling, rule=rule, share_noise=share_noise, check=check)
         return carry[0] + 1, keep_state(state, split)
 
-    return lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
+    start = jnp.int32(0), with_reach(state, reach)
+    return with_reach(lax.while_loop(unfinished, advance, start)[1], None)

@@ -16,15 +16,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from eagle_jax import sharding
-from eagle_jax.decode import DecodeState, Models, Rule, check_rule, decode, prefill
+from eagle_jax.cache import SHORTEST_REACH, reach_of
+from eagle_jax.decode import DecodeState, Models, Rule, check_rule, decode, prefill, slots_of_rounds
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.kernels.packed import is_packed, pack
 from eagle_jax.logprobs import AnswerLogprobs, of_answer
+from eagle_jax.platforms import platform
 from eagle_jax.sampling import SamplingOptions, make_sampling
 from eagle_jax.types import Params, Sampling, Target
 
 ALL_ROUNDS = 2**31 - 1
 """A number of rounds that no generation reaches."""
+
+SURE_ROUNDS = 64
+"""On a GPU, a call of at most so many rounds runs all of them unless answers end before."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,7 @@ class Generator:
 
         Args:
           prompts: token ids of each row; together they are one batch.
-          rounds_per_call: rounds run on the device before the next answers are yielded.
+          rounds_per_call: rounds run on the device before the next answers are yielded, at most.
           **sampling: as `sampling.make_sampling` takes it.
 
         Raises:
@@ -133,7 +138,7 @@ class Generator:
             decode_seconds += seconds
 
     def generate(self, prompts: Sequence[Sequence[int]], **sampling: Unpack[SamplingOptions]) -> Generation:
-        """The complete answers, written in one call of the decode program; arguments and errors as `stream`."""
+        """The complete answers, on a CPU by one call of the decode program; arguments and errors as `stream`."""
         *_, last = self.stream(prompts, rounds_per_call=ALL_ROUNDS, **sampling)
         return last
 
@@ -141,7 +146,14 @@ class Generator:
         """Compile all programs for a batch of this shape by running a few rounds; the seconds it took."""
         started = time.perf_counter()
         settings = self.check(prompts, **sampling)
-        jax.block_until_ready(self.advance(self.start(prompts, settings), settings, 1))
+        state = self.start(prompts, settings)
+        capacity = state.text.shape[1]
+        first = max(map(len, prompts)) + slots_of_rounds(self.drafter)
+        last = first + int(np.max(settings.max_new_tokens))
+        slots = (*range(first, last, SHORTEST_REACH), last)
+        for reach in dict.fromkeys(self._reach(needed, capacity) for needed in slots):  # None alone but on a GPU
+            state = self._run(state, settings, 1, 1, reach)
+        jax.block_until_ready(state)
         return time.perf_counter() - started
 
     def check(self, prompts: Sequence[Sequence[int]], **sampling: Unpack[SamplingOptions]) -> Sampling:
@@ -160,11 +172,43 @@ class Generator:
         with sharding.active(self.mesh):
             chunk = min(self.chunk, capacity)
             return prefill(
-                self.models, text, lengths, sampling, chunk=chunk, split=self.split, num_logprobs=self.logprobs
+                self.models,
+                text,
+                lengths,
+                sampling,
+                chunk=chunk,
+                split=self.split,
+                num_logprobs=self.logprobs,
+                reach=self._reach(max(map(len, prompts)), capacity),
             )
 
     def advance(self, state: DecodeState, sampling: Sampling, max_rounds: int, min_live: int = 1) -> DecodeState:
-        """Run rounds as `decode` does; `state` is used up."""
+        """Run rounds as `decode` does; `state` is used up.
+
+        On a GPU, more than `SURE_ROUNDS` may end early: the program reads a fixed number of cache slots, and the next
+        call takes one that reads more.
+        """
+        capacity = state.text.shape[1]
+        if platform() != "gpu":
+            return self._run(state, sampling, max_rounds, min_live, None)
+        longest = int(np.where(sharding.to_host(state.done), 0, sharding.to_host(state.cache.length)).max())
+        rounds = max_rounds if max_rounds <= SURE_ROUNDS else 1
+        reach = self._reach(longest + slots_of_rounds(self.drafter, rounds), capacity)
+        return self._run(state, sampling, max_rounds, min_live, reach)
+
+    def finish(self, state: DecodeState, sampling: Sampling) -> DecodeState:
+        """Run rounds until all rows are done; `state` is used up."""
+        while not sharding.to_host(state.done).all():
+            state = self.advance(state, sampling, ALL_ROUNDS)
+        return state
+
+    def _reach(self, needed: int, capacity: int) -> int | None:
+        """As `reach_of` where programs are compiled by it."""
+        return reach_of(needed, capacity) if platform() == "gpu" else None
+
+    def _run(
+        self, state: DecodeState, sampling: Sampling, max_rounds: int, min_live: int, reach: int | None
+    ) -> DecodeState:
         with sharding.active(self.mesh):
             return decode(
                 self.models,
@@ -175,6 +219,7 @@ class Generator:
                 rule=self.rule,
                 share_noise=self.share_noise,
                 split=self.split,
+                reach=reach,
             )
 
     @property
@@ -185,7 +230,7 @@ class Generator:
     @functools.cached_property
     def chunk(self) -> int:
         """Prompt tokens read per pass."""
-        return self.prefill_chunk or default_chunk(jax.default_backend(), is_packed(self.target_params))
+        return self.prefill_chunk or default_chunk(platform(), is_packed(self.target_params))
 
     @functools.cached_property
     def split(self) -> sharding.Split | None:

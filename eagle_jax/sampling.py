@@ -282,9 +282,7 @@ def choose_at(logits: jax.Array, noise: jax.Array, place: jax.Array, sampling: S
 
     is_sampled = any_sampled(sampling)
     branch = is_sampled.astype(jnp.int32) + (is_sampled & any_masked(sampling))
-    return lax.switch(
-        branch, [lambda: first_largest(logits), sampled, lambda: choose(logits, at_nodes(), sampling)]
-    )
+    return lax.switch(branch, [lambda: first_largest(logits), sampled, lambda: choose(logits, at_nodes(), sampling)])
 
 
 def any_sampled(sampling: Sampling) -> jax.Array:

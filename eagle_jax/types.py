@@ -35,13 +35,15 @@ NO_TOKEN = -1
 class KVCache:
     """Keys and values of the tokens that one model has read; one pair of arrays a layer (DESIGN 4.3).
 
-    With `heads_first` arrays are [B, K, S, D], as products on GPUs take them (`cache.HEADS_FIRST`).
+    With `heads_first` arrays are [B, K, S, D], as products on GPUs take them (`cache.HEADS_FIRST`). `reach` is how many
+    slots a pass reads at most, where that is known when compiling; None is all (`cache.reach_of`).
     """
 
     keys: tuple[jax.Array, ...]  # L x [B, S, K, D], after RoPE; slots from `length` on are garbage
     values: tuple[jax.Array, ...]  # L x [B, S, K, D]
     length: jax.Array  # i32[B], tokens held by each row; slot s holds the token at position s
     heads_first: bool = struct.field(pytree_node=False, default=False)
+    reach: int | None = struct.field(pytree_node=False, default=None)
 
     @property
     def capacity(self) -> int:
@@ -49,10 +51,16 @@ class KVCache:
         return self.keys[0].shape[2 if self.heads_first else 1]
 
     def layer(self, index: int) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of one layer, [B, S, K, D] each, whatever the order in which they are stored."""
-        pair = self.keys[index], self.values[index]
-        # No array is transposed on a GPU: the compiler reads the stored one in this order.
-        return (pair[0].swapaxes(1, 2), pair[1].swapaxes(1, 2)) if self.heads_first else pair
+        """What a pass reads of one layer: keys and values, [B, S or `reach`, K, D] each, however they are stored.
+
+        XLA for GPUs makes neither a transposed nor a shorter array: its products read the stored one.
+        """
+
+        def read(stored: jax.Array) -> jax.Array:
+            array = stored.swapaxes(1, 2) if self.heads_first else stored
+            return array[:, : self.reach]
+
+        return read(self.keys[index]), read(self.values[index])
 
 
 @struct.dataclass

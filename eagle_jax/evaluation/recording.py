@@ -17,7 +17,7 @@ from eagle_jax.cache import append
 from eagle_jax.decode import Models, prefill
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.drafters.vanilla import make_vanilla
-from eagle_jax.generator import ALL_ROUNDS, Generator, read_generation
+from eagle_jax.generator import Generator, read_generation
 from eagle_jax.sampling import SamplingOptions, make_sampling
 from eagle_jax.types import Params, Target
 
@@ -62,7 +62,7 @@ def write_recorded(
     """
     writer = Generator(target, params, _recorder_of(target, params), capacity=capacity, prefill_chunk=CHUNK)
     settings = writer.check(prompts, **sampling)
-    state = writer.advance(writer.start(prompts, settings), settings, ALL_ROUNDS)
+    state = writer.finish(writer.start(prompts, settings), settings)
     return read_generation(state).tokens, Recording(params, *state.drafter)
 
 

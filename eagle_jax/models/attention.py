@@ -7,8 +7,8 @@ to the longest live row, so that cost follows the text and not the capacity of t
     new token 2 of a tree        prefix (slots 0..length-1)   new tokens 0 1 2 3
                                  [x x x x x x x . . . .]      [x . x .]
 
-On GPUs the prefix is one block (`block_size`): the host would have to wait for the length of a loop, and caches are as
-long as the text there (`Generator`).
+On GPUs the prefix is one block (`block_size`), for the host would have to wait for the length of a loop: there it says
+beforehand how many slots the text takes (`KVCache.reach`).
 """
 
 from typing import NamedTuple
@@ -123,8 +123,8 @@ def attend(
 def block_size(num_rows: int) -> int:
     """Prefix slots handled at a time for this many queries, those of all heads and batch rows together.
 
-    A loop follows the text, but on a GPU the host waits for its length in every layer: there all slots are one block, or
-    as many as `SCORES` allows.
+    A loop follows the text, but on a GPU the host waits for its length in every layer: there all slots are one block,
+    or as many as `SCORES` allows.
     """
     return max(BLOCK, SCORES // num_rows // BLOCK * BLOCK) if platform() == "gpu" else BLOCK
 
@@ -132,10 +132,9 @@ def block_size(num_rows: int) -> int:
 def _in_one_block(
     queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, prefix: Prefix, visible: jax.Array
 ) -> jax.Array:
-    """Attention with all scores at once, as few kernels as XLA makes of it; `visible` bool[B, T or 1, S], all else as
-    for `attend`.
+    """`attend` with all scores at once, in few kernels; `visible` bool[B, T or 1, S], which slots a query sees.
 
-    Both softmaxes share their maximum and their sum, and products are plain batched ones of [G T, D] by head.
+    Both softmaxes share their maximum and their sum, and products are plain batched ones of [T G, D] by head.
     """
     batch, num_queries, num_heads, head_dim = queries.shape
     num_kv_heads = keys.shape[2]

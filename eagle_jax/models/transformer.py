@@ -124,7 +124,7 @@ def make_target(config: ModelConfig, prefix_block: int | None = None) -> Target:
 
     Args:
       config: shape of the model.
-      prefix_block: cache slots attended at a time; by default as in `attention.BLOCKS` for this platform.
+      prefix_block: cache slots attended at a time; by default `attention.block_size`.
     """
     module = Transformer(config, prefix_block)
 

@@ -1,9 +1,9 @@
 """The devices that programs are compiled for: TPU chips of a named topology, GPUs, or virtual CPU devices.
 
-A topology is `KIND:LAYOUT`, as in v5p:2x2x2 or v6e:2x4: chips and their arrangement, of GPUs their number, as in h200:8.
-The TPU compiler comes with the package `libtpu` and needs no TPU, that for GPUs with the CUDA plugin of jax; it needs
-no GPU but a description of one (`devices/`). `cpu:8` is eight virtual devices of this machine's CPU, to inspect shapes
-and for tests.
+A topology is `KIND:LAYOUT`, as in v5p:2x2x2 or v6e:2x4: chips and their arrangement, of GPUs their number, as in
+h200:8. The TPU compiler comes with the package `libtpu` and needs no TPU, that for GPUs with the CUDA plugin of jax; it
+needs no GPU but a description of one (`devices/`). `cpu:8` is eight virtual devices of this machine's CPU, to inspect
+shapes and for tests.
 """
 
 import contextlib
@@ -83,8 +83,8 @@ def get_topology(name: str) -> Topology:
     """The devices of a named topology.
 
     Raises:
-      ValueError: an unknown kind, a layout that the compiler does not know, TPUs without `libtpu`, GPUs without the CUDA
-        plugin, or more CPU devices than there are.
+      ValueError: an unknown kind, a layout that the compiler does not know, TPUs without `libtpu`, GPUs without jax's
+        CUDA plugin, or more CPU devices than there are.
     """
     kind, _, layout = name.partition(":")
     kinds = (*CHIPS, *GPUS, "cpu")

@@ -60,7 +60,7 @@ def experts_left_alone(program: str, shapes: Shapes, target: ModelConfig) -> int
 
 
 def least_read(program: str, shapes: Shapes, config: ModelConfig) -> int:
-    """Bytes of its memory that a device reads at least, with full caches: of `prefill` one chunk, of loops one round."""
+    """Bytes of its memory that a device reads at least, with full caches: of `prefill` a chunk, of loops a round."""
     params, state = shapes.models.target_params, shapes.state
     gathered = device_bytes(params["embed_tokens"]) if "lm_head" in params else 0  # tied: the LM head reads all of it
     gathered += experts_left_alone(program, shapes, config)
@@ -111,7 +111,7 @@ def compile_and_count(
     """
     started = time.perf_counter()
     try:
-        compiled = lowered.compile(OPTIONS if count else None)
+        compiled = lowered.compile(OPTIONS) if count else lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if REFUSED not in str(error):
             raise
@@ -135,9 +135,7 @@ def compile_and_count(
     return row | _work(analysis, text, topology, devices, least_bytes) | counted
 
 
-def _work(
-    analysis: dict[str, Any], text: str, topology: Topology, devices: int, least_bytes: int
-) -> dict[str, Any]:
+def _work(analysis: dict[str, Any], text: str, topology: Topology, devices: int, least_bytes: int) -> dict[str, Any]:
     collectives = read_collectives(text)
     flops, sent = analysis.get("flops", 0.0), bytes_sent(collectives, devices)
     return {

@@ -16,7 +16,7 @@ from experiments.scaling.hlo import read_module
 from experiments.scaling.launches import Sizes, Work, count_call
 from experiments.scaling.programs import Shapes
 
-OPTIONS = {"xla_gpu_autotune_level": 0}
+OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 """For the compiler: no kernel is tried out."""
 
 LAUNCH = 1.5e-6
@@ -48,8 +48,8 @@ def count_launches(name: str, text: str, shapes: Shapes) -> dict[str, Any]:
 
     Returns:
       Of a round of `decode` or `plain`, a chunk of `prefill`, a call of other programs: `kernels`, `host_reads`,
-      `flops`, `launches` and `moved_bytes` by part, `products` by kind; `sampled`: kernels and host reads where rows are
-      sampled with all masks. Of a call: `call_kernels` that are no part of its rounds, and `rewrites`, caches and
+      `flops`, `launches` and `moved_bytes` by part, `products` by kind; `sampled`: kernels and host reads where rows
+      are sampled with all masks. Of a call: `call_kernels` that are no part of its rounds, and `rewrites`, caches and
       weights written in full anywhere.
     """
     module, sizes = read_module(text), sizes_of(shapes)
@@ -95,7 +95,7 @@ def estimate_of(kind: str, row: dict[str, Any]) -> float:
 
 
 def extrapolated(few: Any, more: Any, steps: int) -> Any:
-    """Numbers that grow by the layer, `steps` layers after `few`, from those of one layer more; all else as in `more`."""
+    """Numbers that grow by the layer, `steps` layers after `few`, where `more` has one more; all else as in `more`."""
     if isinstance(few, dict):
         names = [*few, *(name for name in more if name not in few)]
         return {name: extrapolated(few.get(name, 0), more.get(name, 0), steps) for name in names}

@@ -1,6 +1,8 @@
-"""The text of an optimised HLO module as instructions by computation, with the shapes of what each takes and gives.
+"""The text of an optimised HLO module as instructions by computation, with the shapes of what each gives.
 
     %fusion.3 = bf16[1,8,4]{2,1,0} fusion(%param_0, %gte.1), kind=kLoop, calls=%fused_computation.3, metadata={...}
+
+Names, shapes and operands are read; what else a compiler adds to a line stays text.
 """
 
 import math

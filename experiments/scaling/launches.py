@@ -5,7 +5,8 @@ the end of a loop depends on it. All of this can be counted in the optimised HLO
 
     kernel     an instruction that runs on the device: fusion, product, copy, sort, ...; those of a loop as often as it
                runs, where that is known
-    host read  a conditional, and a loop whose number of steps is not known when compiling
+    host read  a conditional, and a loop whose number of steps is not known when compiling; the main loop of a program
+               reads one more for each of its steps
     rewrite    a kernel whose result has as many elements as a cache or a weight and is not written in place
 
 Bytes are those of operands and results, so an array that one kernel writes and the next reads counts twice, although
@@ -23,8 +24,11 @@ from experiments.scaling.collectives import SCOPES
 from experiments.scaling.hlo import Array, Computation, Instruction, Module
 
 FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier add-dependency"
-    " async-done all-reduce-done all-gather-done collective-permute-done copy-done".split()
+    {
+        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all"),
+        *("add-dependency", "partition-id", "replica-id", "async-done", "copy-done"),
+        *("all-reduce-done", "all-gather-done", "collective-permute-done"),
+    }
 )
 """Instructions that launch nothing of their own."""
 
@@ -83,8 +87,8 @@ def count_call(module: Module, sizes: Sizes, *, sampled: bool = False) -> tuple[
     """
     counter = _Counter(module, sizes, sampled)
     loops = [one for one in module.computations[module.entry].values() if one.opcode == "while" and _steps(one) is None]
-    body = max((loop.computations("body")[0] for loop in loops), key=lambda name: counter.work(name).kernels, default="")
-    return counter.work(module.entry, without=body), counter.work(body) if body else None
+    main = max(loops, key=lambda loop: counter.step(loop).kernels, default=None)
+    return counter.work(module.entry, without=main), None if main is None else counter.step(main)
 
 
 def _steps(loop: Instruction) -> int | None:
@@ -100,15 +104,24 @@ class _Counter:
         self.module, self.sizes, self.sampled = module, sizes, sampled
         self.scope = "rest"  # of the kernel before
 
-    def work(self, name: str, without: str = "") -> Work:
-        """Of a computation and all that it calls but the loop with this body."""
+    def step(self, loop: Instruction) -> Work:
+        """Of one step of a loop: its body and, where the compiler does not know its length, its condition."""
+        total = Work()
+        for name in loop.computations("body", *(["condition"] if _steps(loop) is None else [])):
+            total.add(self.work(name))
+        return total
+
+    def work(self, name: str, without: Instruction | None = None) -> Work:
+        """Of a computation and all that it calls but one of its loops."""
         total = Work()
         computation = self.module.computations[name]
         for one in computation.values():
             if one.opcode == "while":
-                (body,) = one.computations("body")
-                if body != without:
-                    self._add_loop(total, body, _steps(one))
+                steps = _steps(one)
+                if one is not without:
+                    total.add(self.step(one), 1 if steps is None else steps)
+                    total.host_reads += steps is None
+                    total.loops += steps is None
             elif one.opcode == "conditional":
                 branches = one.computations("branch_computations", "true_computation", "false_computation")
                 works = sorted(map(self.work, branches), key=lambda work: work.kernels)
@@ -120,11 +133,6 @@ class _Counter:
             elif one.opcode not in FREE:
                 self._add_kernel(total, one, computation)
         return total
-
-    def _add_loop(self, total: Work, body: str, steps: int | None) -> None:
-        total.add(self.work(body), 1 if steps is None else steps)
-        total.host_reads += steps is None
-        total.loops += steps is None
 
     def _add_kernel(self, total: Work, one: Instruction, computation: Computation) -> None:
         self.scope = scope = self._scope(one)
@@ -141,7 +149,7 @@ class _Counter:
             total.products[_kind(one)] += 1
 
     def _scope(self, one: Instruction) -> str:
-        """The innermost named scope of a kernel or of what is fused in it, and where nothing is named, of the one before."""
+        """The innermost named scope of a kernel or of what is fused in it; without any name, that of the one before."""
         names = [one.words]
         for called in one.computations("calls"):
             names += [line.words for line, _ in reversed(list(self.module.fused(called)))]
@@ -157,7 +165,7 @@ class _Counter:
             (called,) = one.computations("calls")
             inner, root = self.module.computations[called], self.module.root(called)
             results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        arrays = []
+        arrays: list[Array] = []
         for result in results:
             result = _through_bitcasts(result, inner)
             place = UPDATES.get(result.opcode)

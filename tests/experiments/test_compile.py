@@ -243,15 +243,15 @@ def test_collectives() -> None:
     [
         (
             ["--topology=v5p"],
-            "topology 'v5p' is not KIND:LAYOUT, as v5p:2x2x2 or cpu:8; kinds are v4, v5e, v5p, v6e, cpu",
+            "topology 'v5p' is not KIND:LAYOUT, as v5p:2x2x2 or cpu:8; kinds are v4, v5e, v5p, v6e, h100, h200, cpu",
         ),
         (["--topology=v9:2x2"], "topology 'v9:2x2' is not KIND:LAYOUT"),
         (["--topology=cpu:99"], "topology cpu:99 asks for 99 devices, jax has been started with 8"),
         (["--mesh=2x2"], "--mesh=2x2 takes 4 devices, cpu:8 has 8"),
         (["--mesh=8"], "--mesh is DATAxMODEL, two numbers of devices such as 1x4, got '8'"),
         (["--mesh=8x1"], "a batch of 2 does not divide over the 8 devices of mesh axis data"),
-        (["--target_config=gpt2"], "target config 'gpt2' is not one of llama2-7b, "),
-        (["--programs=round,walk"], "--programs takes prefill, round, step, pass, one, train, got walk"),
+        (["--target_config=gpt2"], "target config 'gpt2' is not one of smollm2-135m, llama2-7b, "),
+        (["--programs=round,walk"], "--programs takes prefill, round, step, decode, plain, pass, one, train, got walk"),
         (["--nodes=60"], "nodes - 1 is 59, but depth 1 and top_k 3 find only 12 nodes"),
         (["--method=vanilla"], "value should be one of <eagle|eagle2|eagle3|one_pass>"),
     ],
