@@ -39,6 +39,10 @@ TEST = [
 # The TPU compiler, which needs no TPU (experiments/scaling/compile.py), in the version that fits the installed jax.
 TPU = ["jax[tpu]>=0.10.2"]
 
+# The compiler for GPUs, which needs none (the same script): the plugin without the libraries that running needs. Newer
+# plugins need Python 3.12.
+GPU_COMPILE = ["jax[cuda13-local]>=0.11"]
+
 # Live parity tests and the comparison with PyTorch. Never imported by the package.
 TORCH = ["torch==2.13.0"]
 
@@ -56,5 +60,5 @@ setup(
     packages=find_packages(include=["eagle_jax", "eagle_jax.*"]),
     package_data={"eagle_jax": ["py.typed", "pretrained/*/*", "kernels/*.cc", "kernels/*.h"]},
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "torch": TORCH, "peers": PEERS, "tpu": TPU},
+    extras_require={"test": TEST, "torch": TORCH, "peers": PEERS, "tpu": TPU, "gpu_compile": GPU_COMPILE},
 )

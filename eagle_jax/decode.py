@@ -25,7 +25,6 @@ from eagle_jax.cache import append, commit, count_after, with_reach
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.logprobs import Logprobs, no_logprobs, record
 from eagle_jax.penalties import penalise, penalise_text
-from eagle_jax.platforms import platform
 from eagle_jax.sharding import Split, keep_rows
 from eagle_jax.tree import ancestors, tree_pass
 from eagle_jax.types import NO_TOKEN, DraftTree, KVCache, Params, Sampling, Target, Verdict
@@ -96,22 +95,6 @@ def _ends(token: jax.Array, sampling: Sampling) -> jax.Array:
     return (token[:, :, None] == sampling.stop_ids[:, None, :]).any(-1)
 
 
-def noise_at(
-    sampling: Sampling, positions: jax.Array, vocab_size: int, stream: int = noises.TARGET_STREAM
-) -> jax.Array:
-    """`sampling.gumbel` f32[B, P, V], but zeros, which cost nothing, while every row is greedy.
-
-    A GPU draws it in less time than its host needs to read whether it should, and temperature 0 leaves nothing of it.
-    """
-    if platform() == "gpu":
-        return noises.gumbel(sampling, positions, vocab_size, stream)
-    return lax.cond(
-        noises.any_sampled(sampling),
-        lambda: noises.gumbel(sampling, positions, vocab_size, stream),
-        lambda: jnp.zeros((*positions.shape, vocab_size), jnp.float32),
-    )
-
-
 def empty_state(
     target: Target,
     drafter: Drafter,
@@ -163,7 +146,7 @@ def prefill(
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((chunk, chunk), bool)), (batch, chunk, chunk))
     path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
     rows = jnp.arange(batch)
-    first_noise = noise_at(sampling, prompt_length[:, None], target.vocab_size)
+    first_noise = noises.noise_at(sampling, prompt_length[:, None], target.vocab_size)
 
     def read(index: jax.Array, state: DecodeState) -> DecodeState:
         positions = index * chunk + path
@@ -313,12 +296,12 @@ def one_round(
     counts = jnp.arange(state.accepted.shape[1])[None, :]  # more than steps where another drafter began the answer
     positions = length[:, None] + 1 + steps
     with jax.named_scope("noise"):
-        noise = noise_at(sampling, positions, target.vocab_size)
+        noise = noises.noise_at(sampling, positions, target.vocab_size)
         draft_noise = noise if share_noise else jnp.zeros_like(noise)
         if rule == "residual" and drafter.draws:
             if drafter.own_noise:  # keyed by the root, which is another one in every round
                 positions = length[:, None] * drafter.own_noise + jnp.arange(drafter.own_noise)[None, :]
-            draft_noise = noise_at(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
+            draft_noise = noises.noise_at(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
     with jax.named_scope("draft"):
         tree, drafter_state = drafter.propose(
             models.drafter_params,

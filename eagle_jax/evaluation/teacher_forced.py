@@ -25,7 +25,7 @@ from jax import lax
 from eagle_jax import sampling as noises
 from eagle_jax import verify
 from eagle_jax.cache import init_cache
-from eagle_jax.decode import Models, Rule, Scored, decode, noise_at, prefill
+from eagle_jax.decode import Models, Rule, Scored, decode, prefill
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.generator import ALL_ROUNDS, Generation, read_generation
@@ -63,7 +63,7 @@ def lead_in_logits(
         places = jnp.clip(start + index * CHUNK + jnp.arange(CHUNK), 1, size - 1)
         positions = jnp.broadcast_to(places, (batch, CHUNK))
         logits = target.unembed(recording.weights, recording.hidden[:, places - 1])
-        scores = noises.noisy_scores(logits, noise_at(sampling, positions, target.vocab_size), sampling)
+        scores = noises.noisy_scores(logits, noises.noise_at(sampling, positions, target.vocab_size), sampling)
         written = jnp.take_along_axis(scores, texts[:, places][:, :, None], axis=-1)[..., 0]
         best = noises.first_largest(scores)
         return results[0].at[:, places].set(best), results[1].at[:, places].set(scores.max(-1) - written)
