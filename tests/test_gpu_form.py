@@ -14,11 +14,12 @@ from eagle_jax import cache as caches
 from eagle_jax.cache import commit, init_cache, reach_of, with_reach
 from eagle_jax.continuous import write_all
 from eagle_jax.decode import decode
-from eagle_jax.drafters import make_chain, make_eagle3, make_lookahead, make_prompt_lookup, make_vanilla
+from eagle_jax.drafters import make_chain, make_eagle3, make_lookahead, make_one_pass, make_prompt_lookup, make_vanilla
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.generator import Generator
 from eagle_jax.models import attention
 from eagle_jax.models.attention import Prefix, attend
+from eagle_jax.models.block_head import make_block_head
 from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
 from eagle_jax.platforms import compiling_for, platform
@@ -28,6 +29,8 @@ from tests.compilations import count_compilations
 
 CONFIG, _, PARAMS = tiny_transformer(num_layers=2)
 TARGET = make_target(CONFIG)
+BLOCK: dict[str, Any] = {"num_layers": 2, "block": 4, "edge_rank": 3}
+"""Of the one-pass head."""
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9, 8, 7] * 6]
 
 
@@ -46,6 +49,11 @@ def drafter_of(name: str) -> tuple[Drafter, Params]:
     if name == "eagle3":
         head = make_head(HeadConfig(kind="eagle3", layer=CONFIG, feature_width=3 * CONFIG.width), TARGET)
         return make_eagle3(head, 8, 2, 3), HeadParams(weights=nn.unbox(head.init(jax.random.key(0))))
+    if name == "one_pass":
+        width = 3 * CONFIG.width
+        block_head = make_block_head(HeadConfig(kind="one_pass", layer=CONFIG, feature_width=width, **BLOCK), TARGET)
+        weights = HeadParams(weights=nn.unbox(block_head.init(jax.random.key(0))))
+        return make_one_pass(block_head, 8, 2, 3), weights
     return {"vanilla": make_vanilla, "prompt_lookup": make_prompt_lookup, "lookahead": make_lookahead}[name](), ()
 
 
@@ -61,7 +69,7 @@ def test_platform_of_a_context() -> None:
     assert platform() == jax.default_backend()
 
 
-@pytest.mark.parametrize("name", ["vanilla", "chain", "eagle3", "prompt_lookup", "lookahead"])
+@pytest.mark.parametrize("name", ["vanilla", "chain", "eagle3", "one_pass", "prompt_lookup", "lookahead"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_same_tokens(name: str, temperature: float, short_reaches: None) -> None:
     """Rows of different length, through reaches of 32, 64 and all slots."""

@@ -118,12 +118,12 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
             functools.partial(
                 attend,
                 mask=mask,
-                prefix=Prefix(keys, values, cache.length),
+                prefix=Prefix(*cache.layer(index), cache.length),
                 positions=places,
                 window=config.layer.window(0),
                 kernel=is_packed(params.weights),
             )
-            for keys, values in zip(cache.keys, cache.values, strict=True)
+            for index in range(config.num_layers)
         ]
         states = layers(params, inputs(params, target_params, anchors), places, attend_fns)
         return states[:, size - config.num_drafted :]

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from eagle_jax.types import KVCache
 from experiments.scaling.chips import GPUS
 from experiments.scaling.hlo import read_module
 from experiments.scaling.launches import Sizes, Work, count_call
@@ -32,7 +33,8 @@ STEPS = ("prefill", "decode", "plain")
 
 def sizes_of(shapes: Shapes) -> Sizes:
     """Elements of the caches and weights of a device, the head's included."""
-    caches = [*shapes.state.cache.keys, *shapes.state.drafter.cache.keys]
+    nodes = jax.tree.leaves(shapes.state, is_leaf=lambda node: isinstance(node, KVCache))
+    caches = [keys for node in nodes if isinstance(node, KVCache) for keys in node.keys]
     weights = [x for x in jax.tree.leaves(shapes.models) if x.ndim > 1 and x.size >= LARGE]
     caches, weights = ([_elements(x) for x in arrays] for arrays in (caches, weights))
     return Sizes(frozenset(caches), frozenset(weights))
