@@ -13,6 +13,9 @@ Logits of a slot do not depend on the tokens of other slots; `edges` adds scores
 DFlash (arXiv 2602.06036) differs in three fields of `HeadConfig`: slots that see later ones, the embedding of a token
 as mask, and slot i > 0 predicting the token at its own position; the states of its slot 0, which predicts none, are
 left out, so that the i-th state that `block` returns is about the token at a + i + 1 in any case.
+
+With `joins_context` slots start with the newest context, that of position a - 1, joined to their embedding: what EAGLE
+reads, and no attention has to find first. Published one-pass heads do not have that.
 """
 
 import functools
@@ -48,14 +51,16 @@ class BlockHead(NamedTuple):
     context: Callable[[HeadParams, jax.Array, jax.Array], tuple[LayerTuple, LayerTuple]]
     """(params, context [B,T,E], positions i32[B,T]) -> keys and values of each layer, L x [B,T,K,D], as a cache has
     them: a feature's position is that of its token"""
-    inputs: Callable[[HeadParams, Params, jax.Array], jax.Array]
-    """(params, target_params, anchors i32[...]) -> what a block's slots hold at first, [..., block, E]"""
+    inputs: Callable[[HeadParams, Params, jax.Array, jax.Array | None], jax.Array]
+    """(params, target_params, anchors i32[...], newest context [..., E]) -> what a block's slots hold at first, [...,
+    block, E]. The context of the last token before each anchor, None for heads that do not join it."""
     layers: Callable[[HeadParams, jax.Array, jax.Array, Sequence[AttendFn]], jax.Array]
     """(params, slots [B,T,E], positions i32[B,T], an attend_fn for each layer) -> states [B,T,E] before the final norm;
     the attend_fns add the context and say who sees whom"""
-    block: Callable[[HeadParams, Params, jax.Array, jax.Array, KVCache], jax.Array]
-    """(params, target_params, anchors i32[B], positions i32[B], cache) -> states [B, drafted tokens, E] before the
-    final norm: state i is about the token at positions + i + 1. The cache has the context below the anchor."""
+    block: Callable[[HeadParams, Params, jax.Array, jax.Array, KVCache, jax.Array | None], jax.Array]
+    """(params, target_params, anchors i32[B], positions i32[B], cache, newest context [B, E]) -> states [B, drafted
+    tokens, E] before the final norm: state i is about the token at positions + i + 1. The cache has the context below
+    the anchor; the newest as for `inputs`."""
     edges: Callable[[HeadParams, jax.Array, jax.Array], jax.Array]
     """(params, previous i32[..., m], rows i32[..., k]) -> f32[..., m, k], added to the logits: of draft token `rows`
     after the target's token `previous`; zeros for a head without edges"""
@@ -87,6 +92,7 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
         states = module(fused, rope, [lambda q, k, v: q] * config.num_layers)
         return (
             module.readout(states),
+            module.joined(fused, fused) if config.joins_context else None,
             module.mask_vector() if config.mask_token is None else None,
             module.edge_tables() if config.edge_rank else None,
         )
@@ -97,20 +103,33 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
         pairs = module.apply({"params": params.weights}, fused, angles(config.layer, positions), method="context")
         return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
 
-    def inputs(params: HeadParams, target_params: Params, anchors: jax.Array) -> jax.Array:
+    def inputs(
+        params: HeadParams, target_params: Params, anchors: jax.Array, newest: jax.Array | None = None
+    ) -> jax.Array:
+        if (newest is not None) != config.joins_context:
+            given = "no newest context" if newest is None else "a newest context"
+            raise ValueError(f"joins_context is {config.joins_context}, and the head got {given}")
         first = parts.embed(params, target_params, anchors)[..., None, :]
         if config.mask_token is None:
             mask = module.apply({"params": params.weights}, method="mask_vector").astype(first.dtype)
         else:
             mask = parts.embed(params, target_params, jnp.int32(config.mask_token))
         mask = jnp.broadcast_to(mask, (*anchors.shape, size - 1, first.shape[-1]))
-        return jnp.concatenate([first, mask], axis=-2)
+        slots = jnp.concatenate([first, mask], axis=-2)
+        if newest is None:
+            return slots
+        return module.apply({"params": params.weights}, slots, newest[..., None, :], method="joined")
 
     def layers(params: HeadParams, slots: jax.Array, positions: jax.Array, attend_fns: Sequence[AttendFn]) -> jax.Array:
         return module.apply({"params": params.weights}, slots, angles(config.layer, positions), attend_fns)
 
     def block(
-        params: HeadParams, target_params: Params, anchors: jax.Array, positions: jax.Array, cache: KVCache
+        params: HeadParams,
+        target_params: Params,
+        anchors: jax.Array,
+        positions: jax.Array,
+        cache: KVCache,
+        newest: jax.Array | None = None,
     ) -> jax.Array:
         places = positions[:, None] + jnp.arange(size)[None, :]
         mask = jnp.broadcast_to(seen_in_block(config), (len(anchors), size, size))
@@ -125,7 +144,7 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
             )
             for index in range(config.num_layers)
         ]
-        states = layers(params, inputs(params, target_params, anchors), places, attend_fns)
+        states = layers(params, inputs(params, target_params, anchors, newest), places, attend_fns)
         return states[:, size - config.num_drafted :]
 
     def edge_vectors(params: HeadParams, previous: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -145,7 +164,7 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
 
     return BlockHead(
         context=in_full_precision(context),
-        inputs=inputs,
+        inputs=in_full_precision(inputs),
         layers=in_full_precision(layers),
         block=in_full_precision(block),
         edges=in_full_precision(edges),

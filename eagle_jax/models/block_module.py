@@ -5,6 +5,7 @@ tapped features are fused once. Each layer makes keys and values of them with th
 
     context  = hidden_norm(fc(taps))                  of the target alone, and the same for all layers
     x        = [embedding(anchor), mask, mask, ...]   the block
+    x        = join([norm(x); newest context])        where the head does that, as the fc of EAGLE-1 (arXiv 2401.15077)
     x       += self_attn(input_layernorm(x); keys and values of context and of the block)
     x       += mlp(post_attention_layernorm(x))
 
@@ -81,6 +82,7 @@ class BlockModule(nn.Module):
     fc_norm: bool  # RMSNorm on each tap before fc
     edge_rank: int  # 0: no edges
     own_mask: bool  # a learned vector in the slots after the anchor; else an embedding stands there
+    joins_context: bool  # slots start with the newest context too
 
     def setup(self) -> None:
         """Declares the weights under their published names."""
@@ -93,6 +95,9 @@ class BlockModule(nn.Module):
             self.tap_norms = [
                 RMSNorm(self.feature_width // self.num_taps, eps, name=f"fc_norm_{tap}") for tap in range(self.num_taps)
             ]
+        if self.joins_context:
+            self.embed_norm = RMSNorm(width, eps)
+            self.join = Projection({"embed": 2 * width}, {"embed": width})
         if self.own_mask:
             self.mask = self.param("mask", axis_names(nn.initializers.normal(1.0), ["embed"]), (width,), jnp.float32)
         if self.edge_rank:
@@ -108,6 +113,11 @@ class BlockModule(nn.Module):
     def context(self, context: jax.Array, rope: KeysValues) -> list[KeysValues]:
         """Keys and values of the context for each layer."""
         return [layer.context(context, rope) for layer in self.layers]
+
+    def joined(self, slots: jax.Array, newest: jax.Array) -> jax.Array:
+        """What slots [..., E] start as, with the context [..., E] of the last token before their anchor."""
+        newest = jnp.broadcast_to(newest, slots.shape).astype(slots.dtype)
+        return self.join(jnp.concatenate([self.embed_norm(slots), newest], axis=-1))
 
     def mask_vector(self) -> jax.Array:
         """What the slots after the anchor hold: [E]."""

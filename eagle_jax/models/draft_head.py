@@ -50,7 +50,7 @@ from eagle_jax.types import Params, Target, any_weights
 NORMS = ("fc_norm", "norm_output", "norm_before_residual", "norm_before_fc")
 """Fields of `HeadConfig` that add a norm or move one; configs of all formats have them under these names."""
 
-BLOCK_FIELDS = ("num_layers", "block", "edge_rank", "shifted", "bidirectional", "mask_token")
+BLOCK_FIELDS = ("num_layers", "block", "edge_rank", "shifted", "bidirectional", "mask_token", "joins_context")
 """Fields of `HeadConfig` that say how a head drafts a block; the others draft token by token with one layer."""
 
 
@@ -73,6 +73,9 @@ class HeadConfig:
     edge_rank: int = 0  # of the scores of a token given the one before it; 0: a block has no edges
     shifted: bool = True  # slot i of a block predicts the token after its own position; else (DFlash) the one at it
     bidirectional: bool = False  # slots of a block see later slots too (DFlash, DSpark)
+    joins_context: bool = (
+        False  # slots of a block start with the context of the last token too, not their embedding alone
+    )
     mask_token: int | None = None  # whose embedding stands in the slots after the anchor; None: a vector of the head's
 
     def __post_init__(self) -> None:
@@ -238,6 +241,7 @@ def _block_module(config: HeadConfig) -> BlockModule:
         fc_norm=config.fc_norm,
         edge_rank=config.edge_rank,
         own_mask=config.mask_token is None,
+        joins_context=config.joins_context,
     )
 
 

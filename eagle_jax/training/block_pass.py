@@ -83,8 +83,10 @@ def draft_blocks(
     """
     size, num_anchors = anchors.shape
     num_slots, length = head.config.block, batch.tokens.shape[1]
-    keys, values = head.context(params, head.fuse(params, features), batch.positions)
-    slots = head.inputs(params, target_params, take(batch.tokens, anchors)).astype(features.dtype)
+    fused = head.fuse(params, features)
+    keys, values = head.context(params, fused, batch.positions)
+    newest = take(fused, anchors - 1) if head.config.joins_context else None
+    slots = head.inputs(params, target_params, take(batch.tokens, anchors), newest).astype(features.dtype)
     places = take(batch.positions, anchors)[:, :, None] + jnp.arange(num_slots)[None, None]
     visible = take(batch.segments, anchors)[:, :, None] == batch.segments[:, None, :]
     visible &= jnp.arange(length)[None, None, :] < anchors[:, :, None]

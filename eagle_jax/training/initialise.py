@@ -38,6 +38,7 @@ def head_config(
     norm_before_residual: bool = False,
     norm_before_fc: bool = False,
     taps: Sequence[int] = (),
+    joins_context: bool = False,
     **sizes: Any,
 ) -> HeadConfig:
     """A head shaped like one layer of its target, but a layer of Llama, as engines load it.
@@ -53,6 +54,7 @@ def head_config(
       norm_before_residual, norm_before_fc: speculators.
       taps: the layers whose inputs a head fuses, as `taps.parts_of` takes them: the target's taps where left out.
         The last hidden state may be called -1, the others from there.
+      joins_context: slots of a one-pass head start with the newest context too.
       **sizes: `num_layers`, `block` and `edge_rank` of a one-pass head; left out, those of its kind.
 
     Raises:
@@ -86,6 +88,7 @@ def head_config(
         norm_before_fc=norm_before_fc,
         num_taps=num_taps,
         parts=parts,
+        joins_context=joins_context,
         **{**what.sizes, **sizes},
     )
 
@@ -169,6 +172,8 @@ def initial_weights(
         scaled = [part / size for part, size in zip(features, feature_sizes, strict=True)]
         kernel = jnp.concatenate([kernel[: -head.config.feature_width], *scaled])
         weights = {**weights, "fc": {**weights["fc"], "kernel": kernel}}
+    if "join" in weights:  # the sum of both
+        weights = {**weights, "join": {"kernel": jnp.tile(jnp.eye(weights["join"]["kernel"].shape[1]), (2, 1))}}
     if "mask" in weights:  # as large as the embeddings that other slots start with
         size = jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(target_params["embed_tokens"], jnp.float32))))
         weights = {**weights, "mask": size * weights["mask"]}
