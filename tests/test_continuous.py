@@ -9,11 +9,20 @@ import pytest
 
 from eagle_jax.continuous import group_size, write_all, write_each
 from eagle_jax.decode import DecodeState
-from eagle_jax.drafters import make_chain, make_lookahead, make_ouroboros, make_prompt_lookup, make_vanilla
+from eagle_jax.drafters import (
+    make_chain,
+    make_lookahead,
+    make_one_pass,
+    make_ouroboros,
+    make_prompt_lookup,
+    make_vanilla,
+)
 from eagle_jax.generator import Generator
+from eagle_jax.models.block_head import make_block_head
 from eagle_jax.sharding import make_mesh
 from eagle_jax.testing import tiny_transformer
 from eagle_jax.types import Sampling
+from tests.checkpoint.heads import random_block_head
 from tests.reference.decode import decode as plain
 from tests.reference.logprobs import token_logprobs
 from tests.tolerance import assert_close, pass_terms
@@ -21,12 +30,14 @@ from tests.tolerance import assert_close, pass_terms
 CONFIG, TARGET, PARAMS = tiny_transformer(0, num_layers=1)
 PROMPTS = [[5], [1, 2, 3], list(range(3, 20)), [7] * 33, [9, 8], [1], [2, 2, 2, 2]]
 LIMITS = [20, 3, 12, 1, 25, 7, 16]
+BLOCK_HEAD, BLOCK_PARAMS = random_block_head(CONFIG)
 DRAFTERS = {
     "vanilla": (make_vanilla(), ()),
     "lookup": (make_prompt_lookup(3), ()),
     "chain": (make_chain(TARGET, 2), PARAMS),
     "lookahead": (make_lookahead(3, 3, 3, pool_size=50), ()),
     "ouroboros": (make_ouroboros(TARGET, 2, phrases=2, phrase_length=3, pool_size=50), PARAMS),
+    "one_pass": (make_one_pass(make_block_head(BLOCK_HEAD, TARGET), 9, 3, 3, predecessors=8), BLOCK_PARAMS),
 }
 
 

@@ -240,6 +240,33 @@ def test_edges_that_are_the_target_reach_full_depth(batch: int, temperature: flo
     assert answer.tau == BLOCK + 1
 
 
+def test_edges_and_noise_each_bring_tokens() -> None:
+    """tau at T = 1 on a bigram target whose table the edges know with errors; base logits are all alike.
+
+    So the predecessors are those of the shortlist in either case, and the noise levels 1 and 2 are one.
+    """
+    target, params = bigram_target(32)
+    layer = dataclasses.replace(CONFIG, vocab_size=32, width=32, num_layers=1)
+    head = make_block_head(
+        HeadConfig(kind="one_pass", layer=layer, feature_width=96, block=BLOCK, edge_rank=32), target
+    )
+    weights = jax.tree.map(jnp.zeros_like, nn.unbox(head.init(jax.random.key(0))))
+    errors = 0.7 * jax.random.normal(jax.random.key(1), (32, 32))
+    weights["edges"] = {"previous": params["table"] + errors, "following": jnp.eye(32)}
+    prompts = [[token] for token in range(32)]
+
+    def tau(share_noise: bool = True, **parts: Any) -> float:
+        drafter = make_one_pass(head, 16, BLOCK - 1, 4, shortlist=16, predecessors=8, **parts)
+        weighted = HeadParams(weights=weights)
+        generator = Generator(target, params, drafter, weighted, capacity=CAPACITY, share_noise=share_noise)
+        return generator.generate(prompts, temperature=1.0, max_new_tokens=48).tau
+
+    no_edges, edges, children, confidence = tau(False, edges=False), tau(False), tau(noise_level=0), tau(noise_level=1)
+    assert edges > 1.1 * no_edges
+    assert children > 1.5 * edges
+    assert confidence > 1.05 * children
+
+
 def products(drafter: Drafter, params: Params, *, names: tuple[int, ...]) -> int:
     """Matrix products in `propose` with a weight of this shape."""
     state = jax.eval_shape(lambda: drafter.init(1, CAPACITY, "float32"))
