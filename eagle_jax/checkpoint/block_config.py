@@ -9,7 +9,9 @@ The keys are those of DFlash (z-lab/dflash) and DSpark (deepseek-ai/DeepSpec); e
     mask_token_id        there is a tensor `mask`        whose embedding the slots after the anchor hold
     markov_rank          no edges                        rank of the edges; of "vanilla" `markov_head_type` alone
 
-The head of DSpark that guesses how much of a chain will be accepted proposes nothing, so its tensors are passed over.
+Our own key `joins_context` says that slots start with the newest context too; the tensors `join` and `embed_norm` are
+there then. The head of DSpark that guesses how much of a chain will be accepted proposes nothing, so its tensors are
+passed over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,7 @@ ARCHITECTURE = "OnePassDraftModel"
 
 MASK, EDGES_BEFORE, EDGES_AFTER = "mask.weight", "markov_head.markov_w1.weight", "markov_head.markov_w2.weight"
 CONFIDENCE = "confidence_head."
+JOINS = "joins_context"
 
 _SHIFTED = {"dspark": True, "dflash": False}
 """Whether slots predict the token after their own, by what `architectures` contains."""
@@ -80,6 +83,7 @@ def block_fields(mapping: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
         "bidirectional": not mapping.get("is_causal", windowed),
         "mask_token": _mask_token(mapping, MASK in shapes),
         "edge_rank": _edge_rank(mapping, tuple(shapes.get(EDGES_BEFORE, (0, 0)))[-1]),
+        JOINS: bool(mapping.get(JOINS)),
     }
 
 
@@ -88,7 +92,7 @@ def _check_types(mapping: Mapping[str, Any]) -> None:
         value = mapping.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise ValueError(f"{key} is {value!r}, expected a number from 0 on")
-    for key in ("is_causal", "sample_from_anchor"):
+    for key in ("is_causal", "sample_from_anchor", JOINS):
         if not isinstance(mapping.get(key), bool | None):
             raise ValueError(f"{key} is {mapping[key]!r}, expected true or false")
     ids = mapping.get(TAP_IDS)
@@ -139,4 +143,5 @@ def block_keys(config: HeadConfig, layers: Sequence[int]) -> dict[str, Any]:
         "markov_head_type": "vanilla",
         TAP_IDS: [layer - 1 for layer in layers],
         **({"qkv_bias": True} if config.layer.qkv_bias else {}),
+        **({JOINS: True} if config.joins_context else {}),
     }

@@ -84,6 +84,9 @@ def _block_tensors(config: HeadConfig) -> dict[str, TensorSpec]:
     for index, name in enumerate(config.layer_names):
         specs |= layer_tensors(layer, f"layers.{index}", (name,))
     specs |= _tap_norms(config)
+    if config.joins_context:
+        specs |= linear("join", ("join",), (2 * width,), (width,))
+        specs["embed_norm.weight"] = vector(("embed_norm", "weight"), width)
     if config.mask_token is None:
         specs[MASK] = vector(("mask",), width)
     if config.edge_rank:

@@ -29,6 +29,7 @@ ROUND_TRIPS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "two layers": (CONFIG, {}),
     "three layers, norms": (CONFIG, {"num_layers": 3, "fc_norm": True}),
     "no edges": (CONFIG, {"edge_rank": 0}),
+    "context joined": (CONFIG, {"joins_context": True}),
     "own taps": (CONFIG, {"parts": (2, 0)}),
     "taps of the target": (tiny_transformer(num_layers=7, tap_layers=(1, 4, 5))[0], {}),
     "DSpark": (CONFIG, {"bidirectional": True, "mask_token": 5, "qk_norm": True}),

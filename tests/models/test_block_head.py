@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no edges": {"edge_rank": 0},
     "two taps": {"parts": (2, 0)},
     "query and key norms": {"qk_norm": True},
+    "context joined": {"joins_context": True, "fc_norm": True},
     "DSpark": {"bidirectional": True, "mask_token": 5},
     "DFlash": {"bidirectional": True, "shifted": False, "mask_token": 5, "edge_rank": 0},
 }
@@ -63,7 +64,8 @@ def test_twin(variant: str, tmp_path: Path) -> None:
     lengths = np.array([LENGTH, LENGTH - 3])
     cache = dataclasses.replace(prefill(head, params, jnp.asarray(features)), length=jnp.asarray(lengths))
     anchors = jnp.array([ANCHOR, ANCHOR + 1])
-    states = jax.jit(head.block)(params, PARAMS, anchors, cache.length, cache)
+    newest = head.fuse(params, jnp.asarray(features))[jnp.arange(2), lengths - 1] if config.joins_context else None
+    states = jax.jit(head.block)(params, PARAMS, anchors, cache.length, cache, newest)
     assert states.shape == (2, config.num_drafted, config.layer.width)
     logits = head.logits(params, PARAMS, states)
     terms = block_terms(config, LENGTH + config.block)
@@ -94,13 +96,13 @@ def test_a_shorter_block_gives_the_same_states() -> None:
     head, params, features = made(num_layers=2)
     cache = prefill(head, params, features)
     anchors = jnp.array([ANCHOR, 9])
-    states = head.block(params, PARAMS, anchors, cache.length, cache)
+    states = head.block(params, PARAMS, anchors, cache.length, cache, None)
     for block in range(1, head.config.block):
         shorter = make_block_head(dataclasses.replace(head.config, block=block), TARGET)
-        some = shorter.block(params, PARAMS, anchors, cache.length, cache)
+        some = shorter.block(params, PARAMS, anchors, cache.length, cache, None)
         assert_close(some, states[:, :block], block_terms(head.config, LENGTH + block))
     both_ways = make_block_head(dataclasses.replace(head.config, bidirectional=True), TARGET)
-    other = both_ways.block(params, PARAMS, anchors, cache.length, cache)
+    other = both_ways.block(params, PARAMS, anchors, cache.length, cache, None)
     assert float(jnp.abs(other - states)[:, 0].max()) > 1e-2
 
 
@@ -112,14 +114,14 @@ def test_what_states_depend_on() -> None:
     def block(anchors: list[int], length: int, features: jax.Array = features) -> jax.Array:
         cache = prefill(head, params, features)
         cache = dataclasses.replace(cache, length=jnp.full(2, length))
-        return head.block(params, PARAMS, jnp.array(anchors), cache.length, cache)
+        return head.block(params, PARAMS, jnp.array(anchors), cache.length, cache, None)
 
     assert float(jnp.abs(block([3, 5], 6) - block([3, 6], 6))[1].min(-1).max()) > 0
     np.testing.assert_array_equal(block([3, 5], 6)[0], block([3, 6], 6)[0])
     later = features.at[:, 6:].add(1.0)
     np.testing.assert_array_equal(block([3, 5], 6), block([3, 5], 6, later))
     assert float(jnp.abs(block([3, 5], 7) - block([3, 5], 7, later)).max()) > 1e-3
-    inputs = head.inputs(params, PARAMS, jnp.array([3, 5]))
+    inputs = head.inputs(params, PARAMS, jnp.array([3, 5]), None)
     np.testing.assert_array_equal(inputs[:, 0], PARAMS["embed_tokens"][jnp.array([3, 5])])
     np.testing.assert_array_equal(inputs[:, 1:], jnp.broadcast_to(params.weights["mask"], inputs[:, 1:].shape))
     assert cache.keys[0].shape[0] == 2
@@ -146,7 +148,7 @@ def test_a_window_bounds_the_context() -> None:
 
     def block(features: jax.Array) -> jax.Array:
         cache = prefill(head, params, features)
-        return head.block(params, PARAMS, jnp.array([3, 5]), cache.length, cache)
+        return head.block(params, PARAMS, jnp.array([3, 5]), cache.length, cache, None)
 
     change = jnp.abs(block(features) - block(features.at[:, LENGTH - 2].add(1.0))).max((0, 2))
     assert (change[:2] > 1e-3).all()  # positions 11 and 12 see down to 8 and 9
@@ -163,7 +165,7 @@ def test_packed_weights() -> None:
     terms = block_terms(head.config, LENGTH + head.config.block)
     anchors = jnp.array([ANCHOR, 9])
     wanted = head.block(params, PARAMS, anchors, plain_cache.length, plain_cache)
-    states = head.block(packed, target_params, anchors, cache.length, cache)
+    states = head.block(packed, target_params, anchors, cache.length, cache, None)
     assert_close(states, wanted, terms)
     assert_close(head.logits(packed, target_params, states), head.logits(params, PARAMS, wanted), terms)
     previous, rows = jnp.array([[3], [7]]), jnp.array([[0, 4], [2, 1]])
@@ -190,6 +192,11 @@ def test_each_maker_takes_its_kinds() -> None:
     assert make_any_head(eagle, TARGET) is make_head(eagle, TARGET)
     with pytest.raises(ValueError, match="EAGLE-3 heads draft token by token, not blocks"):
         make_block_head(eagle, TARGET)
+    anchors, newest = jnp.zeros(2, int), jnp.zeros((2, CONFIG.width))
+    with pytest.raises(ValueError, match="joins_context is False, and the head got a newest context"):
+        head.inputs(params, PARAMS, anchors, newest)
+    with pytest.raises(ValueError, match="joins_context is True, and the head got no newest context"):
+        made(joins_context=True)[0].inputs(params, PARAMS, anchors, None)
     with pytest.raises(ValueError, match="weights of another model: edges"):
         make_block_head(dataclasses.replace(head.config, edge_rank=0), TARGET).check(params)
 

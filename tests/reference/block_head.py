@@ -69,6 +69,9 @@ class BlockReader:
         token = self.flags.get("mask_token_id")
         mask = self.weights["mask.weight"] if token is None else self.embedding[token]
         states = [self.embedding[anchor], *[mask] * (size - 1)]
+        if self.flags.get("joins_context"):
+            newest, join = self.context[start - 1], self.weights["join.weight"]
+            states = [join @ np.concatenate([self.norm("embed_norm", state), newest]) for state in states]
         for layer in range(self.flags["num_hidden_layers"]):
             read = [self.norm(f"layers.{layer}.input_layernorm", state) for state in states]
             own = list(enumerate(read, start))

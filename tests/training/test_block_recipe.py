@@ -53,10 +53,11 @@ def decoded(made: BlockHead, params: HeadParams, features: jax.Array, text: np.n
     keys, values = made.context(params, made.fuse(params, features[None, :anchor]), places)
     cache = commit(cache, keys, values, places, jnp.array([anchor]))
     anchors = jnp.asarray(text[anchor : anchor + 1])
-    return made.block(params, small.model()[2], anchors, cache.length, cache)[0]
+    newest = made.fuse(params, features[None, anchor - 1]) if made.config.joins_context else None
+    return made.block(params, small.model()[2], anchors, cache.length, cache, newest)[0]
 
 
-@pytest.mark.parametrize("shape", [{}, AS_DFLASH], ids=["own", "DFlash"])
+@pytest.mark.parametrize("shape", [{}, {"joins_context": True}, AS_DFLASH], ids=["own", "joined", "DFlash"])
 @pytest.mark.parametrize("at_a_time", [64, 3])
 def test_states_are_those_of_the_drafter(shape: dict[str, Any], at_a_time: int) -> None:
     """Two documents packed into a row, one into another: each block as if its text stood alone."""
