@@ -25,7 +25,7 @@ from jax import lax
 from eagle_jax import sampling as noises
 from eagle_jax import verify
 from eagle_jax.cache import init_cache
-from eagle_jax.decode import Models, Rule, Scored, decode, prefill
+from eagle_jax.decode import DecodeState, Models, Rule, Scored, decode, prefill
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.evaluation.recording import Recording, record
 from eagle_jax.generator import ALL_ROUNDS, Generation, read_generation
@@ -161,7 +161,30 @@ def accept_known(
     recording: Recording | None = None,
     **sampling: Unpack[SamplingOptions],
 ) -> Generation:
-    """Rounds that the drafter needs for answers that plain decoding has written.
+    """Rounds that the drafter needs for answers that plain decoding has written; arguments and errors as `play_known`.
+
+    Returns:
+      A generation whose tokens are the answers; its seconds mean nothing. A row's last round counts as accepted what
+      the answer has room for.
+    """
+    models = target, target_params, drafter, drafter_params
+    options: Any = {"share_noise": share_noise, "recording": recording, **sampling}
+    return read_generation(play_known(*models, prompts, answers, **options))
+
+
+def play_known(
+    target: Target,
+    target_params: Params,
+    drafter: Drafter,
+    drafter_params: Params,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    share_noise: bool = True,
+    recording: Recording | None = None,
+    **sampling: Unpack[SamplingOptions],
+) -> DecodeState:
+    """The state after the rounds that the drafter needs for answers that plain decoding has written.
 
     Args:
       target, target_params: the model that wrote the answers.
@@ -171,10 +194,6 @@ def accept_known(
       share_noise: as `Generator` takes it.
       recording: of these texts; None reads them.
       **sampling: of the answers, as `make_sampling` takes it; `max_new_tokens` and `stop_ids` have no effect here.
-
-    Returns:
-      A generation whose tokens are the answers; its seconds mean nothing. A row's last round counts as accepted what
-      the answer has room for.
 
     Raises:
       ValueError: a drafter that learns from rejected tokens, no or other numbers of rows, or an answer that the target
@@ -207,7 +226,7 @@ def accept_known(
     # At a near-tie the first token of the answer may be another than the one that was chosen just now.
     first = np.arange(capacity) == starts[:, None]
     state = dataclasses.replace(state, text=jnp.where(before | first, rows, 0))
-    return read_generation(decode(models, state, settings, ALL_ROUNDS, share_noise=share_noise, check=check_by_text))
+    return decode(models, state, settings, ALL_ROUNDS, share_noise=share_noise, check=check_by_text)
 
 
 def _check_answers(
