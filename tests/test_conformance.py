@@ -68,11 +68,11 @@ def random_head(kind: str, draft_vocab: int | None = None) -> tuple[Head, HeadPa
 
 
 @functools.cache
-def random_block_head(draft_vocab: int) -> tuple[BlockHead, HeadParams]:
+def random_block_head(draft_vocab: int, joins_context: bool) -> tuple[BlockHead, HeadParams]:
     """An untrained one-pass head with edges, over some of the tokens."""
     layer = dataclasses.replace(CONFIG, num_layers=1)
     sizes = {"feature_width": 3 * CONFIG.width, "num_layers": 2, "block": 4, "edge_rank": 4}
-    head = make_block_head(HeadConfig(kind="one_pass", layer=layer, **sizes), TARGET)
+    head = make_block_head(HeadConfig(kind="one_pass", layer=layer, joins_context=joins_context, **sizes), TARGET)
     weights = nn.unbox(head.init(jax.random.key(2)))
     weights["edges"]["following"] = jax.random.normal(jax.random.key(3), (CONFIG.vocab_size, 4))  # zeros at first
     ids = jnp.asarray(np.random.default_rng(0).permutation(CONFIG.vocab_size)[:draft_vocab])
@@ -85,9 +85,9 @@ def with_head(kind: str, make: Callable[..., Drafter], *sizes: Any, draft_vocab:
     return Method(make(head, *sizes), params)
 
 
-def one_pass(*sizes: int, **parts: int) -> Method:
+def one_pass(*sizes: int, joins_context: bool = False, **parts: int) -> Method:
     """A drafter around an untrained one-pass head."""
-    head, params = random_block_head(25)
+    head, params = random_block_head(25, joins_context)
     return Method(make_one_pass(head, *sizes, **parts), params)
 
 
@@ -103,6 +103,7 @@ DRAFTERS: dict[str, Callable[[], Method]] = {
     "eagle2": lambda: with_head("eagle", make_eagle2, 12, 2, 4),
     "eagle3": lambda: with_head("eagle3", make_eagle3, 10, 2, 3, draft_vocab=25),
     "one_pass": lambda: one_pass(12, 3, 4, predecessors=5, shortlist=10),
+    "one_pass, context joined": lambda: one_pass(12, 3, 4, joins_context=True, predecessors=5, shortlist=10),
 }
 
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.typing import DTypeLike
 
 from eagle_jax.cache import commit, init_cache
@@ -102,6 +103,14 @@ class TreeSettings:
         return min(self.max_depth, self.nodes // 2) if self.spine else 0
 
 
+@struct.dataclass
+class BlockState:
+    """What the drafter carries from round to round."""
+
+    cache: KVCache  # of each layer of the head; as long as the target's
+    newest: jax.Array | None  # [B, E], the context of the last token in it; None for a head that does not join it
+
+
 class Shortlist(NamedTuple):
     """The tokens of each depth whose edges are computed, best first."""
 
@@ -169,14 +178,15 @@ def draft(
     head: BlockHead,
     params: HeadParams,
     target_params: Params,
-    cache: KVCache,
+    state: BlockState,
     root: jax.Array,
     noise: jax.Array,
     settings: TreeSettings,
 ) -> DraftTree:
     """The tree below `root` i32[B], from one pass of the head; `noise` f32[B, P, V] as in `Drafter.propose`."""
     depth = settings.max_depth
-    states = head.block(params, target_params, root, cache.length, cache)[:, :depth]
+    cache = state.cache
+    states = head.block(params, target_params, root, cache.length, cache, state.newest)[:, :depth]
     base = head.logits(params, target_params, states)
     if settings.top_k > base.shape[-1]:
         raise ValueError(f"top_k is {settings.top_k}, the draft vocabulary has {base.shape[-1]} tokens")
@@ -188,15 +198,21 @@ def draft(
     return best_first.grow(tables, root, settings.nodes, beam=settings.beam, spine=settings.spine_depth)
 
 
-def read(head: BlockHead, params: HeadParams, cache: KVCache, observation: Observation) -> KVCache:
-    """The cache with the target's features of the tokens that joined the text: the context of later blocks."""
+def read(head: BlockHead, params: HeadParams, state: BlockState, observation: Observation) -> BlockState:
+    """The state with the target's features of the tokens that joined the text: the context of later blocks."""
     output = observation.output
     features = features_of(head.config, output.hidden, output.taps)
     features = jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
     steps = jnp.broadcast_to(jnp.arange(observation.path.shape[1])[None, :], observation.path.shape)
-    keys, values = head.context(params, head.fuse(params, features), observation.length[:, None] + steps)
-    cache = dataclasses.replace(cache, length=observation.length)
-    return commit(cache, keys, values, steps, observation.count)
+    fused = head.fuse(params, features)
+    keys, values = head.context(params, fused, observation.length[:, None] + steps)
+    cache = dataclasses.replace(state.cache, length=observation.length)
+    newest = state.newest
+    if newest is not None:
+        last = jnp.maximum(observation.count - 1, 0)
+        joined = jnp.take_along_axis(fused, last[:, None, None], axis=1)[:, 0]
+        newest = jnp.where((observation.count > 0)[:, None], joined.astype(newest.dtype), newest)
+    return BlockState(commit(cache, keys, values, steps, observation.count), newest)
 
 
 @functools.cache
@@ -243,17 +259,23 @@ def make_one_pass(
     )
     settings.check(head.config.num_drafted)
 
-    def init(batch: int, capacity: int, dtype: DTypeLike) -> KVCache:
+    def init(batch: int, capacity: int, dtype: DTypeLike) -> BlockState:
         layer = head.config.layer
         sizes = (head.config.num_layers, batch, capacity, layer.num_kv_heads, layer.head_dim)
-        return init_cache(*sizes, jnp.dtype(dtype))
+        newest = jnp.zeros((batch, layer.width), dtype) if head.config.joins_context else None
+        return BlockState(init_cache(*sizes, jnp.dtype(dtype)), newest)
 
     def propose(
-        params: HeadParams, target_params: Params, state: KVCache, text: jax.Array, length: jax.Array, noise: jax.Array
-    ) -> tuple[DraftTree, KVCache]:
+        params: HeadParams,
+        target_params: Params,
+        state: BlockState,
+        text: jax.Array,
+        length: jax.Array,
+        noise: jax.Array,
+    ) -> tuple[DraftTree, BlockState]:
         return draft(head, params, target_params, state, root_of(text, length), noise, settings), state
 
-    def observe(params: HeadParams, target_params: Params, state: KVCache, observation: Observation) -> KVCache:
+    def observe(params: HeadParams, target_params: Params, state: BlockState, observation: Observation) -> BlockState:
         del target_params
         return read(head, params, state, observation)
 

@@ -23,9 +23,10 @@ from eagle_jax.testing import bigram_target, tiny_transformer
 from eagle_jax.types import DraftTree, Params, Target, any_weights
 from tests import golden
 from tests.drafters.test_best_first import nodes_of
+from tests.models.passes import whole_pass
 from tests.reference import best_first, one_pass
 from tests.test_program import equations
-from tests.tolerance import assert_close
+from tests.tolerance import assert_close, pass_terms
 
 VOCAB, WIDTH, BLOCK = 24, 32, 5
 CONFIG, TARGET, PARAMS = tiny_transformer(vocab_size=VOCAB)
@@ -81,7 +82,9 @@ def test_trees_against_a_slow_twin(draft_vocab: bool, temperature: float, edges:
     noise = some_noise(4, temperature=temperature)
     tree, state = proposal(drafter, params, noise)
     roots = np.take_along_axis(np.asarray(state.text), np.asarray(state.cache.length)[:, None], axis=1)[:, 0]
-    states = head.block(params, PARAMS, jnp.asarray(roots), state.cache.length, state.drafter)
+    states = head.block(
+        params, PARAMS, jnp.asarray(roots), state.cache.length, state.drafter.cache, state.drafter.newest
+    )
     logits = np.asarray(head.logits(params, PARAMS, states), np.float64)
     ids = np.arange(VOCAB) if params.target_ids is None else np.asarray(params.target_ids)
     base = np.zeros_like(logits)
@@ -175,7 +178,9 @@ def echo(seed: int = 0) -> tuple[Target, Params, BlockHead]:
             jnp.broadcast_to(positions[:, :, None, None].astype(float), fused[:, :, None].shape),
         )
 
-    def block(params: Params, target_params: Params, anchors: jax.Array, positions: jax.Array, cache: Any) -> jax.Array:
+    def block(
+        params: Params, target_params: Params, anchors: jax.Array, positions: jax.Array, cache: Any, newest: Any
+    ) -> jax.Array:
         states = []
         for _ in range(BLOCK):
             states.append(target.embed(target_params, anchors))
@@ -217,9 +222,23 @@ def test_a_row_of_the_cache_is_the_feature_of_its_position(rounds: int) -> None:
         assert state.accepted[:, 1:].sum() > 0
     for row, length in enumerate(state.cache.length.tolist()):
         features = np.tile(np.asarray(params["table"])[state.text[row, :length]], 3)
-        np.testing.assert_array_equal(state.drafter.keys[0][row, :length, 0], features)
-        np.testing.assert_array_equal(state.drafter.values[0][row, :length, 0, 0], np.arange(length))
-        assert state.drafter.length[row] == length
+        np.testing.assert_array_equal(state.drafter.cache.keys[0][row, :length, 0], features)
+        np.testing.assert_array_equal(state.drafter.cache.values[0][row, :length, 0, 0], np.arange(length))
+        assert state.drafter.cache.length[row] == length
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_the_newest_context_is_that_of_the_last_token(rounds: int) -> None:
+    """After prompts of several chunks, and after rounds: what a pass over all of the text gives there."""
+    head, params = random_head(joins_context=True)
+    drafter = make_one_pass(head, 14, 3, 4)
+    state = after_prompts(drafter, params)
+    if rounds:
+        state = decode(Models(TARGET, drafter, PARAMS, params), state, make_sampling(3, max_new_tokens=20), rounds)
+    output, _ = whole_pass(TARGET, PARAMS, state.text)
+    fused = head.fuse(params, output.taps)[jnp.arange(3), state.cache.length - 1]
+    assert_close(state.drafter.newest, fused, pass_terms(CONFIG, CAPACITY) + 4 * WIDTH)
+    assert make_one_pass(random_head()[0], 14, 3, 4).init(1, 8, "float32").newest is None
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
