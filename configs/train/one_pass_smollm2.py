@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.head.block = 8  # slots, as many as drafted tokens
     config.head.edge_rank = 64  # 0: tokens of a slot do not depend on the token before
     config.head.fc_norm = True  # a norm on each tap
-    config.head.joins_context = False  # slots start with the features of the last token too
+    config.head.joins_context = True  # slots start with the features of the last token too; DFlash has False
     config.head.taps = ()  # layers whose inputs are fused, -1 is the last hidden state; (): the target's three
 
     config.start = ml_collections.ConfigDict()
