@@ -201,7 +201,7 @@ def test_one_pass(tmp_path: Path) -> None:
     }
     assert rows[1]["least_bytes"] == rows[5]["least_bytes"]
     assert all(row["collectives_per_layer"] == 2 for row in rows.values())
-    assert compiled(tmp_path, "--mesh=2x4", "--method=one_pass", "--programs=train").keys() == {"train"}
+    assert "train" in compiled(tmp_path, "--mesh=2x4", "--method=one_pass", "--programs=train")
 
 
 HLO = """
