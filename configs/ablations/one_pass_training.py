@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "2 layers": {"train.head.num_layers": 2},
     "block of 4": {"train.head.block": 4, "method.depth": 3},
     "edges of rank 256": {"train.head.edge_rank": 256},
-    "context joined": {"train.head.joins_context": True},
+    "context not joined": {"train.head.joins_context": False},
     "random start": {"train.start.copy_layer": False, "train.start.scale_features": False},
     "no loss on logits without edges": {"train.recipe.base_weight": 0.0},
     "LM head of all tokens": {"train.head.draft_vocab_size": 0},
