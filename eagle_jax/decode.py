@@ -388,11 +388,9 @@ def decode(
 
     def unfinished(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
         rounds, state = carry
-        goes_on = (rounds < max_rounds) & ((~state.done).sum() >= min_live)
-        if reach is None:
-            return goes_on
         longest = jnp.where(state.done, 0, state.cache.length).max()
-        return goes_on & (longest + slots_of_rounds(models.drafter) <= reach)
+        fits = reach is None or longest + slots_of_rounds(models.drafter) <= reach
+        return (rounds < max_rounds) & ((~state.done).sum() >= min_live) & fits
 
     def advance(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         state = one_round(models, carry[1], sampling, rule=rule, share_noise=share_noise, check=check)

@@ -133,7 +133,10 @@ def _tree(setting: Setting, shapes: Shapes) -> Row:
 
 
 def summary(path: pathlib.Path) -> str:
-    """The programs of all rows in a file, one line each, where a program was compiled twice the later one."""
+    """The programs of all rows in a file, one line each, where a program was compiled twice the later one.
+
+    Those for GPUs come once more with their launches, each time that they were compiled.
+    """
     rows = [row for row in read_jsonl(path, with_fields()) if "program" in row]
     header = ["target", "devices", "rows x slots", "program", "peak GiB", "temporary GiB", *_TIMES, "sums a layer"]
     lines = {}
@@ -150,7 +153,13 @@ def summary(path: pathlib.Path) -> str:
             else ["does not fit", *[""] * 5]
         )
         lines[*where, row["program"]] = [*where, row["program"], *numbers]
-    return markdown_table(header, list(lines.values()))
+    launches = [
+        {**row, "program": f"{_model_of(row)}, {row['batch']} x {row['context']}, {row['program']}"}
+        for row in rows
+        if "kernels" in row
+    ]
+    tables = [(header, list(lines.values())), *([_launches(launches)] if launches else [])]
+    return "\n\n".join(markdown_table(*table) for table in tables)
 
 
 def _times(row: Row) -> list[str]:

@@ -217,6 +217,7 @@ def _shares_read(computation: Computation) -> dict[str, float]:
     shares = dict.fromkeys(computation, 0.0)
     for user in reversed(computation.values()):  # users come after what they use
         share = 1.0 if user.is_root else min(1.0, shares[user.name])
+        share = 1.0 if share and user.opcode == "dot" else share  # every part of a product reads all of an operand
         for place, name in enumerate(() if user.opcode == "parameter" else user.operands):
             if place == 0 and user.opcode in UPDATES:
                 continue

@@ -237,6 +237,7 @@ class TestH200:
         assert rows[0]["kernels"] == rows[1]["kernels"]
         assert rows[0]["bounds"].keys() == GPUS.keys()
         assert "| plain |" in capsys.readouterr().out
+        assert "| long, eagle3, 1 x 128, plain |" in script.summary(output)
 
 
 @needs_plugin
