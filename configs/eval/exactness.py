@@ -15,7 +15,7 @@ from configs.eval import field
 
 TREE = {"nodes": 16, "depth": 5, "top_k": 4}
 
-NAMES = ("prompt_lookup", "lookahead", "chain", "ouroboros", "eagle", "eagle2", "eagle3", "one_pass")
+NAMES = ("prompt_lookup", "lookahead", "chain", "ouroboros", "eagle", "eagle2", "eagle3")
 
 
 def get_config(names: str = ",".join(NAMES)) -> ml_collections.ConfigDict:

@@ -6,9 +6,9 @@ answers leave methods that learn from the text (lookahead, Ouroboros, prompt loo
     python -m experiments.evaluate --config=configs/eval/field.py --data=DIRECTORY --output=field.jsonl
     python -m experiments.evaluate --config=configs/eval/field.py:prompt_lookup,chain=DIRECTORY ...   # some of them
 
-Needs the heads `eagle`, `eagle3` and `one_pass` and the draft model `distilled` for the target, unless they are left
-out or others are named; `chain=self:24` drafts with the target's first 24 layers. Expected on two CPU cores: a minute
-for each prompt at each temperature with all methods.
+Needs the heads `eagle` and `eagle3` and the draft model `distilled` that ship for the target, unless they are left out
+or others are named; `chain=self:24` drafts with the target's first 24 layers. No head ships for `one_pass`: it takes
+part as `one_pass=DIRECTORY`. Expected on two CPU cores: a minute for each prompt at each temperature with all methods.
 """
 
 import ml_collections
@@ -35,8 +35,11 @@ METHODS: dict[str, dict[str, object]] = {
     "eagle3_default": {"method": "eagle3"},  # with the tree that pays where this runs
 }
 
+NAMES = tuple(name for name in METHODS if name != "one_pass")
+"""Those with all that they need."""
 
-def get_config(names: str = ",".join(METHODS)) -> ml_collections.ConfigDict:
+
+def get_config(names: str = ",".join(NAMES)) -> ml_collections.ConfigDict:
     """The defaults; every field can be set by a flag, as in --config.num_prompts=80.
 
     Args:

@@ -220,7 +220,7 @@ def head_directory(name: str, target_name: str) -> pathlib.Path:
         return path
     if not _HUB_ID.fullmatch(name) or path.exists():
         raise ValueError(
-            f"head {name!r} is neither {' or '.join(HEAD_KINDS)} (the heads that ship), nor an existing directory, nor"
+            f"head {name!r} is neither {' or '.join(HEAD_KINDS)} (a head that ships), nor an existing directory, nor"
             " a Hugging Face id of the form owner/model"
         )
     return _download(name, "head")

@@ -19,7 +19,6 @@ import eagle_jax.drafters
 from eagle_jax.checkpoint import pretrained
 from eagle_jax.checkpoint.distilled import save_draft
 from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
-from eagle_jax.checkpoint.head_config import flat_engine
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import load_target
@@ -28,7 +27,7 @@ from eagle_jax.testing import tiny_transformer
 from experiments import evaluate, generate, report, sweep
 from experiments.cli import launch
 from tests.checkpoint.files import stored_tensors, write_gguf
-from tests.checkpoint.heads import random_block_head, random_head
+from tests.checkpoint.heads import random_head
 from tests.checkpoint.test_gguf_tokenizer import byte_level_metadata
 from tests.docs.pages import ROOT, blocks, changed_file
 from tests.experiments.conftest import write_model
@@ -99,14 +98,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model as a directory and as a GGUF file, and heads for it."""
     folder = tmp_path_factory.mktemp("shelf")
     model = load_target(str(write_model(folder / "model")))
-    made = {kind: random_head(kind, model.config) for kind in ("eagle", "eagle3")}
-    for kind, (config, params) in {**made, "one_pass": random_block_head(model.config)}.items():
+    for kind in ("eagle", "eagle3"):
+        config, params = random_head(kind, model.config)
         if kind == "eagle3":
             save_head(folder / "whole-eagle3", config, params, model.config)
         params = with_draft_vocabulary(params, model.config, model.params, range(257), DRAFT_SIZE)
         ranks = {"frozen_lm_head": True, "token_ranks": range(257)}
-        place, engine = folder / "heads" / f"smollm2-135m-{kind}", flat_engine(config)
-        save_head(place, config, params, model.config, engine=engine, **ranks)
+        save_head(folder / "heads" / f"smollm2-135m-{kind}", config, params, model.config, **ranks)
     save_draft(folder / "heads" / "smollm2-135m-distilled", *truncate_layers(model.config, model.params, 1))
     metadata = byte_level_metadata("gpt-2")
     config, _, weights = tiny_transformer(vocab_size=len(metadata["tokenizer.ggml.tokens"]))

@@ -1,6 +1,7 @@
 """Every config of an evaluation or an ablation says what the scripts understand."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,8 +34,9 @@ def test_heads() -> None:
 
 
 def test_field() -> None:
+    known = entries(field.get_config(",".join(field.METHODS)))
+    assert list(dict.fromkeys(entry.method for entry in known)) == list(methods.METHODS)  # a new one takes part
     found = entries(field.get_config())
-    assert list(dict.fromkeys(entry.method for entry in found)) == list(methods.METHODS)  # a new one takes part
     assert (found[-1].label, found[-1].settings.nodes) == ("eagle3_default", None)
     assert [entry.settings.sizes for entry in found if entry.method == "lookahead"] == [
         (),
@@ -45,6 +47,13 @@ def test_field() -> None:
     assert (block.settings.head, block.settings.triple) == ("runs/block", (None, None, None))
     with pytest.raises(ValueError, match="got 'medusa'"):
         field.get_config("eagle,medusa")
+
+
+@pytest.mark.parametrize("config", [exactness, field, heads], ids=lambda config: config.__name__)
+def test_what_is_measured_by_default_ships(config: ModuleType) -> None:
+    measured = config.get_config()
+    for entry in entries(measured):
+        entry.files(measured.target)
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
@@ -63,7 +72,7 @@ def test_exactness() -> None:
     config = exactness.get_config()
     assert (config.batch, config.mode, config.num_prompts, config.temperatures) == (8, "timed", 24, (0.0, 1.0))
     found = entries(config)
-    assert {entry.method for entry in found} == methods.METHODS.keys() - {"vanilla"}
+    assert {entry.method for entry in found} == {entry.method for entry in entries(field.get_config())} - {"vanilla"}
     assert {entry.settings.triple for entry in found if entry.method in ("eagle2", "eagle3")} == {(16, 5, 4)}
 
 
