@@ -45,7 +45,7 @@ flags.DEFINE_integer("rounds", None, "tree, strip: rounds to draw; default 1 and
 flags.DEFINE_integer(
     "dropped",
     0,
-    "tree, of eagle2 and eagle3: also draw, faded, this many of the best nodes that the drafter dropped",
+    "tree, where it is dynamic: also draw, faded, this many of the best nodes that the drafter dropped",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("log_probabilities", False, "tree: write the log of each confidence below it", flag_values=FLAGS)
@@ -83,7 +83,8 @@ def check_flags() -> None:
     if FLAGS.dropped < 0:
         raise ValueError(f"--dropped must be at least 0, got {FLAGS.dropped}")
     if FLAGS.dropped and FLAGS.method not in methods.DYNAMIC:
-        raise ValueError(f"--method={FLAGS.method} drops no nodes, as {' and '.join(methods.DYNAMIC)} do")
+        *others, last = methods.DYNAMIC
+        raise ValueError(f"--method={FLAGS.method} drops no nodes, as {', '.join(others)} and {last} do")
     temperatures = [float(text) for text in FLAGS.temperatures]
     make_sampling(len(temperatures), temperature=temperatures)
     make_sampling(1, **sampling_options())

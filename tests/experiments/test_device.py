@@ -64,7 +64,7 @@ def test_a_batch_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--shapes=gpt-5", "target config 'gpt-5' is not one of llama2-7b, "),
+        ("--shapes=gpt-5", "target config 'gpt-5' is not one of smollm2-135m, llama2-7b, "),
         ("--trees=60", "--trees takes nodes/depth/top-k, such as 60/7/10, got '60'"),
         ("--batches=0", "--batches takes whole numbers above 0, got 0"),
         ("--passes=a", "--passes takes whole numbers above 0, got a"),

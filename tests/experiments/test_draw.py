@@ -84,7 +84,7 @@ def test_strip_reliability_and_times(
         (["--prompt=Hello", "--output=x", "--dropped=-1"], "--dropped must be at least 0, got -1"),
         (
             ["--prompt=Hello", "--output=x", "--method=prompt_lookup", "--dropped=3"],
-            "--method=prompt_lookup drops no nodes, as eagle2 and eagle3 do",
+            "--method=prompt_lookup drops no nodes, as eagle2, eagle3 and one_pass do",
         ),
     ],
 )

@@ -67,7 +67,7 @@ def test_no_more_slots_than_positions(tmp_path: Path) -> None:
     ("flag", "message"),
     [
         ("--kinds=v5e,v9", "--kinds takes v4, v5e, v5p, v6e, got v9"),
-        ("--targets=gpt2", "target config 'gpt2' is not one of llama2-7b, "),
+        ("--targets=gpt2", "target config 'gpt2' is not one of smollm2-135m, llama2-7b, "),
     ],
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], flag: str, message: str) -> None:
