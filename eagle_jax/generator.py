@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from eagle_jax import sharding
-from eagle_jax.cache import SHORTEST_REACH, reach_of
+from eagle_jax.cache import reach_of
 from eagle_jax.decode import DecodeState, Models, Rule, check_rule, decode, prefill, slots_of_rounds
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.kernels.packed import is_packed, pack
@@ -150,7 +150,8 @@ class Generator:
         capacity = state.text.shape[1]
         first = max(map(len, prompts)) + slots_of_rounds(self.drafter)
         last = first + int(np.max(settings.max_new_tokens))
-        slots = (*range(first, last, SHORTEST_REACH), last)
+        powers = (1 << bits for bits in range(last.bit_length()))
+        slots = (first, *(size + 1 for size in powers if first <= size < last))  # where another reach begins
         for reach in dict.fromkeys(self._reach(needed, capacity) for needed in slots):  # None alone but on a GPU
             state = self._run(state, settings, 1, 1, reach)
         jax.block_until_ready(state)
