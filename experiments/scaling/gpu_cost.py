@@ -36,8 +36,7 @@ def sizes_of(shapes: Shapes) -> Sizes:
     nodes = jax.tree.leaves(shapes.state, is_leaf=lambda node: isinstance(node, KVCache))
     caches = [keys for node in nodes if isinstance(node, KVCache) for keys in node.keys]
     weights = [x for x in jax.tree.leaves(shapes.models) if x.ndim > 1 and x.size >= LARGE]
-    caches, weights = ([_elements(x) for x in arrays] for arrays in (caches, weights))
-    return Sizes(frozenset(caches), frozenset(weights))
+    return Sizes(*(frozenset(map(_elements, arrays)) for arrays in (caches, weights)))
 
 
 def _elements(x: Any) -> int:
