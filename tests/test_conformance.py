@@ -68,7 +68,7 @@ def random_head(kind: str, draft_vocab: int | None = None) -> tuple[Head, HeadPa
 
 
 @functools.cache
-def random_block_head(draft_vocab: int, joins_context: bool) -> tuple[BlockHead, HeadParams]:
+def random_block_head(draft_vocab: int, joins_context: bool = False) -> tuple[BlockHead, HeadParams]:
     """An untrained one-pass head with edges, over some of the tokens."""
     layer = dataclasses.replace(CONFIG, num_layers=1)
     sizes = {"feature_width": 3 * CONFIG.width, "num_layers": 2, "block": 4, "edge_rank": 4}
