@@ -21,7 +21,7 @@ from eagle_jax.cache import commit, count_after, init_cache
 from eagle_jax.drafters.base import Observation
 from eagle_jax.kernels.packed import is_packed
 from eagle_jax.models.attention import Prefix, attend
-from eagle_jax.models.draft_head import Head, HeadParams, features_of
+from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, features_of
 from eagle_jax.sampling import first_largest, top_k_rows
 from eagle_jax.types import KVCache, Params
 
@@ -60,15 +60,25 @@ def init_state(head: Head, batch: int, capacity: int, dtype: DTypeLike) -> HeadS
     )
 
 
+def features_along(config: HeadConfig, observation: Observation) -> jax.Array:
+    """The target's features [B, P, feature width] of the tokens that joined the text, as a head reads them."""
+    features = features_of(config, observation.output.hidden, observation.output.taps)
+    return jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
+
+
+def newest_of(rows: jax.Array, observation: Observation) -> jax.Array:
+    """Of rows [B, P, E], that of the last token that joined the text: [B, E]; any where none did."""
+    last = jnp.maximum(observation.count - 1, 0)
+    return jnp.take_along_axis(rows, last[:, None, None], axis=1)[:, 0]
+
+
 def observe(
     head: Head, params: HeadParams, target_params: Params, state: HeadState, observation: Observation
 ) -> HeadState:
     """Read the target's features of the tokens that joined the text, each with the token after it."""
     batch, size = observation.path.shape
     steps = jnp.arange(size)[None, :]
-    output = observation.output
-    features = features_of(head.config, output.hidden, output.taps)
-    features = jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
+    features = features_along(head.config, observation)
     slots = observation.length[:, None] + steps
     next_tokens = jnp.take_along_axis(observation.text, slots + 1, axis=1, mode="clip")
     embedded = head.embed(params, target_params, next_tokens)
@@ -80,8 +90,7 @@ def observe(
         return attend(queries, keys, values, causal, prefix, slots, window=head.config.layer.window(0), kernel=kernel)
 
     states, keys, values = head.step(params, head.fuse(params, features), embedded, slots, attend_fn)
-    last = jnp.maximum(observation.count - 1, 0)
-    newest = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+    newest = newest_of(states, observation)
     count = count_after(observation.count, newest[:, 0] > -jnp.inf)
     cache = commit(
         dataclasses.replace(state.cache, length=observation.length),

@@ -34,8 +34,9 @@ from eagle_jax.cache import commit, init_cache
 from eagle_jax.drafters import best_first
 from eagle_jax.drafters.base import Drafter, Observation, Size
 from eagle_jax.drafters.best_first import NO_ROW, ChildTables
+from eagle_jax.drafters.head import features_along, newest_of
 from eagle_jax.models.block_head import BlockHead
-from eagle_jax.models.draft_head import HeadParams, features_of
+from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.sampling import top_k_rows
 from eagle_jax.tree import root_of
 from eagle_jax.types import DraftTree, KVCache, Params
@@ -200,18 +201,14 @@ def draft(
 
 def read(head: BlockHead, params: HeadParams, state: BlockState, observation: Observation) -> BlockState:
     """The state with the target's features of the tokens that joined the text: the context of later blocks."""
-    output = observation.output
-    features = features_of(head.config, output.hidden, output.taps)
-    features = jnp.take_along_axis(features, jnp.maximum(observation.path, 0)[:, :, None], axis=1)
     steps = jnp.broadcast_to(jnp.arange(observation.path.shape[1])[None, :], observation.path.shape)
-    fused = head.fuse(params, features)
+    fused = head.fuse(params, features_along(head.config, observation))
     keys, values = head.context(params, fused, observation.length[:, None] + steps)
     cache = dataclasses.replace(state.cache, length=observation.length)
     newest = state.newest
     if newest is not None:
-        last = jnp.maximum(observation.count - 1, 0)
-        joined = jnp.take_along_axis(fused, last[:, None, None], axis=1)[:, 0]
-        newest = jnp.where((observation.count > 0)[:, None], joined.astype(newest.dtype), newest)
+        joined = newest_of(fused, observation).astype(newest.dtype)
+        newest = jnp.where((observation.count > 0)[:, None], joined, newest)
     return BlockState(commit(cache, keys, values, steps, observation.count), newest)
 
 
