@@ -151,7 +151,7 @@ def load_pretrained_head(
     """Load a draft head for a target.
 
     Args:
-      name: `eagle` or `eagle3` for the head that ships for this target, a directory, or a Hugging Face id.
+      name: a kind of `HEAD_KINDS` for the head that ships for this target, a directory, or a Hugging Face id.
       target: the loaded target.
       dtype: of the weights; the target's.
       draft_vocab: tokens U that a head drafts from the target's LM head, the most frequent ones, 0 for all; left out,
@@ -220,8 +220,8 @@ def head_directory(name: str, target_name: str) -> pathlib.Path:
         return path
     if not _HUB_ID.fullmatch(name) or path.exists():
         raise ValueError(
-            f"head {name!r} is neither {' or '.join(HEAD_KINDS)} (a head that ships), nor an existing directory, nor"
-            " a Hugging Face id of the form owner/model"
+            f"head {name!r} is neither a kind ({', '.join(HEAD_KINDS)}: the one that ships for the target), nor an"
+            " existing directory, nor a Hugging Face id of the form owner/model"
         )
     return _download(name, "head")
 

@@ -15,7 +15,7 @@ from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, with_draft_vocabul
 from eagle_jax.checkpoint.heads import load_head, save_head
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import HeadConfig, HeadParams, make_head
+from eagle_jax.models.draft_head import HEAD_KINDS, HeadConfig, HeadParams, make_head
 from eagle_jax.sharding import head_shardings, make_mesh, place, target_shardings
 from eagle_jax.testing import ByteTokenizer, tiny_transformer
 from eagle_jax.types import Params
@@ -211,9 +211,8 @@ def test_shipped_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_heads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file.txt").write_text("")
-    with pytest.raises(
-        ValueError, match=r"is neither eagle or eagle3 or one_pass .the heads that ship., nor an existing directory"
-    ):
+    kinds = ", ".join(HEAD_KINDS)
+    with pytest.raises(ValueError, match=rf"is neither a kind \({kinds}: .*\), nor an existing directory, nor a Hugging"):
         load_pretrained_head(name, model())
 
 
