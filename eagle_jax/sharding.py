@@ -16,6 +16,7 @@ An axis that does not divide (3 key/value heads over 2 devices) is replicated, a
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
@@ -147,6 +148,12 @@ def head_shardings(
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of an array of which every device has all."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of one device that arrays, or shapes with shardings, take, without the padding of their layouts."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def _row_specs(mesh: Mesh | AbstractMesh, tree: Tree, heads: Any) -> Tree:

@@ -72,7 +72,8 @@ flags.DEFINE_integer("batch", 1, "answers written at a time; more than 1 are not
 text = "DATAxMODEL: 2x4 shards the rows of --batch over 2 groups of devices and the weights over 4 in each"
 flags.DEFINE_string("mesh", None, text, flag_values=FLAGS)
 flags.DEFINE_string("distributed", None, launch.DISTRIBUTED, flag_values=FLAGS)
-flags.DEFINE_bool("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
+text = "split the draft head over the devices as the target is; left out, a bound on the time of drafting decides"
+flags.DEFINE_bool("split_head", None, text, flag_values=FLAGS)
 text = "write log-probabilities of the tokens to --json_output, and of this many most probable ones beside each"
 flags.DEFINE_integer("logprobs", None, text, flag_values=FLAGS)
 flags.DEFINE_string("json_output", None, "file for the numbers and answers, as one JSON object", flag_values=FLAGS)

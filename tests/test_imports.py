@@ -15,14 +15,14 @@ FOLDERS = ("eagle_jax", "experiments", "configs")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 LAYERS = [
-    ["eagle_jax.types", "eagle_jax.files", "eagle_jax.processes", "eagle_jax.platforms"],
+    ["eagle_jax.types", "eagle_jax.files", "eagle_jax.processes", "eagle_jax.platforms", "eagle_jax.accelerators"],
     ["eagle_jax.journal"],
     ["eagle_jax.kernels"],
     ["eagle_jax.tree", "eagle_jax.sampling", "eagle_jax.cache"],
     ["eagle_jax.verify", "eagle_jax.models", "eagle_jax.penalties", "eagle_jax.logprobs"],
     ["eagle_jax.sharding", "eagle_jax.provenance"],
     ["eagle_jax.drafters.base"],
-    [f"eagle_jax.drafters.{name}" for name in ("head", "best_first", "draft_model", "ngram_pool")],
+    [f"eagle_jax.drafters.{name}" for name in ("head", "best_first", "draft_model", "ngram_pool", "placement")],
     ["eagle_jax.drafters"],
     ["eagle_jax.decode", "eagle_jax.generator", "eagle_jax.give_up", "eagle_jax.continuous"],
     ["eagle_jax.checkpoint", "eagle_jax.chat", "eagle_jax.testing"],

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eagle_jax.accelerators import chip_of, links_between
 from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, head_directory
 from eagle_jax.drafters import Drafter, make_eagle2, make_vanilla
@@ -32,12 +33,14 @@ from eagle_jax.drafters.default_tree import (
     ladder_tree,
     read_tau_table,
 )
+from eagle_jax.evaluation.bounded_costs import bounded_costs
 from eagle_jax.files import cache_directory, read_json, write_whole
 from eagle_jax.generator import Generator
 from eagle_jax.kernels.packed import is_packed, pack
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import first_largest, make_sampling
+from eagle_jax.sharding import DATA
 from eagle_jax.types import KVCache, Params, Target
 
 PASS_SIZES = (1, 2, 4, 8, 12, 16, 32, 60)
@@ -75,8 +78,9 @@ def choose_tree(
     *,
     batch: int = 1,
     temperatures: Sequence[float] = (0.0,),
+    split: bool | None = None,
 ) -> TreeChoice:
-    """The default tree of a head.
+    """The default tree of a head: by costs, which are measured on one device and bounds on a mesh of known chips.
 
     Args:
       model: the target.
@@ -84,10 +88,21 @@ def choose_tree(
       head, head_params: the draft head.
       batch: rows that decode together; on a mesh those of one part of its axis `data`.
       temperatures: of sampling.
+      split: whether the head is to be split over the mesh; None: where that costs less.
     """
-    table = read_tau_table(head_directory(name, model.name))
-    if table is not None and model.mesh is None:
+    table, mesh = read_tau_table(head_directory(name, model.name)), model.mesh
+    if table is not None and mesh is None:
         return best_tree(table, round_costs(model, head, head_params, batch), temperatures)
+    devices = [] if mesh is None else list(mesh.devices.flat)
+    chip = chip_of(devices[0]) if devices else None
+    if table is not None and mesh is not None and chip is not None and model.config.experts is None:
+        links, about = links_between(devices), (model.config, model.params, head, head_params, mesh)
+        choice = best_tree(
+            table,
+            bounded_costs(*about, chip, links, split=split, batch=batch * mesh.shape[DATA], slots=PREFIX),
+            temperatures,
+        )
+        return TreeChoice(choice.size, f"{choice.reason}, by bounds")
     size = ladder_tree(batch)
     why = "costs are not measured on a mesh" if table is not None else f"head {name} has no {TAU_FILE}"
     return TreeChoice(size, f"tree {size}: by platform and batch, {why}")

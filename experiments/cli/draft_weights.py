@@ -8,12 +8,15 @@ from eagle_jax.checkpoint import distilled
 from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE
 from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target, shipped
+from eagle_jax.drafters import Drafter
 from eagle_jax.drafters.draft_model import with_vocabulary
+from eagle_jax.drafters.placement import place_head
 from eagle_jax.models.block_head import BlockHead, make_block_head
 from eagle_jax.models.draft_head import HEAD_KINDS, Head, HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
+from eagle_jax.sharding import MODEL, head_shardings, place
 from eagle_jax.types import Params, Target
-from experiments.cli.launch import status
+from experiments.cli.launch import note, status
 from experiments.cli.method_settings import MethodSettings
 
 _LOG = logging.getLogger(__name__)
@@ -81,6 +84,20 @@ def load_block_head(kind: str, target: LoadedModel, settings: MethodSettings) ->
     return make_block_head(config, make_target(target.config)), params
 
 
+def placed(
+    head: Head | BlockHead, params: HeadParams, drafter: Drafter, target: LoadedModel, settings: MethodSettings
+) -> HeadParams:
+    """Weights of a head where they take the least time, by a bound on drafting; one line on stderr says where and why.
+
+    On one device, and where --split_head or --nosplit_head was given, as they are.
+    """
+    if settings.split_head is not None or target.mesh is None or target.mesh.shape[MODEL] == 1:
+        return params
+    placement = place_head(head, params, drafter, target.mesh, batch=settings.batch)
+    note(placement.reason)
+    return place(params, head_shardings(target.mesh, head, params, split=True)) if placement.split else params
+
+
 def _head(kind: str, target: LoadedModel, settings: MethodSettings) -> tuple[HeadConfig, HeadParams]:
     with status(f"Loading head {settings.head or kind}"):
         config, params = load_pretrained_head(
@@ -88,7 +105,7 @@ def _head(kind: str, target: LoadedModel, settings: MethodSettings) -> tuple[Hea
             target,
             settings.dtype,
             draft_vocab=settings.draft_vocab,
-            split=settings.split_head,
+            split=bool(settings.split_head),
         )
     if settings.head_window is not None:
         layer = dataclasses.replace(config.layer, windows=(settings.head_window,))

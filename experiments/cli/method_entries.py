@@ -60,7 +60,7 @@ class MethodEntry(NamedTuple):
 
 
 _OWN = tuple(field for field in MethodEntry._fields if field != "settings")
-_SETTINGS = tuple(field for field in MethodSettings._fields if field not in ("dtype", "sizes"))
+_SETTINGS = tuple(field for field in MethodSettings._fields if field not in ("dtype", "sizes", "batch"))
 _TYPES = {**MethodSettings.__annotations__, **MethodEntry.__annotations__}
 
 

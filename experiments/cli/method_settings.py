@@ -32,7 +32,8 @@ class MethodSettings(NamedTuple):
     draft_vocab: int | None = None
     head_window: int | None = None
     dtype: str = "float32"
-    split_head: bool = False  # over the devices, as the target is
+    split_head: bool | None = None  # over the devices, as the target is; None: where that takes less time, by a bound
+    batch: int = 1  # rows that decode together
     sizes: tuple[tuple[str, int], ...] = ()  # of methods that declare their own, by name
 
     @property

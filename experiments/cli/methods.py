@@ -127,7 +127,7 @@ def settings_for(name: str, values: flags.FlagValues) -> MethodSettings:
         if not method.takes_draft:
             others["draft"] = ""
         if name not in HEAD_METHODS:
-            others |= {"head": "", "draft_vocab": None, "head_window": None, "split_head": False}
+            others |= {"head": "", "draft_vocab": None, "head_window": None, "split_head": None}
         settings = settings._replace(
             sizes=tuple((size, value) for size, value in settings.sizes if size in taken),
             **others,
@@ -170,7 +170,7 @@ def check_settings(name: str, settings: MethodSettings) -> None:
         ("head", settings.head, takes_head),
         ("draft_vocab", settings.draft_vocab, takes_head),
         ("head_window", settings.head_window, takes_head),
-        ("split_head", settings.split_head or None, takes_head),
+        ("split_head", settings.split_head, takes_head),
         *((size, settings.size(size), size in taken) for size in all_sizes),
     ):
         if given not in ("", None) and not is_taken:
@@ -194,7 +194,15 @@ def with_tree(
     kind = HEAD_METHODS[name].kind
     head, params = draft_weights.load_head(kind, model, settings)
     with status("Choosing a tree"):
-        choice = choose_tree(model, settings.head or kind, head, params, batch=batch, temperatures=temperatures)
+        choice = choose_tree(
+            model,
+            settings.head or kind,
+            head,
+            params,
+            batch=batch,
+            temperatures=temperatures,
+            split=settings.split_head,
+        )
     note(f"{name}: {choice.reason}")
     if choice.size is None:
         return "vanilla", MethodSettings(dtype=settings.dtype)
@@ -257,7 +265,8 @@ def _with_head(name: str, target: LoadedModel, settings: MethodSettings) -> tupl
     if method.dynamic:
         check_sizes(*sizes)
     head, params = draft_weights.load_head(method.kind, target, settings)
-    return method.make(head, *sizes) if method.dynamic else method.make(head), params
+    drafter = method.make(head, *sizes) if method.dynamic else method.make(head)
+    return drafter, draft_weights.placed(head, params, drafter, target, settings)
 
 
 def _one_pass(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, Params]:
@@ -266,7 +275,8 @@ def _one_pass(target: LoadedModel, settings: MethodSettings) -> tuple[Drafter, P
     assert usual is not None
     # A head may draft fewer positions than the default tree is deep.
     usual = usual._replace(depth=min(usual.depth, head.config.num_drafted - 1))
-    return make_one_pass(head, *fill_in(settings, usual), **dict(settings.sizes)), params
+    drafter = make_one_pass(head, *fill_in(settings, usual), **dict(settings.sizes))
+    return drafter, draft_weights.placed(head, params, drafter, target, settings)
 
 
 METHODS: dict[str, Method] = {

@@ -22,16 +22,30 @@ from jax.sharding import Mesh
 
 from configs.targets.shapes import TARGETS, get_target
 from eagle_jax import platforms, sharding
+from eagle_jax.accelerators import GIB, GPUS
+from eagle_jax.drafters.default_tree import LADDER
 from eagle_jax.evaluation.summary import markdown_table
 from eagle_jax.files import local, read_jsonl, with_fields
 from eagle_jax.provenance import git_commit
 from experiments.cli import launch
 from experiments.cli.methods import HEAD_METHODS
-from experiments.scaling.chips import GIB, GPUS, Topology, get_topology
+from experiments.scaling.chips import Topology, get_topology
 from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible
 from experiments.scaling.gpu_cost import bound_of, count_launches, estimate_of, extrapolated
-from experiments.scaling.programs import PROGRAMS, Setting, Shapes, check_places, clamped, make_shapes
+from experiments.scaling.programs import (
+    PROGRAMS,
+    Setting,
+    Shapes,
+    check_places,
+    clamped,
+    make_shapes,
+    placement_of,
+    tree_by_bound,
+)
 from experiments.scaling.training_step import lower_train_step
+
+PUBLISHED = LADDER[0]
+"""The tree of the papers."""
 
 LOWERERS = {**PROGRAMS, "train": lower_train_step}
 
@@ -45,15 +59,19 @@ flags.DEFINE_string("topology", "cpu:8", text, flag_values=FLAGS)
 flags.DEFINE_string("mesh", "1x8", "DATAxMODEL: devices over which rows and weights are split", flag_values=FLAGS)
 flags.DEFINE_enum("method", "eagle3", list(HEAD_METHODS), "drafting method", flag_values=FLAGS)
 text = "tree slots, the root included; eagle has its published tree, whatever --nodes, --depth and --top_k are"
-flags.DEFINE_integer("nodes", 60, text, lower_bound=2, flag_values=FLAGS)
-flags.DEFINE_integer("depth", 7, "levels below the first", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_integer("top_k", 10, "children of a tree node", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("nodes", None, text, lower_bound=2, flag_values=FLAGS)
+text = (
+    "levels below the first; where no size is given, eagle3 has the best tree by bounds, others the published one"
+)
+flags.DEFINE_integer("depth", None, text, lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("top_k", None, "children of a tree node", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("batch", 1, "rows that decode together", lower_bound=1, flag_values=FLAGS)
 text = "slots of all caches, tokens of a row in train; for a target with fewer positions as many as those"
 flags.DEFINE_integer("context", 4096, text, lower_bound=128, flag_values=FLAGS)
 DTYPES = ["float32", "bfloat16", "float16"]
 flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "of weights and caches", flag_values=FLAGS)
-flags.DEFINE_boolean("split_head", False, "split the draft head over the devices as the target is", flag_values=FLAGS)
+text = "split the draft head over the devices as the target is; left out, the bound on drafting decides"
+flags.DEFINE_boolean("split_head", None, text, flag_values=FLAGS)
 flags.DEFINE_integer("num_layers", None, "compile with fewer layers of the target", lower_bound=1, flag_values=FLAGS)
 text = "GPUs: compile with this many layers of the target and with one more, extrapolate all counts to all layers"
 flags.DEFINE_integer("from_layers", None, text, lower_bound=3, flag_values=FLAGS)
@@ -87,12 +105,29 @@ def main() -> None:
             f" longer target, the topology is {FLAGS.topology}"
         )
     given = {name: getattr(FLAGS, name) for name in _FIELDS}
-    setting = Setting(target=target, **{**given, "context": clamped(FLAGS.context, target)})
+    given |= {name: getattr(PUBLISHED, name) if given[name] is None else given[name] for name in PUBLISHED._fields}
+    given |= {"context": clamped(FLAGS.context, target), "split_head": bool(FLAGS.split_head)}
     topology = get_topology(FLAGS.topology)
     if topology.chip:  # a program for devices that are not there cannot be read back from the cache
         jax.config.update("jax_enable_compilation_cache", False)
     with platforms.compiling_for(topology.platform):
-        _compile(setting, topology, _mesh(topology))
+        mesh = _mesh(topology)
+        _compile(_with_defaults(Setting(target=target, **given), topology, mesh), topology, mesh)
+
+
+def _with_defaults(setting: Setting, topology: Topology, mesh: Mesh) -> Setting:
+    """Tree and place of the head by bounds where no flag says them; a line on stderr for each."""
+    sizes_given = any(getattr(FLAGS, name) is not None for name in PUBLISHED._fields)
+    if not sizes_given and topology.chip and setting.method == "eagle3" and setting.target.experts is None:
+        choice = tree_by_bound(setting, mesh, topology.chip, topology.links, FLAGS.split_head)
+        launch.note(f"{choice.reason}; tau is that of the head of SmolLM2")
+        if choice.size is not None:
+            setting = dataclasses.replace(setting, **choice.size._asdict())
+    if FLAGS.split_head is None:
+        placement = placement_of(setting, mesh, topology.chip, topology.links)
+        launch.note(placement.reason)
+        setting = dataclasses.replace(setting, split_head=placement.split)
+    return setting
 
 
 def _compile(setting: Setting, topology: Topology, mesh: Mesh) -> None:

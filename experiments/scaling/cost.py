@@ -11,15 +11,15 @@ no lower bound, since it counts prefetches into fast memory up to three times. I
 so one block of attention over the prefix. `optimal_seconds` is its estimate of time, implausible for some chips.
 """
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from eagle_jax.drafters.placement import bytes_read, head_bytes
 from eagle_jax.models.config import ModelConfig
-from eagle_jax.models.draft_head import head_kind
+from eagle_jax.sharding import device_bytes
 from experiments.scaling.chips import Topology
 from experiments.scaling.collectives import bytes_sent, layer_sums, read_collectives, table
 from experiments.scaling.gpu_cost import OPTIONS
@@ -27,12 +27,6 @@ from experiments.scaling.programs import Shapes
 
 REFUSED = "RESOURCE_EXHAUSTED"
 """Marks the compiler's error for a program that does not fit."""
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of one device that arrays take by their shapes, without the padding of their layouts."""
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def memory_of(shapes: Shapes) -> dict[str, int]:
@@ -76,18 +70,10 @@ def least_read(program: str, shapes: Shapes, config: ModelConfig) -> int:
 
 def _read_by_drafter(shapes: Shapes) -> tuple[int, int]:
     """Bytes of its memory that a device reads at least to observe, and to draft."""
-    head, params, what = shapes.models.drafter_params, shapes.models.target_params, head_kind(shapes.head.config.kind)
+    head, params, config = shapes.models.drafter_params, shapes.models.target_params, shapes.head.config
     lm_head = device_bytes(head.lm_head if head.lm_head is not None else params.get("lm_head", params["embed_tokens"]))
-    weights, cache = device_bytes(head.weights), device_bytes(shapes.state.drafter)
-    fused = device_bytes(head.weights["fc"]) if what.fuses_once else 0
-    if what.drafts_blocks:  # one pass; what was accepted becomes keys and values only; edges are gathered
-        attention = [head.weights[name]["self_attn"] for name in shapes.head.config.layer_names]
-        observed = fused + device_bytes([[own["k_proj"], own["v_proj"]] for own in attention])
-        return observed, weights - fused - device_bytes(head.weights.get("edges", ())) + cache + lm_head
-    # The layer is read at every level but the last and once more to observe, where a head that fuses once, as EAGLE-3,
-    # reads its fc too.
-    levels = shapes.models.drafter.max_depth
-    return weights + cache, (levels - 1) * (weights + cache - fused) + levels * lm_head
+    held = head_bytes(config, head, lm_head, device_bytes(shapes.state.drafter))
+    return bytes_read(config, held, shapes.models.drafter.max_depth)
 
 
 def compile_and_count(

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
+from eagle_jax.accelerators import GPUS
 from eagle_jax.types import KVCache
-from experiments.scaling.chips import GPUS
 from experiments.scaling.hlo import read_module
 from experiments.scaling.launches import Sizes, Work, count_call
 from experiments.scaling.programs import Shapes

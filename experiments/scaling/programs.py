@@ -12,6 +12,7 @@ arguments are not dropped (`keep_unused`), because a device holds them all the s
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,9 +23,15 @@ from jax.sharding import AbstractMesh, Mesh
 
 from configs.targets.shapes import DRAFT_VOCAB, head_of
 from eagle_jax import sharding
+from eagle_jax.accelerators import Chip
 from eagle_jax.checkpoint.head_formats import HEAD_FORMATS
 from eagle_jax.decode import DecodeState, Models, decode, one_round, prefill
 from eagle_jax.drafters import make_vanilla
+from eagle_jax.drafters.default_tree import TauTable, TreeChoice, TreeSize, best_tree
+from eagle_jax.drafters.placement import Placement, place_head
+from eagle_jax.evaluation.bounded_costs import bounded_costs
+from eagle_jax.evaluation.tables import tau_table
+from eagle_jax.files import read_jsonl, with_fields
 from eagle_jax.generator import ALL_ROUNDS, default_chunk
 from eagle_jax.models.block_head import BlockHead, make_any_head
 from eagle_jax.models.config import ModelConfig
@@ -34,6 +41,11 @@ from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import Split
 from eagle_jax.types import Params, Sampling
 from experiments.cli.methods import HEAD_METHODS
+
+TAU_BY_DEPTH = pathlib.Path(__file__).parents[2] / "results" / "ablations" / "tree_depth.jsonl"
+"""tau of the EAGLE-3 head of SmolLM2 by depth, of `configs/ablations/tree_depth.py`."""
+TRAINED_WITH = "8,192 tokens"
+"""The end of the labels of those rows that have the draft vocabulary which this head was trained with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +123,27 @@ def make_shapes(setting: Setting, mesh: Mesh | AbstractMesh) -> Shapes:
         sampling=sampling,
         split=split,
     )
+
+
+def placement_of(setting: Setting, mesh: Mesh | AbstractMesh, chip: Chip | None, links: int) -> Placement:
+    """Whether the head of a setting is split, by the bound on drafting, whatever the setting says."""
+    shapes = make_shapes(dataclasses.replace(setting, split_head=False), mesh)
+    models = shapes.models
+    sizes = {"batch": setting.batch, "slots": setting.context}
+    return place_head(shapes.head, models.drafter_params, models.drafter, mesh, chip=chip, links=links, **sizes)
+
+
+def tree_by_bound(
+    setting: Setting, mesh: Mesh | AbstractMesh, chip: Chip, links: int, split: bool | None
+) -> TreeChoice:
+    """The tree with the most tokens per second by bounds, of those whose tau is known of the head of SmolLM2."""
+    rows = [row for row in read_jsonl(TAU_BY_DEPTH, with_fields("label")) if row["label"].endswith(TRAINED_WITH)]
+    tau = tau_table(rows)["tau"]
+    table = TauTable({TreeSize(*map(int, size.split("/"))): {0.0: at["0"], 1.0: at["1"]} for size, at in tau.items()})
+    shapes = make_shapes(dataclasses.replace(setting, split_head=False), mesh)
+    about = (setting.target, shapes.models.target_params, shapes.head, shapes.models.drafter_params, mesh)
+    sizes = {"batch": setting.batch, "slots": setting.context}
+    return best_tree(table, bounded_costs(*about, chip, links, split=split, **sizes), (0.0, 1.0))
 
 
 def _weights(init: Callable[[jax.Array], Params]) -> Params:

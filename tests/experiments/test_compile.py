@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from configs.targets.shapes import DRAFT_VOCAB, TARGETS, head_of
+from eagle_jax.accelerators import TPUS, links_of
 from eagle_jax.models.config import Experts, ModelConfig
 from eagle_jax.models.draft_head import make_head
 from eagle_jax.models.transformer import init_params, make_target
@@ -17,7 +18,7 @@ from eagle_jax.provenance import git_commit
 from eagle_jax.sharding import active, make_mesh
 from experiments.cli import launch
 from experiments.scaling import compile as script
-from experiments.scaling.chips import CHIPS, get_topology, links_of
+from experiments.scaling.chips import get_topology
 from experiments.scaling.collectives import bytes_sent, layer_sums, read_collectives, table
 from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible
 from experiments.scaling.programs import PROGRAMS, Setting, check_places, make_shapes
@@ -351,11 +352,26 @@ def test_tpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prefill leaves the state of a head that is replicated where the round takes it."""
     row = compiled(tmp_path, "--topology=v5p:2x2x1", "--mesh=1x4", "--programs=prefill,step")["step"]
     assert row["collectives_per_layer"] == 2
-    work = max(row["flops"] / CHIPS["v5p"].flops, row["least_bytes"] / CHIPS["v5p"].bandwidth)
+    work = max(row["flops"] / TPUS["v5p"].flops, row["least_bytes"] / TPUS["v5p"].bandwidth)
     assert row["roofline_seconds"] == max(work, row["network_seconds"])
     assert row["serial_seconds"] == work + row["network_seconds"]
-    assert row["network_seconds"] == row["sent_bytes"] / (2 * CHIPS["v5p"].link) > 0
+    assert row["network_seconds"] == row["sent_bytes"] / (2 * TPUS["v5p"].link) > 0
     assert "| HBM |" in capsys.readouterr().out
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("target", "split"), [("llama3-8b", True), ("tiny", False)])
+def test_head_where_the_bound_says(
+    target: str, split: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a large target split, of a tiny one replicated; the flag overrules."""
+    output = tmp_path / "rows.jsonl"
+    flags = [f"--target_config={target}", "--topology=v5e:2x2", "--mesh=1x4", "--programs=", f"--output={output}"]
+    for more in ([], ["--split_head"], ["--nosplit_head"]):
+        assert launch.call(script.main, script.FLAGS, [*flags, *more]) == 0
+        said = f"head {'split' if split else 'replicated'}: drafting takes at least"
+        assert (said in capsys.readouterr().err) == (not more)
+    assert [json.loads(line)["split_head"] for line in output.read_text().splitlines()] == [split, True, False]
 
 
 @needs_libtpu

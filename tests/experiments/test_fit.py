@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from configs.targets.shapes import TARGETS
+from eagle_jax.accelerators import GIB, TPUS
 from eagle_jax.sharding import make_mesh
 from experiments.cli import launch
 from experiments.scaling import compile as compiling
 from experiments.scaling import fit
-from experiments.scaling.chips import CHIPS, GIB, get_topology
+from experiments.scaling.chips import LAYOUTS, get_topology
 from experiments.scaling.cost import memory_of
 from experiments.scaling.programs import Setting, make_shapes
 from tests.experiments.test_compile import TINY, needs_libtpu, setting
@@ -43,15 +44,26 @@ def test_long_from_short() -> None:
 def test_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One chip where it has room; of a kind with none the row says so."""
     needed = fit.held(published(), 4)
-    small = CHIPS["v5e"]._replace(hbm=sum(needed.values()) + 3 * GIB)
-    monkeypatch.setitem(CHIPS, "v5e", small)
-    monkeypatch.setitem(CHIPS, "v6e", small._replace(hbm=float(GIB)))
+    small = TPUS["v5e"]._replace(hbm=sum(needed.values()) + 3 * GIB)
+    monkeypatch.setitem(TPUS, "v5e", small)
+    monkeypatch.setitem(TPUS, "v6e", small._replace(hbm=float(GIB)))
     output = tmp_path / "rows.jsonl"
     assert call("--kinds=v5e,v6e,v5p", f"--output={output}") == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["topology"], row["devices"]) for row in rows] == [("v5e:2x2", 4), (None, None), ("v5p:2x2x1", 4)]
     assert rows[0]["memory"] == needed
     assert "| tiny | 2x2: 0.00 + 0.00 + 0.00 | - | 2x2x1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flags", "split"), [([], True), (["--split_head"], True), (["--nosplit_head"], False)])
+def test_head_where_the_bound_says(flags: list[str], split: bool, tmp_path: Path) -> None:
+    """The head of an 8B target over four chips is split."""
+    output = tmp_path / "rows.jsonl"
+    given = ["--targets=llama3-8b", "--kinds=v5e", f"--output={output}", *flags]
+    assert launch.call(fit.main, fit.FLAGS, given) == 0
+    row = json.loads(output.read_text())
+    assert (row["topology"], row["split_head"]) == ("v5e:2x2", split)
+    assert (row["memory"]["head_weights"] < 0.4 * GIB) == split
 
 
 def test_no_more_slots_than_positions(tmp_path: Path) -> None:
@@ -76,10 +88,10 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], flag: str, message: str) -
 
 
 @needs_libtpu
-@pytest.mark.parametrize("kind", CHIPS)
+@pytest.mark.parametrize("kind", TPUS)
 def test_layouts(kind: str) -> None:
     """The compiler knows all of them."""
-    for layout in CHIPS[kind].layouts:
+    for layout in LAYOUTS[kind].names:
         assert len(get_topology(f"{kind}:{layout}").devices) == math.prod(map(int, layout.split("x")))
 
 

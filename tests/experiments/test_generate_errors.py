@@ -42,6 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--prompt=Hi", "--batch=2", "--give_up"], "--give_up judges one answer at a time, with --batch=2 rows begin"),
         (["--prompt=Hi", "--split_head"], "--split_head needs --mesh, the devices to split over"),
         (["--prompt=Hi", "--split_head", "--mesh=1x2"], "--method=prompt_lookup takes no --split_head, got True"),
+        (["--prompt=Hi", "--nosplit_head", "--mesh=1x2"], "--method=prompt_lookup takes no --split_head, got False"),
         (["--prompt=Hi", "--num_prompts=2"], "--num_prompts=2 needs --prompts_file; --prompt is 1 prompt"),
         (["--prompt=Hi", "--logprobs=2"], "--logprobs=2 needs --json_output, the file that they are written to"),
         (["--prompts_file=no/such.jsonl"], "no/such.jsonl: No such file or directory"),

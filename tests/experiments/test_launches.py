@@ -13,10 +13,11 @@ from jax import lax
 
 from configs.targets.shapes import TARGETS
 from eagle_jax import sharding
+from eagle_jax.accelerators import GPUS
 from eagle_jax.platforms import compiling_for
 from experiments.cli import launch
 from experiments.scaling import compile as script
-from experiments.scaling.chips import CUDA_PLUGINS, GPUS, get_topology
+from experiments.scaling.chips import CUDA_PLUGINS, get_topology
 from experiments.scaling.gpu_cost import LAUNCH, OPTIONS, bound_of, count_launches, estimate_of, extrapolated
 from experiments.scaling.hlo import Array, read_module
 from experiments.scaling.launches import Sizes, count_call

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from jax.sharding import PartitionSpec
 
-from eagle_jax.checkpoint.pretrained import load_pretrained_head
-from eagle_jax.models.draft_head import HeadConfig, HeadParams
+from eagle_jax.accelerators import Chip
+from eagle_jax.generator import Generator
+from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.types import Params, Target
 from experiments import generate
 from experiments.cli import draft_weights, launch
@@ -54,27 +55,34 @@ def test_default_tree_is_that_of_the_rows_of_one_device(tiny_model: Path, heads:
 
 
 @pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("by", ["flag", "bound"])
 def test_places_of_the_head(
+    by: str,
     split: bool,
     tiny_model: Path,
     heads: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """As --split_head says; without it where a bound does, here one of made-up devices whose links are fast or slow."""
     seen: list[HeadParams] = []
 
-    def load(*arguments: Any, **options: Any) -> tuple[HeadConfig, HeadParams]:
-        found = load_pretrained_head(*arguments, **options)
-        seen.append(found[1])
-        return found
+    def generator(*arguments: Any, **options: Any) -> Generator:
+        seen.extend(one for one in arguments if isinstance(one, HeadParams))
+        return Generator(*arguments, **options)
 
-    monkeypatch.setattr(draft_weights, "load_pretrained_head", load)
+    monkeypatch.setattr(generate, "Generator", generator)
+    slow_memory = Chip(flops=1e12, hbm=1e9, bandwidth=1e6 if split else 1e12, link=1e12)
+    monkeypatch.setattr("eagle_jax.drafters.placement.chip_of", lambda device: slow_memory)
     flags = ["--prompt=abab", "--method=eagle3", "--nodes=4", "--depth=1", "--top_k=2", f"--head={heads / 'eagle3'}"]
-    flags += ["--mesh=1x2", "--compare", *(["--split_head"] if split else [])]
+    flags += ["--mesh=1x2", "--compare", *(["--split_head" if split else "--nosplit_head"] if by == "flag" else [])]
     record = run(tiny_model, tmp_path / "record.json", *flags)
     assert record["identical_prompts"] == 1
     kernel = seen[0].weights["midlayer"]["mlp"]["up_proj"]["kernel"]
     assert kernel.sharding.spec == (PartitionSpec(None, "model") if split else PartitionSpec())
+    said = f"head {'split' if split else 'replicated'}: drafting takes at least"
+    assert (said in capsys.readouterr().err) == (by == "bound")
 
 
 @pytest.mark.parametrize("split", [False, True])
