@@ -20,7 +20,7 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from configs.targets.shapes import TARGETS, get_target
+from configs.targets.shapes import DRAFT_VOCAB, TARGETS, get_target
 from eagle_jax import platforms, sharding
 from eagle_jax.accelerators import GIB, GPUS
 from eagle_jax.drafters.default_tree import LADDER
@@ -72,6 +72,8 @@ DTYPES = ["float32", "bfloat16", "float16"]
 flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "of weights and caches", flag_values=FLAGS)
 text = "split the draft head over the devices as the target is; left out, the bound on drafting decides"
 flags.DEFINE_boolean("split_head", None, text, flag_values=FLAGS)
+text = "rows of the LM head of an EAGLE-3 or one-pass head"
+flags.DEFINE_integer("draft_vocab", DRAFT_VOCAB, text, lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("num_layers", None, "compile with fewer layers of the target", lower_bound=1, flag_values=FLAGS)
 text = "GPUs: compile with this many layers of the target and with one more, extrapolate all counts to all layers"
 flags.DEFINE_integer("from_layers", None, text, lower_bound=3, flag_values=FLAGS)

@@ -61,6 +61,7 @@ class Setting:
     context: int  # slots of all caches; tokens of a row in training
     dtype: str
     split_head: bool  # the head over `model` too, not replicated
+    draft_vocab: int = DRAFT_VOCAB  # rows of an LM head of the head's own
 
 
 class Shapes(NamedTuple):
@@ -155,7 +156,7 @@ def _head_params(setting: Setting, head: Head | BlockHead) -> HeadParams:
     weights: Any = like(_weights(head.init), setting.dtype)
     if not HEAD_FORMATS[head.config.kind].own_lm_head:
         return HeadParams(weights=weights)
-    rows = min(DRAFT_VOCAB, setting.target.vocab_size)
+    rows = min(setting.draft_vocab, setting.target.vocab_size)
     lm_head: Any = jax.ShapeDtypeStruct((rows, head.config.layer.width), jnp.dtype(setting.dtype))
     target_ids: Any = jax.ShapeDtypeStruct((rows,), jnp.int32) if rows < setting.target.vocab_size else None
     return HeadParams(weights=weights, lm_head=lm_head, target_ids=target_ids)
