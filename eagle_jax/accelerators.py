@@ -20,19 +20,23 @@ class Chip(NamedTuple):
     hbm: float  # bytes of memory
     bandwidth: float  # of the memory, bytes/s
     link: float  # of one link between chips, one way, bytes/s
+    latency: float  # seconds that a collective takes beside its bytes: an assumption
 
+
+HOP, NCCL = 1e-6, 1e-5
+"""Latencies: about one hop between neighbouring TPUs; a small sum over the GPUs of a host."""
 
 TPUS: dict[str, Chip] = {
-    "v4": Chip(275e12, 32 * GIB, 1200e9, 4.5e10),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 5e10),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 1e11),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 1e11),
+    "v4": Chip(275e12, 32 * GIB, 1200e9, 4.5e10, HOP),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 5e10, HOP),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 1e11, HOP),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 1e11, HOP),
 }
 
 NVLINK = 4.5e11
 GPUS: dict[str, Chip] = {
-    "h100": Chip(989e12, 80e9, 3350e9, NVLINK),
-    "h200": Chip(989e12, 141e9, 4800e9, NVLINK),
+    "h100": Chip(989e12, 80e9, 3350e9, NVLINK, NCCL),
+    "h200": Chip(989e12, 141e9, 4800e9, NVLINK, NCCL),
 }
 
 _KINDS = {

@@ -2,7 +2,7 @@
 
 Drafting is a chain, in which every level waits for the one before it. So what a device does in a round adds up:
 
-    seconds = bytes read / bandwidth of its memory + bytes sent / bandwidth of its links + collectives * LATENCY
+    seconds = bytes read / bandwidth of its memory + bytes sent / bandwidth of its links + collectives * latency
 
                 replicated                              split over n devices
     reads       the layer and the LM head, in full,     a part of each
@@ -25,9 +25,6 @@ from eagle_jax.accelerators import Chip, chip_of, links_between
 from eagle_jax.drafters.base import Drafter
 from eagle_jax.models.block_head import BlockHead
 from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, head_kind
-
-LATENCY = 1e-6
-"""Seconds that a collective takes beside its bytes. An assumption: about one hop between neighbouring TPUs."""
 
 SEARCH = 17
 """Collectives that find the best children of a level's nodes among scores that are split: 17 with libtpu 0.0.50.1, 24
@@ -56,7 +53,7 @@ class Work(NamedTuple):
 
     def seconds(self, chip: Chip, links: int) -> float:
         """The bound of this module's docstring."""
-        return self.read / chip.bandwidth + self.sent / (chip.link * max(links, 1)) + self.collectives * LATENCY
+        return self.read / chip.bandwidth + self.sent / (chip.link * max(links, 1)) + self.collectives * chip.latency
 
 
 class Placement(NamedTuple):

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh
 from eagle_jax.accelerators import Chip
 from eagle_jax.drafters import make_eagle2
 from eagle_jax.drafters.default_tree import RoundCosts
-from eagle_jax.drafters.placement import LATENCY, Work, draft_work
+from eagle_jax.drafters.placement import Work, draft_work
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.sharding import DATA, MODEL, device_bytes
@@ -58,7 +58,7 @@ def bounded_costs(
 
     def verify(nodes: int) -> float:
         alone = max(one.read / chip.bandwidth, nodes * flops / chip.flops)
-        return alone + nodes * one.sent / (chip.link * max(links, 1)) + one.collectives * LATENCY
+        return alone + nodes * one.sent / (chip.link * max(links, 1)) + one.collectives * chip.latency
 
     def drafted(depth: int) -> float:
         return min(

@@ -60,9 +60,7 @@ flags.DEFINE_string("mesh", "1x8", "DATAxMODEL: devices over which rows and weig
 flags.DEFINE_enum("method", "eagle3", list(HEAD_METHODS), "drafting method", flag_values=FLAGS)
 text = "tree slots, the root included; eagle has its published tree, whatever --nodes, --depth and --top_k are"
 flags.DEFINE_integer("nodes", None, text, lower_bound=2, flag_values=FLAGS)
-text = (
-    "levels below the first; where no size is given, eagle3 has the best tree by bounds, others the published one"
-)
+text = "levels below the first; where no size is given, eagle3 has the best tree by bounds, others the published one"
 flags.DEFINE_integer("depth", None, text, lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("top_k", None, "children of a tree node", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("batch", 1, "rows that decode together", lower_bound=1, flag_values=FLAGS)

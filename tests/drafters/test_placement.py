@@ -11,9 +11,9 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType
 
 from configs.targets.shapes import get_target, head_of
-from eagle_jax.accelerators import TPUS, Chip, chip_of, links_between, links_of
+from eagle_jax.accelerators import GPUS, TPUS, Chip, chip_of, links_between, links_of
 from eagle_jax.drafters import Drafter, make_eagle1, make_eagle2, make_eagle3, make_one_pass
-from eagle_jax.drafters.placement import GATHERS, LATENCY, SEARCH, Placement, Work, draft_work, place_head
+from eagle_jax.drafters.placement import GATHERS, SEARCH, Placement, Work, draft_work, place_head
 from eagle_jax.models.block_head import BlockHead, make_any_head
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams
@@ -141,8 +141,8 @@ def test_each_level_costs_more(kind: str, split: bool) -> None:
 
 
 def test_seconds() -> None:
-    chip = Chip(flops=1.0, hbm=1.0, bandwidth=100.0, link=10.0)
-    assert Work(200, 60, 5).seconds(chip, 3) == pytest.approx(2 + 2 + 5 * LATENCY)
+    chip = Chip(flops=1.0, hbm=1.0, bandwidth=100.0, link=10.0, latency=0.5)
+    assert Work(200, 60, 5).seconds(chip, 3) == pytest.approx(2 + 2 + 5 * 0.5)
     assert Work(200, 0, 0).seconds(chip, 0) == 2
 
 
@@ -161,6 +161,13 @@ def test_published_shapes_on_four_chips(target: str, kind: str, batch: int, spli
     assert found.split == split
     assert found.reason.startswith(f"head {'split' if split else 'replicated'}: drafting takes at least ")
     assert found.reason.count("\n") == 0
+
+
+def test_gpus_wait_longer_for_each_other() -> None:
+    """Of eight GPUs each reads the head of an 8B target in less time than 216 collectives take, not of a 70B one."""
+    for target, split in (("llama3-8b", False), ("llama3-70b", True)):
+        made = drafting("eagle3", get_target(target), 32000, 60, 7, 10)
+        assert place_head(*made, mesh_of(1, 8), chip=GPUS["h200"], links=1).split == split
 
 
 def test_a_deeper_tree_saves_more() -> None:

@@ -14,7 +14,7 @@ from eagle_jax.accelerators import Chip
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.drafters import make_eagle2
 from eagle_jax.drafters.default_tree import TreeSize
-from eagle_jax.drafters.placement import LATENCY, draft_work
+from eagle_jax.drafters.placement import draft_work
 from eagle_jax.evaluation import round_costs
 from eagle_jax.evaluation.bounded_costs import bounded_costs, target_work
 from eagle_jax.models.config import Experts, ModelConfig
@@ -34,7 +34,7 @@ CONFIG = ModelConfig(
     norm_eps=1e-5,
     rope_theta=1e4,
 )
-CHIP = Chip(flops=1e12, hbm=1e9, bandwidth=1e9, link=1e9)
+CHIP = Chip(flops=1e12, hbm=1e9, bandwidth=1e9, link=1e9, latency=1e-6)
 NO_TOKENIZER: Any = None
 
 
@@ -70,7 +70,7 @@ def test_a_round_by_hand() -> None:
     one = target_work(given[0], given[1], given[4], batch=1, slots=10)
     slow = CHIP._replace(flops=8 * 2 * one.read / 4 / (one.read / 1e9))  # eight tokens take as long as reading
     costs = bounded_costs(*given, slow, 2, split=True, slots=10)
-    fixed = one.read / 1e9 + 7 * LATENCY
+    fixed = one.read / 1e9 + 7e-6
     assert costs.plain == costs.passes[1] == pytest.approx(1e3 * (fixed + one.sent / 2e9))
     assert costs.passes[8] == pytest.approx(1e3 * (fixed + 8 * one.sent / 2e9))
     assert costs.passes[32] == pytest.approx(1e3 * (fixed + 3 * one.read / 1e9 + 32 * one.sent / 2e9))

@@ -73,7 +73,7 @@ def test_places_of_the_head(
         return Generator(*arguments, **options)
 
     monkeypatch.setattr(generate, "Generator", generator)
-    slow_memory = Chip(flops=1e12, hbm=1e9, bandwidth=1e6 if split else 1e12, link=1e12)
+    slow_memory = Chip(flops=1e12, hbm=1e9, bandwidth=1e6 if split else 1e12, link=1e12, latency=1e-6)
     monkeypatch.setattr("eagle_jax.drafters.placement.chip_of", lambda device: slow_memory)
     flags = ["--prompt=abab", "--method=eagle3", "--nodes=4", "--depth=1", "--top_k=2", f"--head={heads / 'eagle3'}"]
     flags += ["--mesh=1x2", "--compare", *(["--split_head" if split else "--nosplit_head"] if by == "flag" else [])]
