@@ -5,7 +5,7 @@
 
 No weights are read or made. TPU topologies need the package libtpu, those of GPUs the CUDA plugin of jax;
 --topology=cpu:8 compiles for virtual CPU devices, whose bytes of weights and caches are the same. --num_layers=2 is
-quick; for GPUs --from_layers=3 compiles programs of 3 and 4 layers and gives the counts of all of them.
+quick; --from_layers=3 compiles programs of 3 and 4 layers and extrapolates their counts.
 docs/scaling.md explains the numbers.
 """
 
@@ -30,7 +30,7 @@ from eagle_jax.provenance import git_commit
 from experiments.cli import launch
 from experiments.cli.methods import HEAD_METHODS
 from experiments.scaling.chips import Topology, get_topology
-from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible
+from experiments.scaling.cost import compile_and_count, least_read, memory_of, sensible, with_bounds
 from experiments.scaling.gpu_cost import bound_of, count_launches, estimate_of, extrapolated
 from experiments.scaling.programs import (
     PROGRAMS,
@@ -73,7 +73,7 @@ flags.DEFINE_boolean("split_head", None, text, flag_values=FLAGS)
 text = "rows of the LM head of an EAGLE-3 or one-pass head"
 flags.DEFINE_integer("draft_vocab", DRAFT_VOCAB, text, lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("num_layers", None, "compile with fewer layers of the target", lower_bound=1, flag_values=FLAGS)
-text = "GPUs: compile with this many layers of the target and with one more, extrapolate all counts to all layers"
+text = "compile with this many layers of the target and with one more, extrapolate all counts to all layers"
 flags.DEFINE_integer("from_layers", None, text, lower_bound=3, flag_values=FLAGS)
 text = f"what to compile, of {', '.join(LOWERERS)}; left empty, nothing is compiled and only bytes are counted"
 flags.DEFINE_list("programs", ["prefill", "round", "step", "train"], text, flag_values=FLAGS)
@@ -99,10 +99,10 @@ def main() -> None:
     if unknown:
         raise ValueError(f"--programs takes {', '.join(LOWERERS)}, got {', '.join(unknown)}")
     kind = FLAGS.topology.partition(":")[0]
-    if FLAGS.from_layers and (kind not in GPUS or FLAGS.from_layers >= target.num_layers):
+    if FLAGS.from_layers and (kind == "cpu" or FLAGS.from_layers >= target.num_layers):
         raise ValueError(
-            f"--from_layers={FLAGS.from_layers} extrapolates programs for GPUs to the {target.num_layers} layers of a"
-            f" longer target, the topology is {FLAGS.topology}"
+            f"--from_layers={FLAGS.from_layers} extrapolates programs for TPUs and GPUs to the"
+            f" {target.num_layers} layers of a longer target, the topology is {FLAGS.topology}"
         )
     given = {name: getattr(FLAGS, name) for name in _FIELDS}
     given |= {name: getattr(PUBLISHED, name) if given[name] is None else given[name] for name in PUBLISHED._fields}
@@ -230,6 +230,7 @@ def _row(name: str, held: Row, setting: Setting, topology: Topology, mesh: Mesh)
             few, more = (_count(name, least, _shorter(setting, extra), topology, mesh) for extra in (0, 1))
             counted = extrapolated(few, more, setting.target.num_layers - FLAGS.from_layers)
             counted["compile_seconds"] = few["compile_seconds"] + more["compile_seconds"]
+            counted |= with_bounds(counted, topology, least) if "peak_bytes" in counted else {}
         else:
             counted = _count(name, least, setting, topology, mesh)
     libtpu = importlib.metadata.version("libtpu") if topology.platform == "tpu" else None

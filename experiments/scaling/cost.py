@@ -149,6 +149,12 @@ def _bounds(flops: float, least_bytes: int, sent: float, topology: Topology) -> 
     }
 
 
+def with_bounds(row: dict[str, Any], topology: Topology, least_bytes: int) -> dict[str, Any]:
+    """The fields of a row that follow from its counts, where these are those of a longer target."""
+    fits = {"fits": row["peak_bytes"] <= topology.chip.hbm} if topology.chip else {}
+    return _bounds(row["flops"], least_bytes, row["sent_bytes"], topology) | fits
+
+
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[0]
 

@@ -96,10 +96,21 @@ def estimate_of(kind: str, row: dict[str, Any]) -> float:
 
 
 def extrapolated(few: Any, more: Any, steps: int) -> Any:
-    """Numbers that grow by the layer, `steps` layers after `few`, where `more` has one more; all else as in `more`."""
+    """Numbers that grow by the layer, `steps` layers after `few`, where `more` has one more; all else as in `more`.
+
+    Of lists of records each that is in both, by all that is no number.
+    """
+    if isinstance(few, list) and isinstance(more, list):
+        before = {_words(one): one for one in few}
+        return [extrapolated(before.get(_words(one), one), one, steps) for one in more]
     if isinstance(few, dict):
         names = [*few, *(name for name in more if name not in few)]
         return {name: extrapolated(few.get(name, 0), more.get(name, 0), steps) for name in names}
     if isinstance(few, bool) or not isinstance(few, int | float) or not isinstance(more, int | float):
         return more
     return few + steps * (more - few)
+
+
+def _words(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a record from others."""
+    return tuple(value for value in record.values() if isinstance(value, str | bool))

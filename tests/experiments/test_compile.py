@@ -375,6 +375,21 @@ def test_head_where_the_bound_says(
 
 
 @needs_libtpu
+def test_long_programs_from_short_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six layers counted from three and four: the same operations and what is sent, and all that follows."""
+    long = dataclasses.replace(TINY, num_layers=6)
+    monkeypatch.setitem(TARGETS, "tiny", TARGETS["llama3-8b"]._replace(config=long))
+    flags = ["--topology=v5e:2x2", "--mesh=1x4", "--programs=step"]
+    whole, short = (
+        compiled(tmp_path / str(n), *flags, *more)["step"] for n, more in enumerate([[], ["--from_layers=3"]])
+    )
+    assert short["collectives"] == whole["collectives"]
+    for name in ("sent_bytes", "least_bytes", "argument_bytes", "network_seconds", "roofline_seconds"):
+        assert short[name] == whole[name]
+    assert short["flops"] == pytest.approx(whole["flops"], rel=0.01)
+
+
+@needs_libtpu
 def test_training_makes_no_array() -> None:
     """All of a step comes from shapes: there is no device to put anything on."""
     mesh = make_mesh(1, 4, list(get_topology("v5p:2x2x1").devices))

@@ -169,7 +169,7 @@ def test_gpu_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_layers_of_another_device(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--topology=cpu:8", "--mesh=1x8", "--from_layers=3"]
     assert launch.call(script.main, script.FLAGS, flags) == launch.USER_ERROR
-    assert "--from_layers=3 extrapolates programs for GPUs" in capsys.readouterr().err
+    assert "--from_layers=3 extrapolates programs for TPUs and GPUs" in capsys.readouterr().err
 
 
 @needs_plugin
