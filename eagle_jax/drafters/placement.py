@@ -99,14 +99,14 @@ def place_head(
         kind = "no device"
     if chip is None:
         return Placement(False, f"head replicated: bandwidths of {kind} are not known")
-    whole, parts = (
+    full, parts = (
         draft_work(head, params, drafter, mesh, split=split, batch=batch, slots=slots).seconds(chip, links or 1)
         for split in (False, True)
     )
-    split = parts < whole
+    split = parts < full
     times = f"drafting takes at least {1e3 * parts:.2f} ms with its head split over {count} devices"
     return Placement(
-        split, f"head {'split' if split else 'replicated'}: {times}, {1e3 * whole:.2f} with all of it on each"
+        split, f"head {'split' if split else 'replicated'}: {times}, {1e3 * full:.2f} with all of it on each"
     )
 
 

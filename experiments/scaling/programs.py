@@ -139,12 +139,16 @@ def tree_by_bound(
 ) -> TreeChoice:
     """The tree with the most tokens per second by bounds, of those whose tau is known of the head of SmolLM2."""
     rows = [row for row in read_jsonl(TAU_BY_DEPTH, with_fields("label")) if row["label"].endswith(TRAINED_WITH)]
-    tau = tau_table(rows)["tau"]
-    table = TauTable({TreeSize(*map(int, size.split("/"))): {0.0: at["0"], 1.0: at["1"]} for size, at in tau.items()})
+    tau = {
+        TreeSize(*map(int, size.split("/"))): {float(temperature): value for temperature, value in at.items()}
+        for size, at in tau_table(rows)["tau"].items()
+    }
+    temperatures = sorted({temperature for at in tau.values() for temperature in at})
     shapes = make_shapes(dataclasses.replace(setting, split_head=False), mesh)
     about = (setting.target, shapes.models.target_params, shapes.head, shapes.models.drafter_params, mesh)
     sizes = {"batch": setting.batch, "slots": setting.context}
-    return best_tree(table, bounded_costs(*about, chip, links, split=split, **sizes), (0.0, 1.0))
+    costs = bounded_costs(*about, chip, links, split=split, **sizes)
+    return best_tree(TauTable(tau), costs, temperatures)
 
 
 def _weights(init: Callable[[jax.Array], Params]) -> Params:
