@@ -145,9 +145,19 @@ def tree_by_bound(
     }
     temperatures = sorted({temperature for at in tau.values() for temperature in at})
     shapes = make_shapes(dataclasses.replace(setting, split_head=False), mesh)
-    about = (setting.target, shapes.models.target_params, shapes.head, shapes.models.drafter_params, mesh)
-    sizes = {"batch": setting.batch, "slots": setting.context}
-    costs = bounded_costs(*about, chip, links, split=split, **sizes)
+    head: Any = shapes.head  # one of EAGLE: others have no tree by level
+    costs = bounded_costs(
+        setting.target,
+        shapes.models.target_params,
+        head,
+        shapes.models.drafter_params,
+        mesh,
+        chip,
+        links,
+        split=split,
+        batch=setting.batch,
+        slots=setting.context,
+    )
     return best_tree(TauTable(tau), costs, temperatures)
 
 
