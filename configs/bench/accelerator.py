@@ -76,5 +76,8 @@ def get_config(size: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"the size of the sections is rehearsal or nothing, got {size!r}")
     config = ml_collections.ConfigDict({"sections": {}, "order": tuple(SECTIONS)})
     for name, (seconds, command, small) in SECTIONS.items():
-        config.sections[name] = {"seconds": seconds, "command": f"{command} {small}" if size else command}
+        section = (
+            {"seconds": 900, "command": f"{command} {small}"} if size else {"seconds": seconds, "command": command}
+        )
+        config.sections[name] = section
     return config
