@@ -112,6 +112,14 @@ class BlockState:
     newest: jax.Array | None  # [B, E], the context of the last token in it; None for a head that does not join it
 
 
+def empty_state(head: BlockHead, batch: int, capacity: int, dtype: DTypeLike) -> BlockState:
+    """Nothing read yet; `dtype` is that of the cache."""
+    layer = head.config.layer
+    sizes = (head.config.num_layers, batch, capacity, layer.num_kv_heads, layer.head_dim)
+    newest = jnp.zeros((batch, layer.width), dtype) if head.config.joins_context else None
+    return BlockState(init_cache(*sizes, jnp.dtype(dtype)), newest)
+
+
 class Shortlist(NamedTuple):
     """The tokens of each depth whose edges are computed, best first."""
 
@@ -256,12 +264,6 @@ def make_one_pass(
     )
     settings.check(head.config.num_drafted)
 
-    def init(batch: int, capacity: int, dtype: DTypeLike) -> BlockState:
-        layer = head.config.layer
-        sizes = (head.config.num_layers, batch, capacity, layer.num_kv_heads, layer.head_dim)
-        newest = jnp.zeros((batch, layer.width), dtype) if head.config.joins_context else None
-        return BlockState(init_cache(*sizes, jnp.dtype(dtype)), newest)
-
     def propose(
         params: HeadParams,
         target_params: Params,
@@ -280,7 +282,7 @@ def make_one_pass(
         name="one_pass",
         nodes=nodes,
         max_depth=depth + 1,
-        init=init,
+        init=lambda batch, capacity, dtype: empty_state(head, batch, capacity, dtype),
         propose=propose,
         observe=observe,
         top_k=top_k,
