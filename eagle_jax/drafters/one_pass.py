@@ -183,7 +183,7 @@ def child_tables(
     )
 
 
-def draft(
+def shortlists(
     head: BlockHead,
     params: HeadParams,
     target_params: Params,
@@ -191,8 +191,8 @@ def draft(
     root: jax.Array,
     noise: jax.Array,
     settings: TreeSettings,
-) -> DraftTree:
-    """The tree below `root` i32[B], from one pass of the head; `noise` f32[B, P, V] as in `Drafter.propose`."""
+) -> Shortlist:
+    """The shortlists below `root` i32[B], from one pass of the head; `noise` f32[B, P, V] as in `Drafter.propose`."""
     depth = settings.max_depth
     cache = state.cache
     states = head.block(params, target_params, root, cache.length, cache, state.newest)[:, :depth]
@@ -202,9 +202,7 @@ def draft(
     noise = noise[:, :depth]
     if params.target_ids is not None:
         noise = jnp.take(noise, params.target_ids, axis=2)
-    listed = shortlist(base, noise, params.target_ids, settings.shortlist, noisy_confidence=settings.noise_level >= 1)
-    tables = child_tables(head, params, root, listed, settings)
-    return best_first.grow(tables, root, settings.nodes, beam=settings.beam, spine=settings.spine_depth)
+    return shortlist(base, noise, params.target_ids, settings.shortlist, noisy_confidence=settings.noise_level >= 1)
 
 
 def read(head: BlockHead, params: HeadParams, state: BlockState, observation: Observation) -> BlockState:
@@ -272,7 +270,10 @@ def make_one_pass(
         length: jax.Array,
         noise: jax.Array,
     ) -> tuple[DraftTree, BlockState]:
-        return draft(head, params, target_params, state, root_of(text, length), noise, settings), state
+        root = root_of(text, length)
+        listed = shortlists(head, params, target_params, state, root, noise, settings)
+        tables = child_tables(head, params, root, listed, settings)
+        return best_first.grow(tables, root, nodes, beam=beam, spine=settings.spine_depth), state
 
     def observe(params: HeadParams, target_params: Params, state: BlockState, observation: Observation) -> BlockState:
         del target_params
