@@ -50,7 +50,8 @@ def draw_columns(pen: Pen, lists: DraftTree, tree: DraftTree, verdict: Verdict, 
 
 def _fates(tree: DraftTree, verdict: Verdict) -> dict[tuple[int, int], str]:
     """What became of a token at a depth, by depth and token; accepted ones count first, then the target's own."""
-    tokens, path = np.asarray(tree.tokens).tolist(), [int(node) for node in verdict.path if node != NO_NODE]
-    fates = {(int(depth), tokens[node]): "refused" for node, (depth, _) in layout(tree.parents).items()}
+    tokens, parents = (np.asarray(field).tolist() for field in (tree.tokens, tree.parents))
+    path = [int(node) for node in verdict.path if node != NO_NODE]
+    fates = {(int(depth), tokens[node]): "refused" for node, (depth, _) in layout(parents).items()}
     fates[len(path), int(verdict.next_token)] = "own"
     return fates | {(depth, tokens[node]): "accepted" for depth, node in enumerate(path)}
