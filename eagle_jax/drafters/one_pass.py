@@ -133,16 +133,19 @@ class Shortlist(NamedTuple):
 def shortlist(
     base: jax.Array, noise: jax.Array, target_ids: jax.Array | None, size: int, *, noisy_confidence: bool
 ) -> Shortlist:
-    """The best tokens of each depth by base logits f32[B, D, U] plus noise f32[B, D, U]."""
-    heard = base + noise
-    _, rows = top_k_rows(heard, min(size, base.shape[-1]))
+    """The best tokens of each depth by base logits f32[B, D, U] plus noise f32[B, D, U].
+
+    With `noisy_confidence` the mass of the other tokens is counted with the noise too.
+    """
+    noisy = base + noise
+    _, rows = top_k_rows(noisy, min(size, base.shape[-1]))
 
     def at(values: jax.Array) -> jax.Array:
         return jnp.take_along_axis(values, rows, axis=2)
 
-    sure = heard if noisy_confidence else base
-    total = jax.nn.logsumexp(sure, axis=-1)
-    listed = jnp.exp(jax.nn.logsumexp(at(sure), axis=-1) - total)  # share of the mass; rounding may put it above 1
+    scored = noisy if noisy_confidence else base
+    total = jax.nn.logsumexp(scored, axis=-1)
+    listed = jnp.exp(jax.nn.logsumexp(at(scored), axis=-1) - total)  # share of the mass; rounding may put it above 1
     rest = total + jnp.log1p(-jnp.minimum(listed, 1.0))
     tokens = rows if target_ids is None else jnp.take(target_ids, rows)
     return Shortlist(rows, tokens.astype(jnp.int32), at(base), at(noise), rest)
@@ -170,15 +173,17 @@ def child_tables(
         tokens = jnp.take_along_axis(listed.tokens, places, axis=2)
         before = jnp.broadcast_to(root[:, None, None], (batch, 1, count))
         logits = logits + head.edges(params, jnp.concatenate([before, tokens[:, :-1]], axis=1), listed.rows)
-    sure = logits + noise if settings.noise_level >= 1 else logits
-    _, picked = top_k_rows(logits + noise, settings.top_k)  # [B, D, R, k]
-    total = jnp.logaddexp(jax.nn.logsumexp(sure, axis=-1), listed.rest[:, :, None])
-    scores = jnp.take_along_axis(sure, picked, axis=3) - total[..., None]
-    same = picked[..., None] == places[:, :, None, None]
-    rows = jnp.where(same.any(-1), same.argmax(-1), NO_ROW) if settings.edges else jnp.zeros_like(picked)
+    scored = logits + noise if settings.noise_level >= 1 else logits
+    _, picked = top_k_rows(logits + noise, settings.top_k)  # [B, D, R, k], places in the shortlist
+    total = jnp.logaddexp(jax.nn.logsumexp(scored, axis=-1), listed.rest[:, :, None])
+    scores = jnp.take_along_axis(scored, picked, axis=3) - total[..., None]
+    # A child that is a predecessor of the next depth has that row there. Without edges all rows are the first.
+    is_predecessor = picked[..., None] == places[:, :, None, None]
+    next_rows = jnp.where(is_predecessor.any(-1), is_predecessor.argmax(-1), NO_ROW)
+    rows = next_rows if settings.edges else jnp.zeros_like(picked)
     return ChildTables(
         tokens=jnp.take_along_axis(listed.tokens[:, :, None], picked, axis=3),
-        scores=jnp.minimum(scores, 0.0),  # rounding may put a sure token above
+        scores=jnp.minimum(scores, 0.0),  # rounding may put a certain token above
         rows=rows.astype(jnp.int32),
     )
 
