@@ -70,9 +70,7 @@ def _small_evaluation(config: Any, *arguments: Any, **options: Any) -> Any:
     config.num_prompts, config.max_new_tokens, config.warm_ups, config.temperatures = 1, 8, 0, (0.0,)
     config.tasks = config.tasks[:1]
     config.methods = [
-        {**method, **({"nodes": 5, "depth": 1, "top_k": 2} if "top_k" in method else {})}
-        for method in config.methods
-        if not method.get("temperatures")
+        {**method, **({"nodes": 5, "depth": 1, "top_k": 2} if "top_k" in method else {})} for method in config.methods
     ]
     return _evaluate(config, *arguments, **options)
 
