@@ -90,8 +90,8 @@ def check_flags() -> None:
     for flag in ("dropped", "slots"):
         if getattr(FLAGS, flag) < 0:
             raise ValueError(f"--{flag} must be at least 0, got {getattr(FLAGS, flag)}")
-    if FLAGS.slots and FLAGS.method != "one_pass":
-        raise ValueError(f"--slots={FLAGS.slots} needs --method=one_pass, whose head has slots, got {FLAGS.method}")
+    if FLAGS.slots and FLAGS.method not in methods.OF_BLOCKS:
+        raise ValueError(f"--method={FLAGS.method} has no slots, as {' and '.join(methods.OF_BLOCKS)} has")
     if FLAGS.slots and FLAGS.dropped:
         raise ValueError(f"--slots={FLAGS.slots} and --dropped={FLAGS.dropped} are two pictures: give one of them")
     if FLAGS.dropped and FLAGS.method not in methods.DYNAMIC:

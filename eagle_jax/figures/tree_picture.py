@@ -55,6 +55,7 @@ def draw_tree(
     top = 0.0 if lists is None else lists_height(lists)
     places = {node: (depth, top + leaf) for node, (depth, leaf) in layout(parents).items()}
     columns, leaves = (max(place[axis] for place in places.values()) + 1 for axis in (0, 1))
+    columns = columns if lists is None else max(columns, lists.max_depth + 1)  # the tree may be less deep
     line = _TALL_LINE if log_probabilities else _LINE
     drafted = [node for node in places if 0 < node < len(tokens) - 1]
     colours, logs = scale_of_confidence().to_rgba(confidence(tree)), log_confidence(tree)

@@ -98,7 +98,7 @@ def test_strip_reliability_and_times(
         (["--prompt=Hello", "--output=x", "--slots=-1"], "--slots must be at least 0, got -1"),
         (
             ["--prompt=Hello", "--output=x", "--slots=4"],
-            "--slots=4 needs --method=one_pass, whose head has slots, got eagle3",
+            "--method=eagle3 has no slots, as one_pass has",
         ),
         (
             ["--prompt=Hello", "--output=x", "--method=one_pass", "--slots=4", "--dropped=3"],

@@ -76,6 +76,16 @@ def test_lists_of_slots_stand_above_the_tree(theme: Theme) -> None:
     assert any("listed, not in the tree" in text.get_text() for text in figure.findobj(mpl.text.Text))
 
 
+def test_lists_that_are_deeper_than_the_tree() -> None:
+    """All columns have a name and room."""
+    few = {name: getattr(TREE, name)[:3] for name in ("tokens", "parents", "candidate", "log_values")}
+    verdict = Verdict(path=np.array([0, NO_NODE, NO_NODE, NO_NODE]), num_accepted=np.int32(0), next_token=np.int32(4))
+    figure = draw_tree(dataclasses.replace(TREE, **few), verdict, decode, lists=LISTS)
+    (axes,) = [axes for axes in figure.axes if axes.get_xticklabels()]
+    assert len(axes.get_xticklabels()) == 4
+    assert max(box.get_bbox().x1 for box in parts(figure, "list").values()) < axes.get_xlim()[1]
+
+
 def test_every_node_is_drawn_once_with_its_token(figure: Figure) -> None:
     labels = {name: text.get_text() for name, text in parts(figure, "label-node").items()}
     assert labels == {
