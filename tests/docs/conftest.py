@@ -62,7 +62,8 @@ SHRUNK: dict[str, list[str]] = {
 SMALLER = {"60/7/10": "5/1/2", "16/5/4": "4/1/2", "self:24": "self:1"}
 """Values of flags, small."""
 WORDS = {"--nodes=60": "--nodes=5", "--depth=7": "--depth=1", "--top_k=10": "--top_k=2", "--dtype=bfloat16": ""}
-"""Whole flags, small: the published tree; and one dtype, so that the programs of the pages are the same."""
+WORDS |= {"--first=16": "", "--first=15": ""}
+"""Whole flags, small: the published tree; one dtype, so that the programs of the pages are the same; round 1."""
 
 
 def _small_evaluation(config: Any, *arguments: Any, **options: Any) -> Any:
