@@ -280,6 +280,20 @@ def _to_commit(
     return written, jnp.where(state.done, 0, count), (count == room) | (count == until_stop)
 
 
+def _round_noise(
+    models: Models, length: jax.Array, sampling: Sampling, rule: Rule, share_noise: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Noise f32[B, P, V] of the target by depth below the roots at `length` i32[B], and what the drafter gets."""
+    drafter, vocab_size = models.drafter, models.target.vocab_size
+    positions = length[:, None] + 1 + jnp.arange(drafter.max_depth + 1)[None, :]
+    noise = noises.noise_at(sampling, positions, vocab_size)
+    if rule == "residual" and drafter.draws:
+        if drafter.own_noise:  # keyed by the root, which is another one in every round
+            positions = length[:, None] * drafter.own_noise + jnp.arange(drafter.own_noise)[None, :]
+        return noise, noises.noise_at(sampling, positions, vocab_size, noises.DRAFT_STREAM)
+    return noise, noise if share_noise else jnp.zeros_like(noise)
+
+
 def one_round(
     models: Models,
     state: DecodeState,
@@ -292,16 +306,8 @@ def one_round(
     """Guess, check and commit once; rows that are done do not change. Arguments as for `decode`."""
     target, drafter = models.target, models.drafter
     length = state.cache.length
-    steps = jnp.arange(drafter.max_depth + 1)[None, :]
-    counts = jnp.arange(state.accepted.shape[1])[None, :]  # more than steps where another drafter began the answer
-    positions = length[:, None] + 1 + steps
     with jax.named_scope("noise"):
-        noise = noises.noise_at(sampling, positions, target.vocab_size)
-        draft_noise = noise if share_noise else jnp.zeros_like(noise)
-        if rule == "residual" and drafter.draws:
-            if drafter.own_noise:  # keyed by the root, which is another one in every round
-                positions = length[:, None] * drafter.own_noise + jnp.arange(drafter.own_noise)[None, :]
-            draft_noise = noises.noise_at(sampling, positions, target.vocab_size, noises.DRAFT_STREAM)
+        noise, draft_noise = _round_noise(models, length, sampling, rule, share_noise)
     with jax.named_scope("draft"):
         tree, drafter_state = drafter.propose(
             models.drafter_params,
@@ -332,6 +338,7 @@ def one_round(
             text=text, length=length, output=output, path=verdict.path, count=count, tree=tree, choice=choice
         )
         drafter_state = drafter.observe(models.drafter_params, models.target_params, drafter_state, observation)
+    counts = jnp.arange(state.accepted.shape[1])[None, :]  # more than the depths where another drafter began the answer
     return dataclasses.replace(
         state,
         cache=cache,

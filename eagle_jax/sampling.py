@@ -9,7 +9,7 @@ formula. Knows neither trees nor drafters.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,28 @@ class SamplingConfig:
         return ", ".join(parts)
 
 
+class _Range(NamedTuple):
+    """The type of a setting and its values, both ends included."""
+
+    dtype: type
+    low: float
+    high: float
+    above: bool = False  # without `low` itself
+
+
+_RANGES = {
+    "temperature": _Range(np.float32, 0, 1e4),
+    "top_k": _Range(np.int32, 0, 2**31 - 1),
+    "top_p": _Range(np.float32, 0, 1, above=True),
+    "min_p": _Range(np.float32, 0, 1),
+    "repetition_penalty": _Range(np.float32, 0, 1e4, above=True),
+    "presence_penalty": _Range(np.float32, -1e4, 1e4),
+    "seed": _Range(np.uint32, 0, 2**32 - 1),
+    "sequence": _Range(np.uint32, 0, 2**32 - 1),
+    "max_new_tokens": _Range(np.int32, 1, 2**31 - 1),
+}
+
+
 def make_sampling(
     batch: int,
     *,
@@ -110,39 +132,39 @@ def make_sampling(
       ValueError: a value out of range, or a list whose length is not the batch size.
       TypeError: something else than numbers, or a fraction where an integer is needed.
     """
-
-    def rows(name: str, value: object, dtype: type, low: float, high: float, *, above: bool = False) -> Any:
-        array = np.asarray(value)
-        kinds, kind = ("iuf", "numbers") if dtype is np.float32 else ("iu", "integers")
-        if array.size and array.dtype.kind not in kinds:
-            raise TypeError(f"{name} takes {kind}, got {value!r:.60}")
-        if array.ndim and array.shape != (batch,):
-            raise ValueError(f"{name} has {array.size} values for {batch} rows")
-        bad = ~(((array > low) if above else (array >= low)) & (array <= high))  # NaN is bad too
-        if bad.any():
-            allowed = f"above {low} and at most {high}" if above else f"between {low} and {high}"
-            raise ValueError(f"{name} must be {allowed}, got {array[bad].flat[0]}")
-        return np.broadcast_to(array, (batch,)).astype(dtype)
-
-    most = 2**32 - 1
     for stop_id in stop_ids:
         if stop_id < 0:
             raise ValueError(f"stop_ids must be token ids of at least 0, got {stop_id}")
     stops = np.asarray(list(stop_ids) or [NO_TOKEN], np.int32)
     all_stops: Any = np.tile(stops, (batch, 1))
-    repetition = rows("repetition_penalty", repetition_penalty, np.float32, 0, 1e4, above=True)
-    presence = rows("presence_penalty", presence_penalty, np.float32, -1e4, 1e4)
+    repetition = _rows("repetition_penalty", repetition_penalty, batch)
+    presence = _rows("presence_penalty", presence_penalty, batch)
     return Sampling(
-        temperature=rows("temperature", temperature, np.float32, 0, 1e4),
-        top_k=rows("top_k", top_k, np.int32, 0, 2**31 - 1),
-        top_p=rows("top_p", top_p, np.float32, 0, 1, above=True),
-        min_p=rows("min_p", min_p, np.float32, 0, 1),
-        seed=rows("seed", seed, np.uint32, 0, most),
-        sequence=rows("sequence", range(batch) if sequence is None else list(sequence), np.uint32, 0, most),
+        temperature=_rows("temperature", temperature, batch),
+        top_k=_rows("top_k", top_k, batch),
+        top_p=_rows("top_p", top_p, batch),
+        min_p=_rows("min_p", min_p, batch),
+        seed=_rows("seed", seed, batch),
+        sequence=_rows("sequence", range(batch) if sequence is None else list(sequence), batch),
         stop_ids=all_stops,
-        max_new_tokens=rows("max_new_tokens", max_new_tokens, np.int32, 1, 2**31 - 1),
+        max_new_tokens=_rows("max_new_tokens", max_new_tokens, batch),
         penalties=Penalties(repetition, presence) if (repetition != 1).any() or presence.any() else None,
     )
+
+
+def _rows(name: str, value: object, batch: int) -> Any:
+    """A setting of `_RANGES` for each row of a batch; errors as `make_sampling`."""
+    allowed, array = _RANGES[name], np.asarray(value)
+    kinds, kind = ("iuf", "numbers") if allowed.dtype is np.float32 else ("iu", "integers")
+    if array.size and array.dtype.kind not in kinds:
+        raise TypeError(f"{name} takes {kind}, got {value!r:.60}")
+    if array.ndim and array.shape != (batch,):
+        raise ValueError(f"{name} has {array.size} values for {batch} rows")
+    bad = ~(((array > allowed.low) if allowed.above else (array >= allowed.low)) & (array <= allowed.high))
+    if bad.any():  # NaN is bad too
+        between = "above {} and at most {}" if allowed.above else "between {} and {}"
+        raise ValueError(f"{name} must be {between.format(allowed.low, allowed.high)}, got {array[bad].flat[0]}")
+    return np.broadcast_to(array, (batch,)).astype(allowed.dtype)
 
 
 def _keys(sampling: Sampling, positions: jax.Array, stream: int) -> jax.Array:

@@ -21,6 +21,7 @@ from eagle_jax.drafters import Drafter, make_vanilla
 from eagle_jax.evaluation.calibration import expected_calibration_error, measure_calibration
 from eagle_jax.evaluation.rounds import Round, rounds
 from eagle_jax.evaluation.runner import prompt_ids
+from eagle_jax.evaluation.slot_lists import make_slot_lists
 from eagle_jax.evaluation.tasks import from_prompt, read_questions
 from eagle_jax.evaluation.time_split import time_split
 from eagle_jax.figures.calibration_diagram import reliability_diagram
@@ -33,7 +34,7 @@ from eagle_jax.files import check_directory, local
 from eagle_jax.generator import ALL_ROUNDS, Generator
 from eagle_jax.models.transformer import make_target
 from eagle_jax.sampling import make_sampling
-from experiments.cli import launch, methods
+from experiments.cli import draft_weights, launch, methods
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("target", "smollm2-135m", "as for experiments.generate", flag_values=FLAGS)
@@ -46,6 +47,12 @@ flags.DEFINE_integer(
     "dropped",
     0,
     "tree, where it is dynamic: also draw, faded, this many of the best nodes that the drafter dropped",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "slots",
+    0,
+    "tree of one_pass: above it, so many of the best tokens of each slot of the head, with the slot's own confidence",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("log_probabilities", False, "tree: write the log of each confidence below it", flag_values=FLAGS)
@@ -80,8 +87,13 @@ def check_flags() -> None:
         given = getattr(FLAGS, flag)
         if given is not None and given < 1:
             raise ValueError(f"--{flag} must be at least 1, got {given}")
-    if FLAGS.dropped < 0:
-        raise ValueError(f"--dropped must be at least 0, got {FLAGS.dropped}")
+    for flag in ("dropped", "slots"):
+        if getattr(FLAGS, flag) < 0:
+            raise ValueError(f"--{flag} must be at least 0, got {getattr(FLAGS, flag)}")
+    if FLAGS.slots and FLAGS.method not in methods.OF_BLOCKS:
+        raise ValueError(f"--method={FLAGS.method} has no slots, as {' and '.join(methods.OF_BLOCKS)} has")
+    if FLAGS.slots and FLAGS.dropped:
+        raise ValueError(f"--slots={FLAGS.slots} and --dropped={FLAGS.dropped} are two pictures: give one of them")
     if FLAGS.dropped and FLAGS.method not in methods.DYNAMIC:
         *others, last = methods.DYNAMIC
         raise ValueError(f"--method={FLAGS.method} drops no nodes, as {', '.join(others)} and {last} do")
@@ -117,10 +129,14 @@ def make_generator(model: LoadedModel) -> Generator:
 
 
 def make_wider(model: LoadedModel, drafter: Drafter) -> Drafter | None:
-    """The same method with --dropped nodes more."""
+    """What drafts beside: the same method with --dropped nodes more, or the lists of --slots."""
+    name, settings = methods.settings_from_flags(FLAGS)
+    if FLAGS.slots:
+        head, _ = draft_weights.load_block_head(methods.HEAD_METHODS[name].kind, model, settings)
+        level = {size: value for size, value in settings.sizes if size == "noise_level"}
+        return make_slot_lists(head, drafter.max_depth - 1, FLAGS.slots, **level)
     if not FLAGS.dropped:
         return None
-    name, settings = methods.settings_from_flags(FLAGS)
     sizes: dict[str, Any] = {
         "nodes": drafter.nodes + FLAGS.dropped,
         "depth": drafter.max_depth - 1,
@@ -146,9 +162,12 @@ def draw_trees(model: LoadedModel) -> None:
     """A picture a round."""
     decode = model.tokenizer.decode
     for number, one in enumerate(selected_rounds(model, 1), start=FLAGS.first):
-        tree = with_dropped(one.tree, one.wider) if one.wider else one.tree
+        tree, lists = one.tree, one.wider if FLAGS.slots else None
+        if FLAGS.dropped and one.wider:
+            tree = with_dropped(tree, one.wider)
+        drawn: dict[str, Any] = {"log_probabilities": FLAGS.log_probabilities, "lists": lists}
         for name, theme in THEMES.items():
-            figure = draw_tree(tree, one.verdict, decode, log_probabilities=FLAGS.log_probabilities, theme=theme)
+            figure = draw_tree(tree, one.verdict, decode, theme=theme, **drawn)
             save(figure, output(), f"round-{number}-{name}")
         print(f"round {number}: {decode(one.text[-12:])!r} -> {decode(one.written)!r}")
         print_paths(f"round-{number}")

@@ -125,7 +125,7 @@ def test_half_precision(name: str, dtype: str, temperature: float) -> None:
     written = generator.generate(PROMPTS, max_new_tokens=24, **settings)
     assert [len(tokens) for tokens in written.tokens] == [24] * 3
     assert all(0 <= token < CONFIG.vocab_size for tokens in written.tokens for token in tokens)
-    forced = accept_known(target, params, drafter, weights, PROMPTS, written.tokens, **settings)
+    forced = accept_known(Models(target, drafter, params, weights), PROMPTS, written.tokens, **settings)
     assert written.tau == pytest.approx(forced.tau, rel=0.15)
     if name == "chain":
         assert written.tau > 3.2

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from experiments import train
 from experiments.cli import launch
 from tests.experiments.conftest import write_model
-from tests.experiments.test_train import CONFIG, conversation, metrics, write_lines
+from tests.experiments.training_runs import CONFIG, conversation, metrics, write_lines
 from tests.processes import run_two
 
 # How ml_collections reads a config file.

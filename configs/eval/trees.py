@@ -11,7 +11,7 @@ a head follows.
 
 import ml_collections
 
-from configs.eval import heads
+from configs.eval import field, heads
 
 TREES = ("eagle3:60/7/10", "eagle3:16/5/4")
 
@@ -36,7 +36,7 @@ def methods(text: str) -> list[dict[str, object]]:
     method, _, directory = name.partition("=")
     one: dict[str, object] = {"label": text, "method": method}
     if directory:
-        one["head" if method.startswith("eagle") else "draft"] = directory
+        one["head" if method.startswith(field.HEADS) else "draft"] = directory
     if sizes:
         parts = sizes.split("/")
         if len(parts) != 3 or not all(part.isdecimal() for part in parts):

@@ -12,12 +12,24 @@ from typing import Any
 import numpy as np
 
 from eagle_jax.checkpoint.gguf import ROPE_FACTORS, GGUFFile, token_id
-from eagle_jax.checkpoint.hf_config import context_remark, scaled_context
+from eagle_jax.checkpoint.hf_config import MODEL_TYPES, context_remark, reason_against, scaled_context
 from eagle_jax.models.config import ModelConfig, RopeScaling
 from eagle_jax.models.rope import frequencies
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """`general.architecture` values that are read; Mistral files say `llama`."""
+
+_MODEL_TYPES = {
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3n": "gemma3n",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "qwen3next": "qwen3_next",
+    "deepseek2": "deepseek_v3",
+    "gpt-oss": "gpt_oss",
+}
+"""Hugging Face's `model_type` of other architectures, some of which are read from a directory."""
 
 _LLAMA3 = RopeScaling(kind="llama3", original_max_positions=8192, low_freq_factor=1.0, high_freq_factor=4.0)
 """The scaling of every published Llama 3.1 to 3.3 model, but for its factor."""
@@ -30,7 +42,6 @@ _NEUTRAL = {
     "rope.scaling.yarn_beta_slow": 1.0,
     "attention.sliding_window": 0,
     "attention.causal": True,
-    "expert_count": 0,
     "expert_used_count": 0,
 }
 """Keys that are read only to make sure that they change nothing."""
@@ -97,9 +108,10 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     """
     architecture = file.metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ValueError(f"{file.path}: general.architecture is {architecture!r}; supported are {known}")
+        raise ValueError(f"{file.path}: {_why_refused(architecture)}")
     keys = _Keys(file, architecture)
+    if experts := keys.get("expert_count", 0):
+        raise keys.error("expert_count", f"is {str(experts)[:60]}, and only 0 is supported: no experts, as Mixtral has")
     num_heads, width = keys.count("attention.head_count"), keys.count("embedding_length")
     head_dim = keys.count("attention.key_length", width // num_heads)
     num_layers = keys.count("block_count")
@@ -137,6 +149,16 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     if remark := context_remark(keys.count("context_length"), config):
         _LOG.warning("%s: %s", file.path, remark)
     return config
+
+
+def _why_refused(architecture: Any) -> str:
+    """What to tell a user whose file has another architecture, and where else its model is read from."""
+    model_type = _MODEL_TYPES.get(architecture) if isinstance(architecture, str) else None
+    name = f"general.architecture is {str(architecture)[:60]!r}{reason_against(model_type)}"
+    refused = f"{name}; supported in GGUF are {', '.join(ARCHITECTURES)}"
+    if model_type not in MODEL_TYPES:
+        return refused
+    return f"{refused}, and this model as a Hugging Face directory (safetensors, model_type {model_type})"
 
 
 def _num_tokens(file: GGUFFile) -> int:

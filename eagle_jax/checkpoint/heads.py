@@ -222,12 +222,8 @@ def save_head(
     mapping = config_to_flat(config, target, engine=engine, dtype=dtype, draft_vocab_size=size)
     ranks = None if token_ranks is None else check_ranks(np.asarray(token_ranks), target.vocab_size)
     mapping |= _default_size(params, ranks, frozen_lm_head)
-    own_embedding, needs_one = params.embedding is not None, config.layer.width != target.width
-    if own_embedding != needs_one and (engine in (*FLAT, None) or needs_one):
-        raise ValueError(
-            f"a head of width {config.layer.width} for a target of width {target.width} needs "
-            f"{'no' if own_embedding else 'an'} embedding of its own"
-        )
+    own_embedding = params.embedding is not None
+    _check_embedding(config, target, engine, own=own_embedding)
     if engine is not None and engine not in FLAT:
         if frozen_lm_head or not verifier:
             lacks = "an LM head" if frozen_lm_head else "the name of its target (verifier)"
@@ -260,6 +256,16 @@ def _fit_bias(config: HeadConfig, tensors: dict[str, np.ndarray], engine: Engine
             raise ValueError(f"{ENGINES[engine]} knows no bias of fc, this head has one of up to {largest:g}")
         return dataclasses.replace(config, fc_bias=False)
     return config
+
+
+def _check_embedding(config: HeadConfig, target: ModelConfig, engine: Engine | None, *, own: bool) -> None:
+    """Refuse heads of another width than their target's without an embedding, and one where no place is for it."""
+    needs_one = config.layer.width != target.width
+    if own != needs_one and (engine in (*FLAT, None) or needs_one):
+        raise ValueError(
+            f"a head of width {config.layer.width} for a target of width {target.width} needs "
+            f"{'no' if own else 'an'} embedding of its own"
+        )
 
 
 def _add_lm_head(tensors: dict[str, np.ndarray], config: HeadConfig, params: HeadParams) -> int | None:

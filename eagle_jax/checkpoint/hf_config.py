@@ -113,6 +113,11 @@ def config_from_hf(mapping: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def reason_against(model_type: Any) -> str:
+    """Why models of a type are refused, in brackets after a space; empty where no reason is known."""
+    return f" ({_REASONS[model_type]})" if model_type in _REASONS else ""
+
+
 def _text_config(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of the language model, with what published configs of its type leave out."""
     if mapping.get("model_type") == "gemma3":
@@ -237,8 +242,9 @@ def _object(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _reject_unsupported(mapping: Mapping[str, Any]) -> None:
     model_type = mapping.get("model_type")
     if model_type not in MODEL_TYPES:
-        reason = f" ({_REASONS[model_type]})" if model_type in _REASONS else ""
-        raise ValueError(f"model_type {model_type!r} is not supported{reason}; {', '.join(MODEL_TYPES)} are")
+        raise ValueError(
+            f"model_type {model_type!r} is not supported{reason_against(model_type)}; {', '.join(MODEL_TYPES)} are"
+        )
     _activation(mapping)
     for key in _SET_NOWHERE:
         if mapping.get(key):

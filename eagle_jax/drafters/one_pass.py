@@ -112,6 +112,14 @@ class BlockState:
     newest: jax.Array | None  # [B, E], the context of the last token in it; None for a head that does not join it
 
 
+def empty_state(head: BlockHead, batch: int, capacity: int, dtype: DTypeLike) -> BlockState:
+    """Nothing read yet; `dtype` is that of the cache."""
+    layer = head.config.layer
+    sizes = (head.config.num_layers, batch, capacity, layer.num_kv_heads, layer.head_dim)
+    newest = jnp.zeros((batch, layer.width), dtype) if head.config.joins_context else None
+    return BlockState(init_cache(*sizes, jnp.dtype(dtype)), newest)
+
+
 class Shortlist(NamedTuple):
     """The tokens of each depth whose edges are computed, best first."""
 
@@ -125,16 +133,19 @@ class Shortlist(NamedTuple):
 def shortlist(
     base: jax.Array, noise: jax.Array, target_ids: jax.Array | None, size: int, *, noisy_confidence: bool
 ) -> Shortlist:
-    """The best tokens of each depth by base logits f32[B, D, U] plus noise f32[B, D, U]."""
-    heard = base + noise
-    _, rows = top_k_rows(heard, min(size, base.shape[-1]))
+    """The best tokens of each depth by base logits f32[B, D, U] plus noise f32[B, D, U].
+
+    With `noisy_confidence` the mass of the other tokens is counted with the noise too.
+    """
+    noisy = base + noise
+    _, rows = top_k_rows(noisy, min(size, base.shape[-1]))
 
     def at(values: jax.Array) -> jax.Array:
         return jnp.take_along_axis(values, rows, axis=2)
 
-    sure = heard if noisy_confidence else base
-    total = jax.nn.logsumexp(sure, axis=-1)
-    listed = jnp.exp(jax.nn.logsumexp(at(sure), axis=-1) - total)  # share of the mass; rounding may put it above 1
+    scored = noisy if noisy_confidence else base
+    total = jax.nn.logsumexp(scored, axis=-1)
+    listed = jnp.exp(jax.nn.logsumexp(at(scored), axis=-1) - total)  # share of the mass; rounding may put it above 1
     rest = total + jnp.log1p(-jnp.minimum(listed, 1.0))
     tokens = rows if target_ids is None else jnp.take(target_ids, rows)
     return Shortlist(rows, tokens.astype(jnp.int32), at(base), at(noise), rest)
@@ -162,20 +173,22 @@ def child_tables(
         tokens = jnp.take_along_axis(listed.tokens, places, axis=2)
         before = jnp.broadcast_to(root[:, None, None], (batch, 1, count))
         logits = logits + head.edges(params, jnp.concatenate([before, tokens[:, :-1]], axis=1), listed.rows)
-    sure = logits + noise if settings.noise_level >= 1 else logits
-    _, picked = top_k_rows(logits + noise, settings.top_k)  # [B, D, R, k]
-    total = jnp.logaddexp(jax.nn.logsumexp(sure, axis=-1), listed.rest[:, :, None])
-    scores = jnp.take_along_axis(sure, picked, axis=3) - total[..., None]
-    same = picked[..., None] == places[:, :, None, None]
-    rows = jnp.where(same.any(-1), same.argmax(-1), NO_ROW) if settings.edges else jnp.zeros_like(picked)
+    scored = logits + noise if settings.noise_level >= 1 else logits
+    _, picked = top_k_rows(logits + noise, settings.top_k)  # [B, D, R, k], places in the shortlist
+    total = jnp.logaddexp(jax.nn.logsumexp(scored, axis=-1), listed.rest[:, :, None])
+    scores = jnp.take_along_axis(scored, picked, axis=3) - total[..., None]
+    # A child that is a predecessor of the next depth has that row there. Without edges all rows are the first.
+    is_predecessor = picked[..., None] == places[:, :, None, None]
+    next_rows = jnp.where(is_predecessor.any(-1), is_predecessor.argmax(-1), NO_ROW)
+    rows = next_rows if settings.edges else jnp.zeros_like(picked)
     return ChildTables(
         tokens=jnp.take_along_axis(listed.tokens[:, :, None], picked, axis=3),
-        scores=jnp.minimum(scores, 0.0),  # rounding may put a sure token above
+        scores=jnp.minimum(scores, 0.0),  # rounding may put a certain token above
         rows=rows.astype(jnp.int32),
     )
 
 
-def draft(
+def shortlists(
     head: BlockHead,
     params: HeadParams,
     target_params: Params,
@@ -183,8 +196,8 @@ def draft(
     root: jax.Array,
     noise: jax.Array,
     settings: TreeSettings,
-) -> DraftTree:
-    """The tree below `root` i32[B], from one pass of the head; `noise` f32[B, P, V] as in `Drafter.propose`."""
+) -> Shortlist:
+    """The shortlists below `root` i32[B], from one pass of the head; `noise` f32[B, P, V] as in `Drafter.propose`."""
     depth = settings.max_depth
     cache = state.cache
     states = head.block(params, target_params, root, cache.length, cache, state.newest)[:, :depth]
@@ -194,9 +207,7 @@ def draft(
     noise = noise[:, :depth]
     if params.target_ids is not None:
         noise = jnp.take(noise, params.target_ids, axis=2)
-    listed = shortlist(base, noise, params.target_ids, settings.shortlist, noisy_confidence=settings.noise_level >= 1)
-    tables = child_tables(head, params, root, listed, settings)
-    return best_first.grow(tables, root, settings.nodes, beam=settings.beam, spine=settings.spine_depth)
+    return shortlist(base, noise, params.target_ids, settings.shortlist, noisy_confidence=settings.noise_level >= 1)
 
 
 def read(head: BlockHead, params: HeadParams, state: BlockState, observation: Observation) -> BlockState:
@@ -256,12 +267,6 @@ def make_one_pass(
     )
     settings.check(head.config.num_drafted)
 
-    def init(batch: int, capacity: int, dtype: DTypeLike) -> BlockState:
-        layer = head.config.layer
-        sizes = (head.config.num_layers, batch, capacity, layer.num_kv_heads, layer.head_dim)
-        newest = jnp.zeros((batch, layer.width), dtype) if head.config.joins_context else None
-        return BlockState(init_cache(*sizes, jnp.dtype(dtype)), newest)
-
     def propose(
         params: HeadParams,
         target_params: Params,
@@ -270,7 +275,10 @@ def make_one_pass(
         length: jax.Array,
         noise: jax.Array,
     ) -> tuple[DraftTree, BlockState]:
-        return draft(head, params, target_params, state, root_of(text, length), noise, settings), state
+        root = root_of(text, length)
+        listed = shortlists(head, params, target_params, state, root, noise, settings)
+        tables = child_tables(head, params, root, listed, settings)
+        return best_first.grow(tables, root, nodes, beam=beam, spine=settings.spine_depth), state
 
     def observe(params: HeadParams, target_params: Params, state: BlockState, observation: Observation) -> BlockState:
         del target_params
@@ -280,7 +288,7 @@ def make_one_pass(
         name="one_pass",
         nodes=nodes,
         max_depth=depth + 1,
-        init=init,
+        init=lambda batch, capacity, dtype: empty_state(head, batch, capacity, dtype),
         propose=propose,
         observe=observe,
         top_k=top_k,

@@ -8,6 +8,7 @@ methods then draft and are checked without the target's passes (`teacher_forced`
 from collections.abc import Mapping, Sequence
 
 from eagle_jax.checkpoint.pretrained import LoadedModel
+from eagle_jax.decode import Models
 from eagle_jax.evaluation.recording import write_recorded
 from eagle_jax.evaluation.tasks import Question
 from eagle_jax.evaluation.teacher_forced import accept_known, check_playable
@@ -81,16 +82,9 @@ class Acceptance:
         results = {PLAIN: plain_generation(answers)}
         for label in self.methods if labels is None else labels:
             method = self.methods[label]
+            models = Models(target, method.drafter, params, method.drafter_params)
             results[label] = accept_known(
-                target,
-                params,
-                method.drafter,
-                method.drafter_params,
-                prompts,
-                answers,
-                share_noise=method.share_noise,
-                recording=recording,
-                **options,
+                models, prompts, answers, share_noise=method.share_noise, recording=recording, **options
             )
         return results
 

@@ -66,7 +66,7 @@ FEW = 2
 CAPACITY = 512
 """Cache slots of these rounds: room for `REPEATS` + 1 calls of `LOOPS` rounds."""
 
-VERSION = 3
+VERSION = 4
 """Version of this method of measuring: stored costs of another one are not used."""
 
 
@@ -116,23 +116,23 @@ def round_costs(model: LoadedModel, head: Head, head_params: HeadParams, batch: 
       head, head_params: the draft head.
       batch: rows that decode together.
     """
-    params = pack(model.params)
-    path = cache_directory() / "round_costs" / f"{_key(model, params, head, batch)}.json"
+    params, head_params = pack(model.params), pack(head_params)
+    path = cache_directory() / "round_costs" / f"{_key(model, params, head, head_params, batch)}.json"
     # A damaged file is measured anew, as one that is not there.
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         stored = read_json(path)
         return RoundCosts(**{**stored, "passes": {int(size): cost for size, cost in stored["passes"].items()}})
-    costs = measure(model, params, head, pack(head_params), batch)
+    costs = measure(model, params, head, head_params, batch)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(costs._asdict()))
     return costs
 
 
-def _key(model: LoadedModel, params: Params, head: Head, batch: int) -> str:
+def _key(model: LoadedModel, params: Params, head: Head, head_params: HeadParams, batch: int) -> str:
     """Hash of everything that the costs depend on."""
     device = jax.devices()[0]
     about = [VERSION, model.config, head.config, batch, device.device_kind, platform.processor(), os.cpu_count()]
-    stored = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+    stored = [sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}) for tree in (params, head_params)]
     return hashlib.sha256(repr([*about, stored, is_packed(params), jax.__version__]).encode()).hexdigest()[:32]
 
 

@@ -30,7 +30,7 @@ class Observed:
     tree: DraftTree  # without logits
     path: jax.Array  # i32[B, P]
     choice: jax.Array  # i32[B, N]
-    wider: DraftTree | None = None  # what a drafter with more nodes would have drafted
+    wider: DraftTree | None = None  # what the drafter beside would have drafted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Round:
 def observing(drafter: Drafter, wider: Drafter | None = None) -> Drafter:
     """The same drafter, whose state is a pair: its own, and what it observed in the last round.
 
-    `wider` is the same method with more nodes: it drafts beside, from the same state, and its tree is stored too.
+    `wider` is a drafter of the same state and weights: it drafts beside, and its tree is stored too.
     """
 
     def init(batch: int, capacity: int, dtype: DTypeLike) -> DrafterState:
@@ -104,7 +104,8 @@ def rounds(
       generator: the method, its rule and its mesh.
       prompt: token ids.
       num_rounds: at most so many, from the first on.
-      wider: the generator's method with more nodes; its trees show what re-ranking dropped (`figures.layout`).
+      wider: a drafter of the same state and weights that drafts beside: the method with more nodes, whose trees show
+        what re-ranking dropped (`figures.layout`), or `slot_lists.make_slot_lists`.
       **sampling: as `make_sampling` takes it.
 
     Raises:

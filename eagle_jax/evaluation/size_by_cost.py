@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from eagle_jax.decode import Models
 from eagle_jax.drafters.base import Drafter, DrafterState, Observation
 from eagle_jax.evaluation.teacher_forced import play_known
-from eagle_jax.types import NO_PARENT, DraftTree, Params, Target
+from eagle_jax.types import NO_PARENT, DraftTree, Params
 
 BINS = np.array([0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
 """Bounds of the bins of confidence in a path; acceptance is measured in each, for depth 1 and deeper apart."""
@@ -76,17 +77,11 @@ class Drafts:
 
 
 def drafts_along(
-    target: Target,
-    target_params: Params,
-    drafter: Drafter,
-    drafter_params: Params,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    **options: Any,
+    models: Models, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], **options: Any
 ) -> list[Drafts]:
     """The drafts along each answer; arguments and errors as `teacher_forced.play_known`."""
-    everywhere = drafting_everywhere(drafter)
-    state = play_known(target, target_params, everywhere, drafter_params, prompts, answers, **options)
+    everywhere = dataclasses.replace(models, drafter=drafting_everywhere(models.drafter))
+    state = play_known(everywhere, prompts, answers, **options)
     memory = [np.asarray(part) for part in state.drafter[1]]
     results = []
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

@@ -150,10 +150,7 @@ def check_playable(drafter: Drafter) -> None:
 
 
 def accept_known(
-    target: Target,
-    target_params: Params,
-    drafter: Drafter,
-    drafter_params: Params,
+    models: Models,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     *,
@@ -167,16 +164,12 @@ def accept_known(
       A generation whose tokens are the answers; its seconds mean nothing. A row's last round counts as accepted what
       the answer has room for.
     """
-    models = target, target_params, drafter, drafter_params
-    options: Any = {"share_noise": share_noise, "recording": recording, **sampling}
-    return read_generation(play_known(*models, prompts, answers, **options))
+    state = play_known(models, prompts, answers, share_noise=share_noise, recording=recording, **sampling)
+    return read_generation(state)
 
 
 def play_known(
-    target: Target,
-    target_params: Params,
-    drafter: Drafter,
-    drafter_params: Params,
+    models: Models,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     *,
@@ -187,8 +180,7 @@ def play_known(
     """The state after the rounds that the drafter needs for answers that plain decoding has written.
 
     Args:
-      target, target_params: the model that wrote the answers.
-      drafter, drafter_params: the drafting method.
+      models: the target that wrote the answers, and the drafter.
       prompts: token ids of each row.
       answers: the row's tokens after the prompt, as `Generation.tokens` holds them, a stop id included.
       share_noise: as `Generator` takes it.
@@ -199,8 +191,9 @@ def play_known(
       ValueError: a drafter that learns from rejected tokens, no or other numbers of rows, or an answer that the target
         does not write with these sampling settings (the message gives the place; a lead below `NEAR_TIE` is rounding).
     """
+    target, drafter = models.target, models.drafter
     check_playable(drafter)
-    target_params, drafter_params = pack(target_params), pack(drafter_params)
+    target_params, drafter_params = pack(models.target_params), pack(models.drafter_params)
     if not prompts or len(prompts) != len(answers):
         raise ValueError(f"one answer a prompt, at least one of each: got {len(prompts)} and {len(answers)}")
     starts = np.array([len(prompt) for prompt in prompts], np.int32)
@@ -220,13 +213,13 @@ def play_known(
     span = jnp.int32(starts.min()), jnp.int32(ends.max())
     chosen, lead = map(np.asarray, lead_in_logits(target, recording, settings, rows, *span))
     _check_answers(texts, chosen, lead, starts, ends, NEAR_TIE[recording.hidden.dtype.name])
-    models = Models(recorded_target(target), with_known_texts(drafter), KnownTexts(recording, rows), drafter_params)
+    known = Models(recorded_target(target), with_known_texts(drafter), KnownTexts(recording, rows), drafter_params)
     before = np.arange(capacity) < starts[:, None]
-    state = prefill(models, jnp.where(before, rows, 0), jnp.asarray(starts), settings)
+    state = prefill(known, jnp.where(before, rows, 0), jnp.asarray(starts), settings)
     # At a near-tie the first token of the answer may be another than the one that was chosen just now.
     first = np.arange(capacity) == starts[:, None]
     state = dataclasses.replace(state, text=jnp.where(before | first, rows, 0))
-    return decode(models, state, settings, ALL_ROUNDS, share_noise=share_noise, check=check_by_text)
+    return decode(known, state, settings, ALL_ROUNDS, share_noise=share_noise, check=check_by_text)
 
 
 def _check_answers(

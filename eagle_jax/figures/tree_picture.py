@@ -5,6 +5,7 @@
 
 A node shows its token, spaces and line breaks made visible; its colour is the drafter's confidence in it, given its
 parent. Nodes that could not be accepted, dropped by the drafter or only computed, are faded, unused slots left out.
+Above the tree of a one-pass drafter its slots' lists may stand (`slot_columns`).
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from eagle_jax.evaluation.calibration import confidence, log_confidence
 from eagle_jax.figures.layout import Decode, layout, visible
 from eagle_jax.figures.nodes import FADED, Pen, draw_legend, head_columns, looks, make_axes, scale_of_confidence
+from eagle_jax.figures.slot_columns import column_names, draw_columns, lists_height
 from eagle_jax.figures.theme import LIGHT, Theme, drawn_in
 from eagle_jax.types import NO_NODE, NO_PARENT, DraftTree, Verdict
 
@@ -30,6 +32,7 @@ def draw_tree(
     *,
     title: str = "",
     log_probabilities: bool = False,
+    lists: DraftTree | None = None,
     theme: Theme = LIGHT,
 ) -> Figure:
     """One row's tree as a figure, the root on the left.
@@ -41,6 +44,7 @@ def draw_tree(
       decode: of the target's tokenizer.
       title: a line above.
       log_probabilities: write below each token the log of the drafter's confidence in it, given its parent.
+      lists: of a one-pass drafter, what its slots list, as `slot_lists.make_slot_lists` drafts it.
       theme: colours.
     """
     path = [int(node) for node in np.asarray(verdict.path) if node != NO_NODE]
@@ -48,8 +52,10 @@ def draw_tree(
     tokens = [*np.asarray(tree.tokens).tolist(), int(verdict.next_token)]
     parents = [*np.asarray(tree.parents).tolist(), path[-1]]
     candidate = [*np.asarray(tree.candidate).tolist(), True]
-    places = layout(parents)
+    top = 0.0 if lists is None else lists_height(lists)
+    places = {node: (depth, top + leaf) for node, (depth, leaf) in layout(parents).items()}
     columns, leaves = (max(place[axis] for place in places.values()) + 1 for axis in (0, 1))
+    columns = columns if lists is None else max(columns, lists.max_depth + 1)  # the tree may be less deep
     line = _TALL_LINE if log_probabilities else _LINE
     drafted = [node for node in places if 0 < node < len(tokens) - 1]
     colours, logs = scale_of_confidence().to_rgba(confidence(tree)), log_confidence(tree)
@@ -65,10 +71,15 @@ def draw_tree(
                 pen.edge(places[parents[node]], place, look, gid=f"edge-{node}", alpha=alpha)
             label, face = visible(decode([tokens[node]])), faces.get(node, theme.background)
             pen.node(place, label, face, look, gid=f"node-{node}", alpha=alpha, note=notes.get(node, ""))
-        head_columns(axes, ["root", *(f"depth {depth}" for depth in range(1, int(columns)))], leaves)
-        faded = any(not candidate[node] for node in places)
-        draw_legend(figure, theme, legend, scale, "cannot be accepted" if faded else "")
-        axes.set_title(title or _summary(path, tokens, candidate, parents), loc="left", pad=24)
+        if lists is None:
+            names = ["root", *(f"depth {depth}" for depth in range(1, int(columns)))]
+            faded = "cannot be accepted" if any(not candidate[node] for node in places) else ""
+        else:
+            draw_columns(pen, lists, tree, verdict, decode)
+            names, faded = column_names(lists, int(columns)), "listed, not in the tree"
+        head_columns(axes, names, leaves)
+        draw_legend(figure, theme, legend, scale, faded)
+        axes.set_title(title or _summary(path, tokens, candidate, parents), loc="left", pad=24 if lists is None else 40)
     return figure
 
 

@@ -36,6 +36,9 @@ from eagle_jax.types import KVCache, Params, Target
 LayerTuple = tuple[jax.Array, ...]
 """An array for each layer."""
 
+EdgesFn = Callable[[HeadParams, jax.Array, jax.Array], jax.Array]
+EdgeVectorsFn = Callable[[HeadParams, jax.Array], tuple[jax.Array, jax.Array]]
+
 
 class BlockHead(NamedTuple):
     """A one-pass head as pure functions of its weights: those of `draft_head.HeadParts`, and what is its own."""
@@ -61,10 +64,10 @@ class BlockHead(NamedTuple):
     """(params, target_params, anchors i32[B], positions i32[B], cache, newest context [B, E]) -> states [B, drafted
     tokens, E] before the final norm: state i is about the token at positions + i + 1. The cache has the context below
     the anchor; the newest as for `inputs`."""
-    edges: Callable[[HeadParams, jax.Array, jax.Array], jax.Array]
+    edges: EdgesFn
     """(params, previous i32[..., m], rows i32[..., k]) -> f32[..., m, k], added to the logits: of draft token `rows`
     after the target's token `previous`; zeros for a head without edges"""
-    edge_vectors: Callable[[HeadParams, jax.Array], tuple[jax.Array, jax.Array]]
+    edge_vectors: EdgeVectorsFn
     """(params, previous i32[...]) -> [..., rank] and, for the draft vocabulary, [U, rank], whose products edges are; of
     width 0 for a head without edges"""
 
@@ -85,19 +88,8 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
     if not what.drafts_blocks:
         raise ValueError(f"{what.title} heads draft token by token, not blocks: they are made by make_head")
     module, size = what.module(config), config.block
-
-    def trace(module: nn.Module) -> object:
-        fused = module.fuse(jnp.zeros((1, 1, config.feature_width)))
-        rope = angles(config.layer, jnp.zeros((1, 1), jnp.int32))
-        states = module(fused, rope, [lambda q, k, v: q] * config.num_layers)
-        return (
-            module.readout(states),
-            module.joined(fused, fused) if config.joins_context else None,
-            module.mask_vector() if config.mask_token is None else None,
-            module.edge_tables() if config.edge_rank else None,
-        )
-
-    parts = make_parts(config, target, trace)
+    parts = make_parts(config, target, functools.partial(_run_once, config))
+    edges, edge_vectors = _make_edges(config, module)
 
     def context(params: HeadParams, fused: jax.Array, positions: jax.Array) -> tuple[LayerTuple, LayerTuple]:
         pairs = module.apply({"params": params.weights}, fused, angles(config.layer, positions), method="context")
@@ -132,35 +124,9 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
         newest: jax.Array | None = None,
     ) -> jax.Array:
         places = positions[:, None] + jnp.arange(size)[None, :]
-        mask = jnp.broadcast_to(seen_in_block(config), (len(anchors), size, size))
-        attend_fns = [
-            functools.partial(
-                attend,
-                mask=mask,
-                prefix=Prefix(*cache.layer(index), cache.length),
-                positions=places,
-                window=config.layer.window(0),
-                kernel=is_packed(params.weights),
-            )
-            for index in range(config.num_layers)
-        ]
+        attend_fns = _attend_fns(config, cache, places, kernel=is_packed(params.weights))
         states = layers(params, inputs(params, target_params, anchors, newest), places, attend_fns)
         return states[:, size - config.num_drafted :]
-
-    def edge_vectors(params: HeadParams, previous: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if not config.edge_rank:
-            size = config.layer.vocab_size if params.target_ids is None else len(params.target_ids)
-            return jnp.zeros((*previous.shape, 0)), jnp.zeros((size, 0))
-        first, second = module.apply({"params": params.weights}, method="edge_tables")
-        second = second if params.target_ids is None else jnp.take(second, params.target_ids, axis=0)
-        return jnp.take(first, previous, axis=0), second
-
-    def edges(params: HeadParams, previous: jax.Array, rows: jax.Array) -> jax.Array:
-        if not config.edge_rank:
-            return jnp.zeros((*previous.shape, rows.shape[-1]))
-        first, second = module.apply({"params": params.weights}, method="edge_tables")
-        before, after = jnp.take(first, previous, axis=0), jnp.take(second, tokens_of_rows(params, rows), axis=0)
-        return jnp.einsum("...mr,...kr->...mk", before, after, preferred_element_type=jnp.float32)
 
     return BlockHead(
         context=in_full_precision(context),
@@ -171,6 +137,56 @@ def make_block_head(config: HeadConfig, target: Target) -> BlockHead:
         edge_vectors=edge_vectors,
         **parts._asdict(),
     )
+
+
+def _run_once(config: HeadConfig, module: nn.Module) -> object:
+    """Run everything of the head's module, so that it declares its weights."""
+    fused = module.fuse(jnp.zeros((1, 1, config.feature_width)))
+    rope = angles(config.layer, jnp.zeros((1, 1), jnp.int32))
+    states = module(fused, rope, [lambda q, k, v: q] * config.num_layers)
+    return (
+        module.readout(states),
+        module.joined(fused, fused) if config.joins_context else None,
+        module.mask_vector() if config.mask_token is None else None,
+        module.edge_tables() if config.edge_rank else None,
+    )
+
+
+def _attend_fns(config: HeadConfig, cache: KVCache, positions: jax.Array, *, kernel: bool) -> list[AttendFn]:
+    """For each layer: slots of a block at `positions` i32[B, block] see the cache and each other."""
+    mask = jnp.broadcast_to(seen_in_block(config), (len(positions), config.block, config.block))
+    return [
+        functools.partial(
+            attend,
+            mask=mask,
+            prefix=Prefix(*cache.layer(index), cache.length),
+            positions=positions,
+            window=config.layer.window(0),
+            kernel=kernel,
+        )
+        for index in range(config.num_layers)
+    ]
+
+
+def _make_edges(config: HeadConfig, module: nn.Module) -> tuple[EdgesFn, EdgeVectorsFn]:
+    """`edges` and `edge_vectors` of a `BlockHead`."""
+
+    def edges(params: HeadParams, previous: jax.Array, rows: jax.Array) -> jax.Array:
+        if not config.edge_rank:
+            return jnp.zeros((*previous.shape, rows.shape[-1]))
+        first, second = module.apply({"params": params.weights}, method="edge_tables")
+        before, after = jnp.take(first, previous, axis=0), jnp.take(second, tokens_of_rows(params, rows), axis=0)
+        return jnp.einsum("...mr,...kr->...mk", before, after, preferred_element_type=jnp.float32)
+
+    def edge_vectors(params: HeadParams, previous: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if not config.edge_rank:
+            size = config.layer.vocab_size if params.target_ids is None else len(params.target_ids)
+            return jnp.zeros((*previous.shape, 0)), jnp.zeros((size, 0))
+        first, second = module.apply({"params": params.weights}, method="edge_tables")
+        second = second if params.target_ids is None else jnp.take(second, params.target_ids, axis=0)
+        return jnp.take(first, previous, axis=0), second
+
+    return edges, edge_vectors
 
 
 def seen_in_block(config: HeadConfig) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 from absl import flags
 
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_target
+from eagle_jax.decode import Models
 from eagle_jax.drafters import Drafter
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.metrics import n_alpha
@@ -116,9 +117,8 @@ def measure(
             if window >= context:
                 continue
             with launch.status(f"{context}: {f'the last {window}' if window else 'all'}"):
-                result = accept_known(
-                    target, model.params, drafter, params, prompts, answers, recording=recording, **sampling
-                )
+                models = Models(target, drafter, model.params, params)
+                result = accept_known(models, prompts, answers, recording=recording, **sampling)
             yield {
                 "context": context,
                 "head_window": window or None,

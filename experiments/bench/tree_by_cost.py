@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from eagle_jax.checkpoint.pretrained import load_target
+from eagle_jax.decode import Models
 from eagle_jax.evaluation import runner
 from eagle_jax.evaluation.recording import write_recorded
 from eagle_jax.evaluation.size_by_cost import (
@@ -98,8 +99,8 @@ def record(largest: int) -> tuple[str, list[Drafts]]:
     capacity = cache_slots(longest, drafter.max_depth, model.config.max_positions)
     with launch.status("Writing answers and drafting along them"):
         answers, recording = write_recorded(target, model.params, prompts, capacity=capacity, **options)
-        models = target, model.params, drafter, params
-        return label, drafts_along(*models, prompts, answers, recording=recording, **options)
+        models = Models(target, drafter, model.params, params)
+        return label, drafts_along(models, prompts, answers, recording=recording, **options)
 
 
 def compare(drafts: Sequence[Drafts], sizes: tuple[int, ...], costs: Costs) -> dict[str, Played]:

@@ -5,10 +5,11 @@
 `label` and `method` are needed. Then whatever `MethodSettings` holds but the dtype, sizes that the method declares, how
 drafts are checked (`rule`, `share_noise`), whether drafting is given up where it does not pay (`give_up`), the parts of
 EAGLE-2 that an ablation leaves out (`use_value`, `reranks`), whether its tree draws children (`draws`), and
-`temperatures`, where a method shall not run at all of the config's.
+`temperatures`, where a method shall not run at all of the config's; one that runs at none of them is left out.
 """
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from eagle_jax.provenance import file_digest
 from eagle_jax.types import Params, Target
 from experiments.cli import draft_weights, methods
 from experiments.cli.method_settings import MethodSettings, tree_sizes
+
+_LOG = logging.getLogger(__name__)
 
 
 class MethodEntry(NamedTuple):
@@ -41,6 +44,12 @@ class MethodEntry(NamedTuple):
     def runs_at(self, temperature: float) -> bool:
         """Whether the method takes part at this temperature."""
         return self.temperatures is None or temperature in self.temperatures
+
+    def at(self, temperatures: Sequence[float]) -> "MethodEntry":
+        """The same without temperatures that are not among these."""
+        if self.temperatures is None:
+            return self
+        return self._replace(temperatures=tuple(filter(self.runs_at, temperatures)))
 
     def files(self, target: str) -> dict[str, str]:
         """Hashes of the files of its head or draft model, by their names."""
@@ -68,8 +77,8 @@ def read_entries(listed: Sequence[Mapping[str, Any]], dtype: str, temperatures: 
     """Check the entries as far as that goes without loading anything.
 
     Raises:
-      ValueError: no entry, a field unknown, missing or of another type, a label given twice, a temperature that is not
-        among the config's, or settings that the method does not take.
+      ValueError: no entry, or none that runs at one of the temperatures; a field unknown, missing or of another type, a
+        label given twice, or settings that the method does not take.
     """
     if not listed:
         raise ValueError("the config's methods are empty: name at least one")
@@ -78,11 +87,13 @@ def read_entries(listed: Sequence[Mapping[str, Any]], dtype: str, temperatures: 
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"two methods are labelled {label!r}")
+    running = [entry for entry in entries if any(map(entry.runs_at, temperatures))]
     for entry in entries:
-        for temperature in entry.temperatures or ():
-            if temperature not in temperatures:
-                raise ValueError(f"{entry.label!r} runs at T = {temperature}, the config's are {tuple(temperatures)}")
-    return entries
+        if entry not in running:
+            _LOG.warning("%s, of T = %s, runs at none of %s", entry.label, entry.temperatures, tuple(temperatures))
+    if not running:
+        raise ValueError(f"no method runs at the config's temperatures {tuple(temperatures)}")
+    return [entry.at(temperatures) for entry in running]
 
 
 def _read(where: str, given: Mapping[str, Any], dtype: str) -> MethodEntry:

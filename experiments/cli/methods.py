@@ -28,7 +28,7 @@ from eagle_jax.drafters.default_tree import TreeSize
 from eagle_jax.drafters.eagle2 import PARTS, check_sizes
 from eagle_jax.evaluation.round_costs import choose_tree
 from eagle_jax.models.block_head import BlockHead
-from eagle_jax.models.draft_head import Head
+from eagle_jax.models.draft_head import Head, head_kind
 from eagle_jax.types import Params
 from experiments.cli import draft_weights
 from experiments.cli.launch import note, status
@@ -52,6 +52,8 @@ HEAD_METHODS: dict[str, HeadMethod] = {
     "one_pass": HeadMethod("one_pass", make_one_pass, dynamic=True, default=TreeSize(16, 7, 8)),
 }
 DYNAMIC = tuple(name for name, method in HEAD_METHODS.items() if method.dynamic)
+OF_BLOCKS = tuple(name for name, method in HEAD_METHODS.items() if head_kind(method.kind).drafts_blocks)
+"""Methods whose head drafts a block, in slots."""
 MEASURED = tuple(name for name in DYNAMIC if HEAD_METHODS[name].default is None)
 """Methods whose tree, where no size is given, follows from costs measured on this machine."""
 

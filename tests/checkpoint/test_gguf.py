@@ -193,7 +193,7 @@ def test_factors_of_another_scaling(tmp_path: Path) -> None:
         ({"llama.attention.head_count": 0}, ["llama.attention.head_count is 0", "positive"]),
         ({"llama.attention.value_length": 4}, ["llama.attention.value_length is 4", "8"]),
         ({"llama.rope.dimension_count": 4}, ["llama.rope.dimension_count is 4", "8"]),
-        ({"llama.expert_count": 8}, ["llama.expert_count is 8", "only 0"]),
+        ({"llama.expert_count": 8}, ["llama.expert_count is 8", "only 0", "no experts, as Mixtral has"]),
         ({"llama.attention.sliding_window": 64}, ["llama.attention.sliding_window is 64"]),
         ({"llama.logit_scale": 0.5}, ["llama.logit_scale", "is not known"]),
         ({"llama.rope.scaling.type": "longrope"}, ["'longrope'", "none, linear, yarn"]),
@@ -215,6 +215,27 @@ def test_metadata_that_is_refused(tmp_path: Path, metadata: dict[str, Any], part
     metadata = dict(metadata)
     architecture = metadata.pop("general.architecture", "llama")
     fails(write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS, architecture=architecture, metadata=metadata), *parts)
+
+
+DIRECTORY = "; supported in GGUF are llama, qwen2, qwen3, and this model as a Hugging Face directory (safetensors, "
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rest"),
+    [
+        ("gemma3", f"{DIRECTORY}model_type gemma3)"),
+        ("qwen3moe", f"{DIRECTORY}model_type qwen3_moe)"),
+        ("gemma2", " (soft-capped scores and logits); supported in GGUF are llama, qwen2, qwen3"),
+        ("phi3", "; supported in GGUF are llama, qwen2, qwen3"),
+        ("deepseek2", " (latent attention and shared experts); supported in GGUF are llama, qwen2, qwen3"),
+        ("gpt-oss", " (attention sinks); supported in GGUF are llama, qwen2, qwen3"),
+    ],
+)
+def test_other_architectures(tmp_path: Path, architecture: str, rest: str) -> None:
+    """The line ends with where else the model is read from, or with why it is not read."""
+    path = write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS, architecture=architecture)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: general.architecture is {architecture!r}{rest}") + "$"):
+        load(path)
 
 
 def test_missing_tensor(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from eagle_jax.testing import tiny_transformer
 from experiments import evaluate, generate, report, sweep
 from experiments.cli import launch
 from tests.checkpoint.files import stored_tensors, write_gguf
-from tests.checkpoint.heads import random_head
+from tests.checkpoint.heads import random_block_head, random_head
 from tests.checkpoint.test_gguf_tokenizer import byte_level_metadata
 from tests.docs.pages import ROOT, blocks, changed_file
 from tests.experiments.conftest import write_model
@@ -62,7 +62,8 @@ SHRUNK: dict[str, list[str]] = {
 SMALLER = {"60/7/10": "5/1/2", "16/5/4": "4/1/2", "self:24": "self:1"}
 """Values of flags, small."""
 WORDS = {"--nodes=60": "--nodes=5", "--depth=7": "--depth=1", "--top_k=10": "--top_k=2", "--dtype=bfloat16": ""}
-"""Whole flags, small: the published tree; and one dtype, so that the programs of the pages are the same."""
+WORDS |= {"--first=16": "", "--first=15": ""}
+"""Whole flags, small: the published tree; one dtype, so that the programs of the pages are the same; round 1."""
 
 
 def _small_evaluation(config: Any, *arguments: Any, **options: Any) -> Any:
@@ -70,9 +71,7 @@ def _small_evaluation(config: Any, *arguments: Any, **options: Any) -> Any:
     config.num_prompts, config.max_new_tokens, config.warm_ups, config.temperatures = 1, 8, 0, (0.0,)
     config.tasks = config.tasks[:1]
     config.methods = [
-        {**method, **({"nodes": 5, "depth": 1, "top_k": 2} if "top_k" in method else {})}
-        for method in config.methods
-        if not method.get("temperatures")
+        {**method, **({"nodes": 5, "depth": 1, "top_k": 2} if "top_k" in method else {})} for method in config.methods
     ]
     return _evaluate(config, *arguments, **options)
 
@@ -105,6 +104,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         params = with_draft_vocabulary(params, model.config, model.params, range(257), DRAFT_SIZE)
         ranks = {"frozen_lm_head": True, "token_ranks": range(257)}
         save_head(folder / "heads" / f"smollm2-135m-{kind}", config, params, model.config, **ranks)
+    save_head(folder / "one_pass", *random_block_head(model.config, block=8), model.config, engine=None)
     save_draft(folder / "heads" / "smollm2-135m-distilled", *truncate_layers(model.config, model.params, 1))
     metadata = byte_level_metadata("gpt-2")
     config, _, weights = tiny_transformer(vocab_size=len(metadata["tokenizer.ggml.tokens"]))
@@ -137,6 +137,7 @@ def reader(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         "models/model.gguf": shelf / "model.gguf",
         "heads/EAGLE3-LLaMA3.1-Instruct-8B": shelf / "whole-eagle3",
         "heads/mine": shelf / "whole-eagle3",
+        "heads/one_pass": shelf / "one_pass",
         "downloads/EAGLE-head": shelf / "torch",
         "downloads/vicuna-7b-v1.3": shelf / "torch-target",
     }.items():

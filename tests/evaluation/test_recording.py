@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eagle_jax.decode import Models
 from eagle_jax.drafters import make_prompt_lookup, make_vanilla
 from eagle_jax.evaluation.recording import CHUNK, record, write_recorded
 from eagle_jax.evaluation.teacher_forced import accept_known
@@ -39,8 +40,8 @@ def test_recorded_while_writing() -> None:
 def test_rounds_along_a_recording() -> None:
     drafter = make_prompt_lookup(4)
     answers, recording = write_recorded(TARGET, PARAMS, PROMPTS, capacity=CAPACITY, **SAMPLING)
-    result = accept_known(TARGET, PARAMS, drafter, (), PROMPTS, answers, recording=recording, **SAMPLING)
+    result = accept_known(Models(TARGET, drafter, PARAMS), PROMPTS, answers, recording=recording, **SAMPLING)
     assert result.rounds == Generator(TARGET, PARAMS, drafter).generate(PROMPTS, **SAMPLING).rounds
     deep = make_prompt_lookup(CAPACITY - len(LONG) - 12)
     with pytest.raises(ValueError, match=f"texts and draft need {CAPACITY + 1} slots, the recording has {CAPACITY}"):
-        accept_known(TARGET, PARAMS, deep, (), PROMPTS, answers, recording=recording, **SAMPLING)
+        accept_known(Models(TARGET, deep, PARAMS), PROMPTS, answers, recording=recording, **SAMPLING)

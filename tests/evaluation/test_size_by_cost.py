@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from eagle_jax.decode import Models
 from eagle_jax.drafters import Drafter, make_eagle2
 from eagle_jax.evaluation import size_by_cost
 from eagle_jax.evaluation.size_by_cost import Costs, Drafts, drafts_along, expected_tokens, play, play_by_cost
@@ -30,6 +31,11 @@ def eagle2(nodes: int) -> tuple[Drafter, HeadParams]:
     return make_eagle2(head, nodes, 2, 4), HeadParams(weights=nn.unbox(head.init(jax.random.key(2))))
 
 
+def models(nodes: int) -> Models:
+    drafter, params = eagle2(nodes)
+    return Models(TARGET, drafter, PARAMS, params)
+
+
 @functools.cache
 def answers() -> list[list[int]]:
     return Generator(TARGET, PARAMS, *eagle2(12)).generate(PROMPTS, **SAMPLING).tokens
@@ -37,13 +43,13 @@ def answers() -> list[list[int]]:
 
 @functools.cache
 def drafts() -> list[Drafts]:
-    return drafts_along(TARGET, PARAMS, *eagle2(12), PROMPTS, answers(), **SAMPLING)
+    return drafts_along(models(12), PROMPTS, answers(), **SAMPLING)
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_a_tree_that_is_cut_is_that_of_fewer_nodes(size: int) -> None:
     """Round for round: EAGLE-2's tree of n nodes has the n - 1 best of the same candidates."""
-    wanted = accept_known(TARGET, PARAMS, *eagle2(size), PROMPTS, answers(), **SAMPLING)
+    wanted = accept_known(models(size), PROMPTS, answers(), **SAMPLING)
     for row, one in enumerate(drafts()):
         chosen = [np.full(len(one.depths), SIZES.index(size))]
         assert play([one], chosen, SIZES, FREE).rounds.sum() == wanted.rounds[row]

@@ -60,7 +60,7 @@ def forced(
     """Decoding along the answers, with a recording."""
     drafter, params = build(name)
     sampling = {**SAMPLING, "temperature": temperature, **more}
-    return accept_known(TARGET, PARAMS, drafter, params, PROMPTS, answers, share_noise=share_noise, **sampling)
+    return accept_known(Models(TARGET, drafter, PARAMS, params), PROMPTS, answers, share_noise=share_noise, **sampling)
 
 
 @pytest.mark.parametrize("name", ["prompt_lookup", "chain", "eagle2", "eagle3"])

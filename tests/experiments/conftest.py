@@ -1,4 +1,4 @@
-"""A complete Hugging Face directory of a few kilobytes: a random Llama that reads and writes bytes."""
+"""A complete Hugging Face directory of a few kilobytes, a random Llama on bytes; and a head trained on it."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from eagle_jax.checkpoint.names import lookup, target_tensors
 from eagle_jax.checkpoint.save_target import config_to_hf
 from eagle_jax.testing import tiny_transformer
+from tests.experiments.training_runs import BASES, CONFIG, Task, conversation, run, write_lines
 
 CONTEXT = 160
 EOS = 256
@@ -46,3 +47,22 @@ def write_model(folder: Path, seed: int = 0, vocab_size: int = 257) -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of the tiny model."""
     return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def task(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """What the training script is run on."""
+    folder = tmp_path_factory.mktemp("train")
+    for kind, base in BASES.items():
+        (folder / f"{kind}.py").write_text(CONFIG.replace("BASE", base).replace("TARGET", repr(str(tiny_model))))
+    records = [conversation(number) for number in range(12)]
+    records[0] |= {"answer_ids": [*b"0 1 2 3"], "finished": False}
+    return Task(tiny_model, write_lines(folder / "data.jsonl", records), folder)
+
+
+@pytest.fixture(scope="session")
+def finished(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an EAGLE-3 run with features on disk that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert run(task, folder, f"--features={folder / 'features'}", f"--export={folder / 'head'}") == 0
+    return folder

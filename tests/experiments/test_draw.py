@@ -11,7 +11,7 @@ from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_target
 from experiments import draw
 from experiments.cli import launch
-from tests.checkpoint.heads import random_head
+from tests.checkpoint.heads import random_block_head, random_head
 
 COMMON = ["--nodes=5", "--depth=1", "--top_k=2", "--max_new_tokens=12"]
 
@@ -55,6 +55,19 @@ def test_trees_with_what_was_dropped(
     assert "cannot be accepted" in picture
 
 
+def test_the_lists_of_slots(tiny_model: Path, tmp_path: Path) -> None:
+    """Above the tree, a column for each slot that the tree is deep."""
+    model, head = load_target(str(tiny_model)), tmp_path / "head"
+    save_head(head, *random_block_head(model.config), model.config, engine=None)
+    models = [f"--target={tiny_model}", f"--head={head}", f"--output={tmp_path}", "--method=one_pass"]
+    assert run(*models, *COMMON, "--prompt=Hello", "--slots=3", "--temperature=1", "--noise_level=1") == 0
+    picture = (tmp_path / "round-1-dark.svg").read_text()
+    listed = [f'id="list-{slot}-{line}"' for slot in range(2) for line in range(3)]
+    assert all(name in picture for name in [*listed, 'id="node-4"'])
+    assert 'id="list-2-0"' not in picture
+    assert 'id="list-0-3"' not in picture
+
+
 def test_strip_reliability_and_times(
     tiny_model: Path, head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +95,15 @@ def test_strip_reliability_and_times(
         (["--what=reliability", "--output=x"], "give --prompts_file: reliability: questions, JSON lines"),
         (["--prompt=Hello", "--output=x", "--first=0"], "--first must be at least 1, got 0"),
         (["--prompt=Hello", "--output=x", "--dropped=-1"], "--dropped must be at least 0, got -1"),
+        (["--prompt=Hello", "--output=x", "--slots=-1"], "--slots must be at least 0, got -1"),
+        (
+            ["--prompt=Hello", "--output=x", "--slots=4"],
+            "--method=eagle3 has no slots, as one_pass has",
+        ),
+        (
+            ["--prompt=Hello", "--output=x", "--method=one_pass", "--slots=4", "--dropped=3"],
+            "--slots=4 and --dropped=3 are two pictures: give one of them",
+        ),
         (
             ["--prompt=Hello", "--output=x", "--method=prompt_lookup", "--dropped=3"],
             "--method=prompt_lookup drops no nodes, as eagle2, eagle3 and one_pass do",

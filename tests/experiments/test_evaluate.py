@@ -352,7 +352,6 @@ def test_an_output_of_other_questions(
         ("depth=2", "depth=2, draws=True", "only eagle2 and eagle3 take draws, got 'prompt_lookup'"),
         ("depth=2", 'depth=2, rule="exact"', "methods[0]: rule must be one of match, residual, got 'exact'"),
         ("depth=2", 'depth=2, rule="residual"', "rule 'residual' needs a draft of its own randomness"),
-        ("temperatures=(1.0,)", "temperatures=(0.5,)", "'short' runs at T = 0.5, the config's are (0.0, 1.0)"),
         ("(0.0, 1.0)\n", "(0.0, -1.0)\n", "temperature must be between 0 and 10000.0, got -1.0"),
         ("(0, 3)", "(3, 3)", "the config's seeds must be distinct, one at least, got (3, 3)"),
         ("(0, 3)", "()", "the config's seeds must be distinct, one at least, got ()"),

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -115,6 +116,21 @@ def test_values_of_other_types(field: str, value: object, wanted: str) -> None:
     entry = {"label": "a", "method": "eagle3", field: value}
     with pytest.raises(ValueError, match=rf"^{re.escape(f'methods[0]: {field} must be {wanted}, got {value!r}')}$"):
         read_entries([entry], "float32", (0.0, 1.0))
+
+
+def test_temperatures_that_the_config_has(caplog: pytest.LogCaptureFixture) -> None:
+    """An entry runs at those of its own that the config has; one without any is left out, and it is said."""
+    listed: list[dict[str, Any]] = [
+        {"label": "all", "method": "eagle3"},
+        {"label": "noisy", "method": "eagle3", "temperatures": (0.3, 1.0)},
+    ]
+    at_both = read_entries(listed, "float32", (0.0, 1.0))
+    assert [entry.temperatures for entry in at_both] == [None, (1.0,)]
+    assert not caplog.records
+    assert [entry.label for entry in read_entries(listed, "float32", (0.0,))] == ["all"]
+    assert "noisy, of T = (0.3, 1.0), runs at none of (0.0,)" in caplog.text
+    with pytest.raises(ValueError, match=r"no method runs at the config's temperatures \(0.0,\)"):
+        read_entries(listed[1:], "float32", (0.0,))
 
 
 def test_weights_are_told_apart(model: LoadedModel) -> None:

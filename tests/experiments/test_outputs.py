@@ -17,6 +17,7 @@ SCRIPTS = {
     "convert": ["--head=none", "--output=OUT"],
     "bench.batches": ["--prompts_file=none.jsonl", "--output=OUT"],
     "bench.device": ["--output=OUT"],
+    "bench.sections": ["--config=configs/bench/accelerator.py", "--data=none", "--prompts=none", "--output=OUT"],
     "bench.contexts": ["--prompts_file=none.jsonl", "--documents=none.jsonl", "--output=OUT"],
     "scaling.fit": ["--output=OUT"],
     "scaling.compile": ["--output=OUT"],

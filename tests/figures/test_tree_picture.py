@@ -46,6 +46,46 @@ def figure(theme: Theme) -> Figure:
     return draw_tree(TREE, VERDICT, decode, theme=theme)
 
 
+LISTS = DraftTree(
+    tokens=np.array([0, 1, 7, 6, 3, 4, 2]),
+    parents=np.array([NO_PARENT, 0, 0, 1, 1, 3, 3]),
+    candidate=np.ones(7, bool),
+    log_values=np.log(np.array([1.0, 0.5, 0.2, 0.3, 0.1, 0.1, 0.05])),
+    max_depth=3,
+)
+
+
+def test_lists_of_slots_stand_above_the_tree(theme: Theme) -> None:
+    """By depth, framed as the tree's node with this token, faded where the tree has none."""
+    figure = draw_tree(TREE, VERDICT, decode, lists=LISTS, theme=theme)
+    labels = {name: text.get_text() for name, text in parts(figure, "label-list").items()}
+    assert labels == {"0-0": "␣upon", "0-1": "$x$", "1-0": r"\u4e2d", "1-1": "␣a", "2-0": "␣time", "2-1": "↵"}
+    boxes = parts(figure, "list")
+    assert {name for name, box in boxes.items() if box.get_edgecolor() == mpl.colors.to_rgba(theme.accent)} == {
+        "0-0",
+        "1-1",
+    }
+    assert boxes["2-0"].get_edgecolor() == mpl.colors.to_rgba(theme.bonus)
+    assert {name for name, box in boxes.items() if (box.get_alpha() or 1) < 0.5} == {"0-1", "2-1"}
+    assert boxes["1-0"].get_facecolor() == mpl.colormaps[COLOURS](confidence(LISTS)[3])
+    lowest = max(box.get_bbox().y1 for box in boxes.values())
+    assert lowest < min(node.get_bbox().y0 for node in parts(figure, "node").values())
+    (axes,) = [axes for axes in figure.axes if axes.get_xticklabels()]
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["root", "slot 0\ndepth 1", "slot 1\ndepth 2", "slot 2\ndepth 3"]
+    assert any("listed, not in the tree" in text.get_text() for text in figure.findobj(mpl.text.Text))
+
+
+def test_lists_that_are_deeper_than_the_tree() -> None:
+    """All columns have a name and room."""
+    few = {name: getattr(TREE, name)[:3] for name in ("tokens", "parents", "candidate", "log_values")}
+    verdict = Verdict(path=np.array([0, NO_NODE, NO_NODE, NO_NODE]), num_accepted=np.int32(0), next_token=np.int32(4))
+    figure = draw_tree(dataclasses.replace(TREE, **few), verdict, decode, lists=LISTS)
+    (axes,) = [axes for axes in figure.axes if axes.get_xticklabels()]
+    assert len(axes.get_xticklabels()) == 4
+    assert max(box.get_bbox().x1 for box in parts(figure, "list").values()) < axes.get_xlim()[1]
+
+
 def test_every_node_is_drawn_once_with_its_token(figure: Figure) -> None:
     labels = {name: text.get_text() for name, text in parts(figure, "label-node").items()}
     assert labels == {

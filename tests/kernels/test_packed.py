@@ -80,6 +80,27 @@ def test_table() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("rows", [1, 2, 7, 12, 16, 40, 70])
+def test_float32_weights_that_bfloat16_has(rows: int) -> None:
+    """Half the bytes, the same bits: products, rows looked up, plain weights. One wider value keeps float32."""
+    table = random(2100, 96).astype(jnp.bfloat16).astype(np.float32)
+    wider = table.copy()
+    wider[-1, -1] = np.float32(1.001)
+    x = random(rows, 96)
+    for weights in ([table.T, table[:33].T], [wider.T]):
+        packed = pack_matrices(weights)
+        narrow = len(weights) == 2
+        assert (packed.tiles.dtype, packed.dtype) == (np.uint16 if narrow else np.float32, np.float32)
+        for plain, matrix in zip(packed.unpack(), weights, strict=True):
+            np.testing.assert_array_equal(plain, matrix)
+            assert plain.dtype == np.float32
+    one, other = pack_table(table), pack_table(wider)
+    ids = jnp.arange(0, 2099, 77)
+    np.testing.assert_array_equal(one.rows(ids), other.rows(ids))
+    np.testing.assert_array_equal(one.multiply(x)[0][:, :-1], other.multiply(x)[0][:, :-1])
+
+
+@needs_kernel
 def test_refuses_misshapen_operands() -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"takes x \[M, K\] and w \[tiles, K, 16\]"):
         jax.ffi.ffi_call(build.MATMUL, jax.ShapeDtypeStruct((1, 16), jnp.float32))(
