@@ -118,10 +118,11 @@ def main() -> None:
 def _with_defaults(setting: Setting, topology: Topology, mesh: Mesh) -> Setting:
     """Tree and place of the head by bounds where no flag says them; a line on stderr for each."""
     sizes_given = any(getattr(FLAGS, name) is not None for name in PUBLISHED._fields)
-    if not sizes_given and topology.chip and setting.method == "eagle3" and setting.target.experts is None:
+    if not sizes_given and topology.chip and setting.target.experts is None:
         choice = tree_by_bound(setting, mesh, topology.chip, topology.links, FLAGS.split_head)
-        launch.note(f"{choice.reason}; tau is that of the head of SmolLM2")
-        if choice.size is not None:
+        if choice is not None:
+            launch.note(f"{choice.reason}; tau is that of the head of SmolLM2")
+        if choice is not None and choice.size is not None:
             setting = dataclasses.replace(setting, **choice.size._asdict())
     if FLAGS.split_head is None:
         placement = placement_of(setting, mesh, topology.chip, topology.links)

@@ -136,9 +136,15 @@ def placement_of(setting: Setting, mesh: Mesh | AbstractMesh, chip: Chip | None,
 
 def tree_by_bound(
     setting: Setting, mesh: Mesh | AbstractMesh, chip: Chip, links: int, split: bool | None
-) -> TreeChoice:
-    """The tree with the most tokens per second by bounds, of those whose tau is known of the head of SmolLM2."""
-    rows = [row for row in read_jsonl(TAU_BY_DEPTH, with_fields("label")) if row["label"].endswith(TRAINED_WITH)]
+) -> TreeChoice | None:
+    """The tree with the most tokens per second by bounds, of those whose tau is known of the head of SmolLM2.
+
+    None for methods of which none is known.
+    """
+    known = read_jsonl(TAU_BY_DEPTH, with_fields("label", "method"))
+    rows = [row for row in known if row["label"].endswith(TRAINED_WITH) and row["method"] == setting.method]
+    if not rows:
+        return None
     tau = {
         TreeSize(*map(int, size.split("/"))): {float(temperature): value for temperature, value in at.items()}
         for size, at in tau_table(rows)["tau"].items()
