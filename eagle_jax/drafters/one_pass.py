@@ -231,7 +231,7 @@ def make_one_pass(
     top_k: int = 8,
     *,
     edges: bool = True,
-    noise_level: int = 2,
+    noise_level: int = 1,
     beam: int = 16,
     predecessors: int = 32,
     shortlist: int = 64,

@@ -24,7 +24,7 @@ from eagle_jax.types import NO_PARENT, DraftTree, Params
 
 
 @functools.cache
-def make_slot_lists(head: BlockHead, depth: int, count: int, noise_level: int = 2) -> Drafter:
+def make_slot_lists(head: BlockHead, depth: int, count: int, noise_level: int = 1) -> Drafter:
     """The `count` best tokens of each of `depth` + 1 slots; arguments as `make_one_pass`.
 
     Raises:
