@@ -1,12 +1,13 @@
 """The loop: it learns, and however it is interrupted, the numbers are those of an uninterrupted run."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,19 @@ def largest(checkpoint: Path) -> Path:
     return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
+@pytest.fixture
+def dropped_reads() -> Iterator[None]:
+    """Where one array cannot be read orbax drops the other reads, which complain when they are collected: here."""
+    yield
+    gc.collect()
+
+
+def reads_fail(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test in which checkpoints cannot be read."""
+    ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return pytest.mark.usefixtures("dropped_reads")(ignored(test))
+
+
 def cut(checkpoint: Path) -> None:
     path = largest(checkpoint)
     os.truncate(path, path.stat().st_size // 2)
@@ -238,6 +252,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@reads_fail
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_the_newest_checkpoint_is_damaged(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, short: tuple[Setup, Outcome]
@@ -257,6 +272,7 @@ def test_the_newest_checkpoint_is_damaged(
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "9"]
 
 
+@reads_fail
 def test_all_checkpoints_are_damaged(tmp_path: Path, short: tuple[Setup, Outcome]) -> None:
     """One line, and nothing is moved or begun anew."""
     setup, _ = short
@@ -270,6 +286,7 @@ def test_all_checkpoints_are_damaged(tmp_path: Path, short: tuple[Setup, Outcome
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
 
 
+@reads_fail
 def test_the_best_weights_are_damaged(tmp_path: Path) -> None:
     setup = Setup("eagle")
     setup.run(tmp_path, evaluate=lambda params: {"tau": 1.5}, config={"evaluate_every": 12})
