@@ -61,7 +61,7 @@ SECTIONS: dict[str, tuple[int, str, str]] = {
         " --output={output}/head.jsonl --quiet",
         "--config.num_prompts=1 --config.tasks=('mt_bench',) --config.max_new_tokens=16 --config.temperatures=(0.0,)",
     ),
-    "tests": (240, "pytest tests -q -n 8 --dist=loadfile", "tests/test_tree.py"),
+    "tests": (240, "pytest -q -n 8 --dist=loadfile", "tests/test_tree.py"),
 }
 """By name: seconds, what follows `python -m`, and what makes it small."""
 
