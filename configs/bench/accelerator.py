@@ -59,7 +59,7 @@ SECTIONS: dict[str, tuple[int, str, str]] = {
         60,
         f"experiments.evaluate --config=configs/eval/trees.py:{SEVEN} --data={{data}} --config.dtype=bfloat16"
         " --output={output}/head.jsonl --quiet",
-        "--config.num_prompts=1 --config.tasks=('mt_bench',) --config.max_new_tokens=16 --config.temperatures=(0.0,)",
+        "--config.num_prompts=1 --config.tasks=mt_bench --config.max_new_tokens=16 --config.temperatures=(0.0,)",
     ),
     "tests": (240, "pytest -q -n 8 --dist=loadfile", "tests/test_tree.py"),
 }

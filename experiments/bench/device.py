@@ -200,7 +200,7 @@ def _prompt(at: Callable[[TreeSize], Setting]) -> float:
 
 def _pass(at: Callable[[TreeSize], Setting], size: int) -> float:
     """The target alone over `size` tokens a row after the prompt: layers, logits and arg-max."""
-    setting = at(TreeSize(size, 0, 1))
+    setting = dataclasses.replace(at(PLAIN), context=FLAGS.prompt_tokens + size)
     models = _shapes(setting).plain
     target, params = models.target, random_weights(models.target_params)
     cache = target.init_cache(setting.batch, setting.context, target.activation_dtype(params))

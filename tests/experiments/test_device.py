@@ -11,8 +11,8 @@ from eagle_jax.testing import tiny_transformer
 from experiments.bench import device
 from experiments.cli import launch
 
-SHORT = ["--shapes=tiny", "--dtypes=float32", "--prompt_tokens=8", "--repeats=1", "--trees=4/1/2", "--passes=2"]
-COSTS = ["plain step", "round 4/1/2", "pass over 2", "prompt of 8"]
+SHORT = ["--shapes=tiny", "--dtypes=float32", "--prompt_tokens=8", "--repeats=1", "--trees=4/1/2", "--passes=8"]
+COSTS = ["plain step", "round 4/1/2", "pass over 8", "prompt of 8"]
 
 
 @pytest.fixture(autouse=True)
