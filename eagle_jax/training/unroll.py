@@ -21,9 +21,16 @@ from jax import lax
 
 from eagle_jax.models.attention import MASKED
 from eagle_jax.models.draft_head import Head, HeadParams
+from eagle_jax.platforms import platform
 from eagle_jax.training.alignment import take
 from eagle_jax.training.records import Batch
 from eagle_jax.types import Params
+
+CHAINS_AT_A_TIME = {"cpu": 96}
+"""Chains whose attention scores exist at a time by default, by platform: caches are small there."""
+
+MOST_CHAINS_AT_A_TIME = 512
+"""The same on accelerators."""
 
 
 class _Base(NamedTuple):
@@ -53,7 +60,7 @@ def unroll(
     slots: jax.Array,
     num_steps: int,
     *,
-    block: int = 512,
+    block: int | None = None,
 ) -> list[jax.Array]:
     """States after each of `num_steps` steps of the chains that start at `slots`.
 
@@ -64,6 +71,7 @@ def unroll(
       slots: i32[B, R]; slots outside 0..T-1 give states without meaning (finite, and no gradient comes from them).
       num_steps: I.
       block: chains whose attention scores, [B, H, block, T], exist at a time; they are computed anew for gradients.
+        None: by platform (`CHAINS_AT_A_TIME`).
 
     Returns:
       I arrays [B, R, E].
@@ -72,6 +80,7 @@ def unroll(
     def embed(tokens: jax.Array) -> jax.Array:
         return head.embed(params, target_params, tokens).astype(features.dtype)
 
+    block = block or CHAINS_AT_A_TIME.get(platform(), MOST_CHAINS_AT_A_TIME)
     fused = head.fuse(params, features)
     following = take(batch.tokens, jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]) + 1, batch.tokens.shape))
     # Queries, output and MLP of this pass are not used, and the compiler drops them.

@@ -26,7 +26,7 @@ class FeatureConfig:
     token_weight: float = 0.1
     noise: float = 0.1  # half the width of the uniform noise, in units of the feature
     chunk: int | None = None  # rows whose logits exist at a time; None: by platform
-    block: int = 512  # slots whose attention scores exist at a time
+    block: int | None = None  # slots whose attention scores exist at a time; None: by platform
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""

@@ -39,7 +39,7 @@ class UnrollConfig:
     train_lm_head: bool = False
     feature_weight: float = 0.0  # of the feature loss over that of the tokens; 10 in EAGLE, none in EAGLE-3
     chunk: int | None = None  # rows whose logits exist at a time; None: by platform
-    block: int = 512  # chains whose attention scores exist at a time
+    block: int | None = None  # chains whose attention scores exist at a time; None: by platform
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
