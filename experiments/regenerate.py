@@ -25,7 +25,7 @@ from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import DATA
 from eagle_jax.training.answer_file import AnswerFile, Request, in_order, record_of, requests_for
 from eagle_jax.training.prompt_files import Prompt, read_prompts
-from experiments.cli import launch, methods
+from experiments.cli import benchmarks, launch, methods
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -44,6 +44,7 @@ flags.DEFINE_integer("batch", 16, "answers written at a time", flag_values=FLAGS
 flags.DEFINE_integer("seed", 0, "seed of sampling", flag_values=FLAGS)
 flags.DEFINE_float("time_limit", None, "seconds after which to stop", flag_values=FLAGS)
 flags.DEFINE_bool("skip_broken", False, "leave broken lines of --prompts out instead of stopping", flag_values=FLAGS)
+benchmarks.define_flag(FLAGS)
 flags.DEFINE_string(
     "mesh", None, "DATAxMODEL: 4x2 shards answers over 4 groups of 2 devices that share a target", flag_values=FLAGS
 )
@@ -109,7 +110,15 @@ def prompts_of(model: LoadedModel) -> list[Prompt]:
     """The prompts to be answered."""
     if not model.tokenizer.has_chat_template:
         raise ValueError(f"{FLAGS.target} has no chat template, so it does not answer conversations")
-    read = read_prompts(FLAGS.prompts, model.tokenizer, max_tokens=longest_prompt(model), skip_broken=FLAGS.skip_broken)
+    read = read_prompts(
+        FLAGS.prompts,
+        model.tokenizer,
+        max_tokens=longest_prompt(model),
+        skip_broken=FLAGS.skip_broken,
+        benchmarks=benchmarks.from_flag(FLAGS),
+    )
+    if read.num_left_out:
+        print(f"left out {read.num_left_out} prompts that repeat a question of a benchmark", flush=True)
     if read.broken:
         print(f"left out {len(read.broken)} broken lines, the first: {read.broken[0]}", flush=True)
     if read.num_too_long:

@@ -36,7 +36,7 @@ from eagle_jax.training.loop import Evaluate, LoopConfig, Outcome, train
 from eagle_jax.training.row_features import RowFeatures
 from eagle_jax.training.run import Run, check_run
 from eagle_jax.types import Target
-from experiments.cli import launch
+from experiments.cli import benchmarks, launch
 from experiments.training_setup import (
     TrainingSetup,
     TrainingText,
@@ -77,6 +77,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_float("time_limit", None, "seconds after which to save and stop", flag_values=FLAGS)
 flags.DEFINE_bool("skip_broken", False, "leave broken lines of --data out instead of stopping", flag_values=FLAGS)
+benchmarks.define_flag(FLAGS)
 flags.DEFINE_string(
     "mesh", None, "DATAxMODEL: 4x2 shards rows over 4 groups of 2 devices that share a target", flag_values=FLAGS
 )
@@ -149,7 +150,9 @@ def make_plan(config: Any, mesh: Mesh | None) -> Plan:
     with launch.status(f"Loading {config.target}") as progress:
         model = load_target(config.target, config.dtype, mesh=mesh, progress=progress)
     target = make_target(model.config)
-    texts = read_training_text(model, config, FLAGS.data, skip_broken=FLAGS.skip_broken)
+    texts = read_training_text(
+        model, config, FLAGS.data, skip_broken=FLAGS.skip_broken, benchmarks=benchmarks.from_flag(FLAGS)
+    )
     setup = make_training_setup(target, model, texts.training, config, split_head=FLAGS.split_head)
     steps = config.steps or round(config.epochs * len(texts.training.rows) / rows_of(config))
     prompts = evaluation_prompts(model, texts, config)

@@ -30,6 +30,7 @@ from eagle_jax.provenance import weights_digest
 from eagle_jax.sampling import make_sampling
 from eagle_jax.sharding import check_batch, head_shardings, place, to_host
 from eagle_jax.training import initialise, step
+from eagle_jax.training.benchmark_text import BenchmarkText
 from eagle_jax.training.conversations import Example, read_corpus
 from eagle_jax.training.data import Lookup, Packing, RowLookup, Trimmed, assemble_row, pack, trim
 from eagle_jax.training.features import compute_features
@@ -69,7 +70,14 @@ class TrainingSetup(NamedTuple):
     identity: dict[str, str]  # of what was derived from the text, for the run's own
 
 
-def read_training_text(model: LoadedModel, config: Any, paths: Sequence[str], *, skip_broken: bool) -> TrainingText:
+def read_training_text(
+    model: LoadedModel,
+    config: Any,
+    paths: Sequence[str],
+    *,
+    skip_broken: bool,
+    benchmarks: BenchmarkText | None = None,
+) -> TrainingText:
     """Conversations to packed rows, some of them held out.
 
     Raises:
@@ -86,7 +94,10 @@ def read_training_text(model: LoadedModel, config: Any, paths: Sequence[str], *,
             encode_plain=encode_plain,
             skip_broken=skip_broken,
             cut_loops=config.data.cut_loops,
+            benchmarks=benchmarks,
         )
+    if corpus.num_left_out:
+        launch.say(f"left out {corpus.num_left_out} conversations that repeat a question of a benchmark")
     if corpus.broken:
         launch.say(f"left out {len(corpus.broken)} broken lines, the first: {corpus.broken[0]}")
     if corpus.num_loops:

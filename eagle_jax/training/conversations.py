@@ -21,6 +21,7 @@ import numpy as np
 
 from eagle_jax.files import Location, Parsed, Record, read_jsonl
 from eagle_jax.provenance import json_digest
+from eagle_jax.training.benchmark_text import BenchmarkText
 from eagle_jax.training.repetition import loop_start
 
 EncodePlain = Callable[[str], list[int]]
@@ -69,6 +70,7 @@ class Corpus:
     broken: list[str]  # reasons, with file and line, of the lines left out
     num_loops: int = 0  # answers that were cut where they begin to repeat themselves
     num_loop_tokens: int = 0  # and what was cut of them
+    num_left_out: int = 0  # conversations that repeat a benchmark
 
 
 def read_corpus(
@@ -78,6 +80,7 @@ def read_corpus(
     encode_plain: EncodePlain | None = None,
     skip_broken: bool = False,
     cut_loops: bool = False,
+    benchmarks: BenchmarkText | None = None,
 ) -> Corpus:
     """Read and tokenise conversations.
 
@@ -87,16 +90,19 @@ def read_corpus(
       encode_plain: for answers without ids.
       skip_broken: leave broken lines out instead of raising; they are listed in the result.
       cut_loops: cut answers with ids where they begin to repeat themselves (`repetition.loop_start`).
+      benchmarks: conversations that share a run of words with these are left out, and counted.
 
     Raises:
       ValueError: a broken line, named and counted, or no conversation at all.
     """
     num_loops = num_loop_tokens = 0
 
-    def parse(record: Record, location: Location) -> Example:
+    def parse(record: Record, location: Location) -> Example | None:
         nonlocal num_loops, num_loop_tokens
         del location
         check_answered(record, tokenizer.vocab_size)
+        if benchmarks is not None and benchmarks.asks(record["messages"]):
+            return None
         excess = _loop_tokens(record) if cut_loops else 0
         if excess:
             record = {**record, "answer_ids": record["answer_ids"][:-excess], "finished": False}
@@ -104,10 +110,13 @@ def read_corpus(
         num_loops, num_loop_tokens = num_loops + (excess > 0), num_loop_tokens + excess
         return example
 
-    examples, broken = read_files(paths, parse, skip_broken=skip_broken)
+    read, broken = read_files(paths, parse, skip_broken=skip_broken)
+    examples = [example for example in read if example is not None]
+    num_left_out = len(read) - len(examples)
     if not examples:
-        raise ValueError(f"no conversation in {', '.join(map(str, paths))}")
-    return Corpus(examples, broken, num_loops, num_loop_tokens)
+        others = f" but {num_left_out} that repeat a benchmark" if num_left_out else ""
+        raise ValueError(f"no conversation in {', '.join(map(str, paths))}{others}")
+    return Corpus(examples, broken, num_loops, num_loop_tokens, num_left_out)
 
 
 def _loop_tokens(record: Mapping[str, Any]) -> int:

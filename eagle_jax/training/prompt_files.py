@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from eagle_jax.files import Location, Record
+from eagle_jax.training.benchmark_text import BenchmarkText
 from eagle_jax.training.conversations import ChatTokenizer, check_messages, read_files
 
 
@@ -28,10 +29,16 @@ class Prompts:
     prompts: list[Prompt]
     broken: list[str]  # reasons, with file and line, of the lines left out
     num_too_long: int
+    num_left_out: int = 0  # that repeat a benchmark
 
 
 def read_prompts(
-    paths: Iterable[str], tokenizer: ChatTokenizer, *, max_tokens: int, skip_broken: bool = False
+    paths: Iterable[str],
+    tokenizer: ChatTokenizer,
+    *,
+    max_tokens: int,
+    skip_broken: bool = False,
+    benchmarks: BenchmarkText | None = None,
 ) -> Prompts:
     """Read and tokenise prompts, in the order of the files.
 
@@ -40,6 +47,7 @@ def read_prompts(
       tokenizer: the target's.
       max_tokens: longer prompts are left out, and counted.
       skip_broken: leave broken lines out instead of raising; they are listed in the result.
+      benchmarks: prompts that share a run of words with these are left out, and counted.
 
     Raises:
       ValueError: a broken line, named and counted (an id that is there already is one), or no prompt at all.
@@ -53,10 +61,13 @@ def read_prompts(
         by_id[prompt.identifier] = prompt
 
     _, broken = read_files(paths, parse, skip_broken=skip_broken)
-    short = [prompt for prompt in by_id.values() if len(prompt.tokens) <= max_tokens]
+    wanted = [prompt for prompt in by_id.values() if benchmarks is None or not benchmarks.asks(prompt.messages)]
+    short = [prompt for prompt in wanted if len(prompt.tokens) <= max_tokens]
+    num_left_out = len(by_id) - len(wanted)
     if not short:
-        raise ValueError(f"no prompt of at most {max_tokens} tokens in {', '.join(map(str, paths))}")
-    return Prompts(short, broken, len(by_id) - len(short))
+        others = f" that repeats no benchmark ({num_left_out} do)" if num_left_out else ""
+        raise ValueError(f"no prompt of at most {max_tokens} tokens{others} in {', '.join(map(str, paths))}")
+    return Prompts(short, broken, len(wanted) - len(short), num_left_out)
 
 
 def _prompt(record: Record, name: str, tokenizer: ChatTokenizer) -> Prompt:

@@ -326,3 +326,13 @@ def test_a_model_without_a_chat_template(task: Task, tmp_path: Path, capsys: pyt
     (target / "tokenizer_config.json").write_text(json.dumps(declared))
     line = refused(capsys, task, tmp_path / "answers.jsonl", f"--target={target}")
     assert line.endswith("has no chat template, so it does not answer conversations")
+
+
+def test_benchmarks_are_left_out(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both prompts that a benchmark asks, though in another case, are counted and get no answer."""
+    questions = write_lines(tmp_path / "question.jsonl", [{"turns": ["hello!"]}, {"turns": ["What?", "why"]}])
+    output = tmp_path / "answers.jsonl"
+    assert run(task, output, f"--benchmarks={questions}", "--temperatures=0") == 0
+    assert "left out 3 prompts that repeat a question of a benchmark" in capsys.readouterr().out
+    assert [key[0] for key in records_of(output)] == ["7", "prompts-4", "long"]
+    assert "question.jsonl" in refused(capsys, task, output, f"--benchmarks={tmp_path / 'no' / 'question.jsonl'}")

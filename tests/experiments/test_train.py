@@ -275,6 +275,21 @@ def test_broken_lines_that_are_left_out_are_counted(
     assert f"left out 1 broken lines, the first: {data}, line 1: not JSON" in capsys.readouterr().out
 
 
+def test_what_benchmarks_ask_is_not_trained_on(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [conversation(number) for number in range(4)]
+    data = write_lines(tmp_path / "data.jsonl", records)
+    asked = records[2]["messages"][0]["content"]
+    questions = write_lines(tmp_path / "question.jsonl", [{"prompt": asked.upper()}])
+    # The next mistake comes once the text is read.
+    flags = [f"--data={data}", f"--benchmarks={questions}", "--config.data.heldout=3"]
+    assert run(task, tmp_path, *flags) == 2
+    output = capsys.readouterr()
+    assert "left out 1 conversations that repeat a question of a benchmark" in output.out.splitlines()
+    assert "cannot hold out 3 of 3 conversations" in output.err
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_loops_are_cut_and_counted(
     task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], wanted: bool
