@@ -400,7 +400,8 @@ def decode(
         return (rounds < max_rounds) & ((~state.done).sum() >= min_live) & fits
 
     def advance(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
-        state = one_round(models, carry[1], sampling, rule=rule, share_noise=share_noise, check=check)
+        state = keep_state(carry[1], split)
+        state = one_round(models, state, sampling, rule=rule, share_noise=share_noise, check=check)
         return carry[0] + 1, keep_state(state, split)
 
     start = jnp.int32(0), with_reach(state, reach)

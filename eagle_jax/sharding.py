@@ -30,7 +30,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from eagle_jax.models.block_head import BlockHead
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams
-from eagle_jax.models.experts import WEIGHTS_AXIS
+from eagle_jax.models.layers import WEIGHTS_AXIS
 from eagle_jax.models.transformer import param_shapes
 from eagle_jax.platforms import platform
 from eagle_jax.sampling import ROWS_AXIS

@@ -205,7 +205,7 @@ def sent_by(generator: Generator) -> Iterator[tuple[str, int, str]]:
     sampling = make_sampling(len(PROMPTS), **SAMPLING)
     state, sampling = generator.start(PROMPTS, sampling), sharding.place_rows(mesh, sampling)
     with sharding.active(mesh):
-        lowered = decode.lower(generator.models, state, sampling, 9)
+        lowered = decode.lower(generator.models, state, sampling, 9, split=generator.split)
     for shapes, kind, place in COLLECTIVE.findall(lowered.compile().as_text()):
         sizes = [math.prod(map(int, dims.split(","))) if dims else 1 for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)]
         yield kind, sum(sizes), place
@@ -230,6 +230,8 @@ class TestWhatIsSent:
         assert len(projections) == 2 * CONFIG.num_layers
         assert len(sums) == len(projections) + 1
         assert max(size for _, size, _ in sent) <= len(PROMPTS) * CONFIG.width
+        # Nor the keys and values of new tokens, of which every device computes all.
+        assert {kind for kind, size, _ in sent if size > 3} == {"all-reduce"}
 
 
 def test_second_call_compiles_nothing() -> None:

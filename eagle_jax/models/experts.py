@@ -20,11 +20,8 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from eagle_jax.models.config import Experts, ModelConfig
-from eagle_jax.models.layers import ACTIVATIONS, Projection, axis_names
+from eagle_jax.models.layers import ACTIVATIONS, WEIGHTS_AXIS, Projection, axis_names
 from eagle_jax.sampling import ROWS_AXIS
-
-WEIGHTS_AXIS = "model"
-"""Mesh axis over which weights are split, by name here too: each device has a part of the width of every expert."""
 
 Matrices = tuple[jax.Array, jax.Array, jax.Array]
 """Gate and up [X, E, F] and down [X, F, E] of X experts."""

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from eagle_jax.kernels.packed import PackedMatrix
 from eagle_jax.models.config import ModelConfig
@@ -28,6 +29,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
 }
 """Activations of MLPs, by their names in published configs."""
+
+WEIGHTS_AXIS = "model"
+"""The axis of a mesh that weights are split over."""
 
 AttendFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(queries [B, T, H, D], keys and values [B, T, K, D]) -> attention output, [B, T, H, D]."""
@@ -173,9 +177,21 @@ class Attention(nn.Module):
         if config.qk_norm:
             norm = functools.partial(RMSNorm, config.head_dim, config.norm_eps, "head_dim", config.zero_centered_norms)
             queries, keys = norm(name="q_norm")(queries), norm(name="k_norm")(keys)
-        queries, keys = rotate(queries, *angles), rotate(keys, *angles)
+        queries, keys, values = rotate(queries, *angles), whole_heads(rotate(keys, *angles)), whole_heads(values)
         output = Projection(heads, {"embed": config.width}, config.output_bias, name="o_proj")
         return output(attend_fn(queries, keys, values)), keys, values
+
+
+def whole_heads(x: jax.Array) -> jax.Array:
+    """Keys or values [B, T, K, D] whole on every device of a mesh that K does not divide over; else as they are.
+
+    Left to itself, XLA (of jax 0.12) computes a part of the heads on each device and sends it to all others.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if x.shape[2] % mesh.shape.get(WEIGHTS_AXIS, 1) == 0:
+        return x
+    free = PartitionSpec.UNCONSTRAINED
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(free, free, None, free))
 
 
 class MLP(nn.Module):
