@@ -275,9 +275,7 @@ def test_broken_lines_that_are_left_out_are_counted(
     assert f"left out 1 broken lines, the first: {data}, line 1: not JSON" in capsys.readouterr().out
 
 
-def test_what_benchmarks_ask_is_not_trained_on(
-    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_benchmarks_ask_is_not_trained_on(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [conversation(number) for number in range(4)]
     data = write_lines(tmp_path / "data.jsonl", records)
     asked = records[2]["messages"][0]["content"]
