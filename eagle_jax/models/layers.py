@@ -183,7 +183,7 @@ class Attention(nn.Module):
 
 
 def whole_heads(x: jax.Array) -> jax.Array:
-    """Keys or values [B, T, K, D] whole on every device of a mesh that K does not divide over; else as they are.
+    """Keys or values [B, T, K, D], all of them on every device of a mesh that K does not divide over; else as they are.
 
     Left to itself, XLA (of jax 0.12) computes a part of the heads on each device and sends it to all others.
     """
