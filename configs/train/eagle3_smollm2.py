@@ -4,7 +4,7 @@
 
 with --features=DIRECTORY, so that the target reads the text only once. Expected on two CPU
 cores, features stored: 53 minutes for 5 epochs over 2,016 answers; simulated tau 1.75 on held-out answers, tau 2.58
-with (60, 7, 10) over four tasks at T = 0. The head that ships went on from there with more text: its README has the command.
+with (60, 7, 10) over four tasks at T = 0. The head that ships went on from there with more text: see its README.
 """
 
 import ml_collections
