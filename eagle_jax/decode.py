@@ -400,7 +400,7 @@ def decode(
         return (rounds < max_rounds) & ((~state.done).sum() >= min_live) & fits
 
     def advance(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
-        state = keep_state(carry[1], split)
+        state = keep_state(carry[1], split)  # here too: else XLA may split what a loop carries
         state = one_round(models, state, sampling, rule=rule, share_noise=share_noise, check=check)
         return carry[0] + 1, keep_state(state, split)
 
