@@ -14,6 +14,7 @@ An axis that does not divide (3 key/value heads over 2 devices) is replicated, a
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -133,16 +134,24 @@ def head_shardings(
     if not split:
         return jax.tree.map(lambda _: replicated(mesh), params)
 
-    def rows(table: Any) -> NamedSharding | None:
-        return None if table is None else NamedSharding(mesh, spec(mesh, ("vocab",), table.shape))
-
     parts: dict[str, Any] = {
         "weights": _shardings(mesh, jax.eval_shape(head.init, jax.random.key(0))),
-        "lm_head": rows(params.lm_head),
+        "lm_head": _rows_split(mesh, params.lm_head),
         "target_ids": None if params.target_ids is None else replicated(mesh),
-        "embedding": rows(params.embedding),
+        "embedding": _rows_split(mesh, params.embedding),
     }
     return HeadParams(**parts)
+
+
+def _rows_split(mesh: Mesh | AbstractMesh, table: Any) -> NamedSharding | None:
+    """How the rows of a table [V, E] are split over `model`."""
+    return None if table is None else NamedSharding(mesh, spec(mesh, ("vocab",), table.shape))
+
+
+def place_draft_vocabulary(mesh: Mesh, params: HeadParams) -> HeadParams:
+    """The weights of a draft model with its draft vocabulary on a mesh: split as the LM head of a target is."""
+    parts = {"lm_head": _rows_split(mesh, params.lm_head), "target_ids": replicated(mesh)}
+    return dataclasses.replace(params, **place({name: getattr(params, name) for name in parts}, parts))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

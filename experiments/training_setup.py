@@ -14,15 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from eagle_jax.checkpoint import distilled, hf
+from eagle_jax.checkpoint.draft_vocabulary import Ranking
 from eagle_jax.checkpoint.head_config import flat_engine
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head
 from eagle_jax.checkpoint.save_target import save_target
 from eagle_jax.drafters import Drafter, make_chain
+from eagle_jax.drafters.draft_model import on_draft_vocabulary
 from eagle_jax.evaluation.runner import slots
 from eagle_jax.generator import Generator
 from eagle_jax.models.block_head import BlockHead, make_any_head
+from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import Head, HeadParams, features_of
 from eagle_jax.models.transformer import make_target
 from eagle_jax.processes import is_primary
@@ -305,24 +309,49 @@ def _draft_model(target: Target, model: LoadedModel, training: Packing, config: 
     del target
     layers: Sequence[int] = config.draft.layers
     student_config, params = pick_layers(model.config, model.params, layers)
+    start = config.draft.get("start", "")
+    if start:
+        params = _draft_to_go_on_from(start, student_config, model)
     student = make_target(student_config)
     # A copy: training donates its state, and the target's own arrays stay in use.
     first = {name: value for name, value in params.items() if name not in FROZEN}
     first = jax.tree.map(lambda x: jnp.array(x, jnp.float32), first)
     ranks, size = _ranks(model, training), config.draft.vocab_size
+    vocabulary = initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype)
+    ranking = None if vocabulary.target_ids is None else Ranking(ranks, size)
 
     def export(directory: str, trained: Trained) -> None:
         weights = _to_host(whole_student(trained["weights"], model.params))
         if is_primary():
-            save_target(directory, student_config, weights, model.tokenizer)
+            save_target(directory, student_config, weights, model.tokenizer, ranking=ranking)
 
     return TrainingSetup(
         name=f"draft model of layers {', '.join(map(str, layers))}",
         recipe=make_distill_recipe(student),
-        vocabulary=initialise.make_vocabulary(model.config, model.params, ranks, size, config.dtype),
+        vocabulary=vocabulary,
         first={"weights": first},
-        drafter=make_chain(student, config.evaluation.drafted),
-        drafter_params=lambda trained: whole_student(trained.weights, model.params),
+        drafter=make_chain(on_draft_vocabulary(student), config.evaluation.drafted),
+        drafter_params=lambda trained: dataclasses.replace(
+            trained, weights=whole_student(trained.weights, model.params)
+        ),
         export=export,
-        identity=_identity(ranks),
+        identity={**_identity(ranks), **({"start": weights_digest(first)} if start else {})},
     )
+
+
+def _draft_to_go_on_from(name: str, config: ModelConfig, model: LoadedModel) -> Params:
+    """The weights of a trained draft model.
+
+    Raises:
+      ValueError: one of another shape.
+    """
+    if name == distilled.NAME:
+        stored, params = distilled.load_pretrained_draft(model)
+    else:
+        stored = hf.load_config(name)
+        params = hf.load_params(name, stored)
+    for field in dataclasses.fields(config):
+        own, wanted = getattr(stored, field.name), getattr(config, field.name)
+        if own != wanted and field.name != "tap_layers":  # which no draft model has
+            raise ValueError(f"config.draft.start={name}: its {field.name} is {own}, here it would be {wanted}")
+    return params

@@ -28,6 +28,7 @@ from eagle_jax.drafters import (
     make_prompt_lookup,
     make_vanilla,
 )
+from eagle_jax.drafters.draft_model import on_draft_vocabulary
 from eagle_jax.generator import Generation, Generator
 from eagle_jax.models.block_head import BlockHead, make_block_head
 from eagle_jax.models.draft_head import Head, HeadConfig, HeadParams, make_head
@@ -91,10 +92,18 @@ def one_pass(*sizes: int, joins_context: bool = False, **parts: int) -> Method:
     return Method(make_one_pass(head, *sizes, **parts), params)
 
 
+def on_some_tokens(size: int, num_drafted: int) -> Method:
+    """A chain of a draft model that scores some of the tokens."""
+    ids = jnp.asarray(np.random.default_rng(0).permutation(CONFIG.vocab_size)[:size])
+    params = HeadParams(with_noise(PARAMS), lm_head=PARAMS["lm_head"][ids], target_ids=ids)
+    return Method(make_chain(on_draft_vocabulary(TARGET), num_drafted), params)
+
+
 DRAFTERS: dict[str, Callable[[], Method]] = {
     "vanilla": lambda: Method(make_vanilla()),
     "prompt_lookup": lambda: Method(make_prompt_lookup(5)),
     "chain": lambda: Method(make_chain(TARGET, 3), with_noise(PARAMS)),
+    "chain, draft vocabulary": lambda: on_some_tokens(25, 3),
     "lookahead": lambda: Method(make_lookahead(4, 3, 3, pool_size=50), remembers=True),
     "ouroboros": lambda: Method(
         make_ouroboros(TARGET, 3, phrases=2, phrase_length=3, pool_size=50), with_noise(PARAMS), remembers=True

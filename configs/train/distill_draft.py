@@ -19,7 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 3.0
     config.draft = ml_collections.ConfigDict()
     config.draft.layers = (0, 1, -2, -1)  # of the target, as the student's first ones
-    config.draft.vocab_size = 8192  # tokens that the loss covers, 0 is all; the student drafts from all of them
+    config.draft.vocab_size = 8192  # tokens that the loss covers, 0 is all; so many are drafted by default too
+    config.draft.start = ""  # a draft model to go on from, distilled or a directory; else these layers as they are
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.evaluation.drafted = 4

@@ -16,10 +16,11 @@ from safetensors.numpy import save_file
 from eagle_jax import sharding
 from eagle_jax.checkpoint import hf
 from eagle_jax.checkpoint.assemble import Place, assemble, check_dtype, convert
+from eagle_jax.checkpoint.draft_vocabulary import DEFAULT_SIZE, Ranking, ranks_for
 from eagle_jax.checkpoint.names import TensorSpec, lookup, target_tensors
 from eagle_jax.checkpoint.pretrained import LoadedModel, shipped
 from eagle_jax.checkpoint.save_target import config_to_hf
-from eagle_jax.files import new_directory
+from eagle_jax.files import new_directory, read_json
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.types import Params
 
@@ -66,6 +67,24 @@ def load_pretrained_draft(
     return config, params | {name: target.params[name] for name in BORROWED if name in target.params}
 
 
+def ranking_of(directory: str | os.PathLike[str], vocab_size: int, size: int | None = None) -> Ranking | None:
+    """The tokens that the draft model of a directory drafts; None for all.
+
+    Args:
+      directory: of this module's kind or a whole model.
+      vocab_size: V of the target.
+      size: the draft vocabulary that was requested, 0 for all; None: the number that its config recommends.
+
+    Raises:
+      ValueError: a part of the vocabulary, and no ranking; or a config that recommends no number.
+    """
+    folder = pathlib.Path(directory)
+    recommended = read_json(folder / "config.json").get(DEFAULT_SIZE)
+    if recommended is not None and (not isinstance(recommended, int) or recommended < 0):
+        raise ValueError(f"{folder}: {DEFAULT_SIZE} is {recommended!r}, expected a number of tokens")
+    return ranks_for(folder, vocab_size, size, recommended)
+
+
 def save_draft(
     directory: str | os.PathLike[str],
     config: ModelConfig,
@@ -73,6 +92,7 @@ def save_draft(
     *,
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
+    ranking: Ranking | None = None,
 ) -> None:
     """Write what a draft model does not share with its target, all of it or nothing.
 
@@ -82,6 +102,7 @@ def save_draft(
       params: its weights; those of embedding and LM head are left out.
       dtype: of the stored weights.
       shard_bytes: most bytes of tensors in a file.
+      ranking: the tokens that it should draft.
 
     Raises:
       ValueError: something is there already.
@@ -100,6 +121,8 @@ def save_draft(
             save_file(shard, folder / file, metadata={"format": "pt"})
         for file, content in (("config.json", mapping), (hf.INDEX_FILE, {"weight_map": weight_map})):
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if ranking is not None:
+            ranking.save(folder, config.vocab_size)
 
 
 def _own_tensors(config: ModelConfig) -> dict[str, TensorSpec]:

@@ -1,19 +1,22 @@
 """The tokens that a head can draft: `d2t` of the file format, and the most frequent tokens of the target.
 
 A head whose LM head was never trained uses rows of its target's. It ships none of them but a ranking, so that the size
-of the draft vocabulary is chosen when it is loaded: fewer rows are faster, more rows guess more tokens right.
+of the draft vocabulary is chosen when it is loaded: fewer rows are faster, more rows guess more tokens right. A draft
+model may have a ranking beside it too.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from eagle_jax.checkpoint.assemble import TensorSource
 from eagle_jax.checkpoint.head_formats import D2T, T2D
-from eagle_jax.files import check_fetched
+from eagle_jax.files import check_fetched, read_json
 from eagle_jax.kernels.packed import PackedMatrix
 from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HeadParams
@@ -22,7 +25,10 @@ from eagle_jax.models.transformer import lm_head_rows
 from eagle_jax.types import Params
 
 RANKS_FILE = "token_ranks.npy"
-"""Ids of the target's tokens beside a head, the most frequent first; uint16 or int32."""
+"""Ids of the target's tokens beside a head or draft model, the most frequent first; uint16 or int32."""
+
+DEFAULT_SIZE = "default_draft_vocab_size"
+"""Our own key of a config, read by no engine: the draft vocabulary where no other is given."""
 
 
 def ids_from_offsets(offsets: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -109,6 +115,41 @@ def read_ranks(directory: pathlib.Path, vocab_size: int) -> np.ndarray | None:
         return check_ranks(ranks, vocab_size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+class Ranking(NamedTuple):
+    """What is stored beside a head or a draft model for its draft vocabulary."""
+
+    ranks: np.ndarray  # ids of the target's tokens, the most frequent first
+    size: int  # of them drafted where no other number is given
+
+    def save(self, directory: pathlib.Path, vocab_size: int) -> None:
+        """The ranking in its file, and the size in the `config.json` that is there."""
+        write_ranks(directory, self.ranks, vocab_size)
+        path = directory / "config.json"
+        content = {**read_json(path), DEFAULT_SIZE: self.size}
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def ranks_for(directory: pathlib.Path, vocab_size: int, size: int | None, recommended: int | None) -> Ranking | None:
+    """The tokens that a head or draft model without an LM head of its own drafts; None for all.
+
+    Args:
+      directory: where its ranking is.
+      vocab_size: V of the target.
+      size: the draft vocabulary that was requested, 0 for all; None: as recommended.
+      recommended: the size that its config names, if any.
+
+    Raises:
+      ValueError: a part of the vocabulary, and no ranking.
+    """
+    size = recommended if size is None else size
+    if not size or size == vocab_size:
+        return None
+    ranks = read_ranks(directory, vocab_size)
+    if ranks is None:
+        raise ValueError(f"{directory} has no {RANKS_FILE}, which a draft vocabulary of {size} tokens needs")
+    return Ranking(ranks, size)
 
 
 def write_ranks(directory: pathlib.Path, ranks: np.ndarray, vocab_size: int) -> None:

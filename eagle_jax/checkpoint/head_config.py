@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eagle_jax.checkpoint.block_config import TAP_IDS, block_fields, block_keys, with_block_keys
+from eagle_jax.checkpoint.draft_vocabulary import DEFAULT_SIZE
 from eagle_jax.checkpoint.head_formats import ENGINES, FLAT, HEAD_FORMATS, Engine, count_layers, kind_named, kind_of
 from eagle_jax.checkpoint.hf_config import SCALED_LENGTH, config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.models.config import ModelConfig
@@ -17,11 +18,8 @@ from eagle_jax.models.draft_head import NORMS, HeadConfig, head_kind
 from eagle_jax.models.taps import layers_of, parts_of
 
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
-DEFAULT_SIZE = "default_draft_vocab_size"
-"""Our own key, read by no engine: the draft vocabulary taken of the target's LM head where no other is given."""
-
 LAST_STATE = "last_hidden_state"
-"""Our own key too: "normed" where a head reads what comes out of the final norm, which the ids count as a layer more
+"""Our own key: "normed" where a head reads what comes out of the final norm, which the ids count as a layer more
 than there are. Engines have nothing under that id, or the state before the norm."""
 
 OWN_EMBEDDING = "embed_requires_grad"

@@ -19,9 +19,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from eagle_jax.checkpoint.assemble import Place, TensorSource, assemble, check_dtype, convert
-from eagle_jax.checkpoint.draft_vocabulary import check_ranks, offsets_from_ids, read_target_ids, write_ranks
-from eagle_jax.checkpoint.head_config import (
+from eagle_jax.checkpoint.draft_vocabulary import (
     DEFAULT_SIZE,
+    check_ranks,
+    offsets_from_ids,
+    read_target_ids,
+    write_ranks,
+)
+from eagle_jax.checkpoint.head_config import (
     OWN_EMBEDDING,
     config_from_flat,
     config_to_flat,

@@ -22,11 +22,11 @@ from jax.sharding import Mesh
 from eagle_jax import chat, sharding
 from eagle_jax.checkpoint import hf
 from eagle_jax.checkpoint.assemble import Place, Progress, check_dtype
-from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, read_ranks, with_draft_vocabulary
+from eagle_jax.checkpoint.draft_vocabulary import DEFAULT_SIZE, RANKS_FILE, ranks_for, with_draft_vocabulary
 from eagle_jax.checkpoint.gguf import GGUFFile, load_params, open_gguf, token_id
 from eagle_jax.checkpoint.gguf_config import config_from_gguf
 from eagle_jax.checkpoint.gguf_tokenizer import tokenizer_from_gguf
-from eagle_jax.checkpoint.head_config import DEFAULT_SIZE, default_taps, taps_from_flat
+from eagle_jax.checkpoint.head_config import default_taps, taps_from_flat
 from eagle_jax.checkpoint.heads import load_head
 from eagle_jax.checkpoint.hf_tokenizer import tokenizer_from_directory
 from eagle_jax.checkpoint.speculators import read_head_config
@@ -195,14 +195,11 @@ def _load_head(
                 f"of its own with {len(params.lm_head)}"
             )
         return config, params
-    if draft_vocab is None:
-        draft_vocab = read_head_config(directory).get(DEFAULT_SIZE)
-    if not draft_vocab or draft_vocab == target.config.vocab_size:
+    recommended = read_head_config(directory).get(DEFAULT_SIZE)
+    ranking = ranks_for(directory, target.config.vocab_size, draft_vocab, recommended)
+    if ranking is None:
         return config, params
-    ranks = read_ranks(directory, target.config.vocab_size)
-    if ranks is None:
-        raise ValueError(f"{directory} has no {RANKS_FILE}, which a draft vocabulary of {draft_vocab} tokens needs")
-    return config, with_draft_vocabulary(params, target.config, target.params, ranks, draft_vocab)
+    return config, with_draft_vocabulary(params, target.config, target.params, *ranking)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from eagle_jax.chat import Tokenizer
 from eagle_jax.checkpoint.assemble import check_dtype, convert
+from eagle_jax.checkpoint.draft_vocabulary import Ranking
 from eagle_jax.checkpoint.hf import SINGLE_FILE
 from eagle_jax.checkpoint.hf_config import config_from_hf, context_to_hf, rope_to_hf
 from eagle_jax.checkpoint.names import lookup, target_tensors
@@ -114,6 +115,7 @@ def save_target(
     tokenizer: Tokenizer,
     *,
     dtype: str = "bfloat16",
+    ranking: Ranking | None = None,
 ) -> None:
     """Write a model, all of it or nothing.
 
@@ -123,6 +125,7 @@ def save_target(
       params: its weights.
       tokenizer: stored beside them.
       dtype: of the stored weights.
+      ranking: of a draft model, the tokens that it should draft.
 
     Raises:
       ValueError: something is there already, or no `model_type` fits the model.
@@ -137,3 +140,5 @@ def save_target(
         save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(mapping, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(folder)
+        if ranking is not None:
+            ranking.save(folder, config.vocab_size)

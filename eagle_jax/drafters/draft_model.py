@@ -6,15 +6,18 @@ valid when these are accepted.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from eagle_jax.cache import commit, count_after
 from eagle_jax.drafters.base import Observation
+from eagle_jax.models.config import plain_shapes
+from eagle_jax.models.draft_head import HeadParams, check_target_ids
+from eagle_jax.models.layers import in_full_precision, score_rows
 from eagle_jax.sampling import first_largest
-from eagle_jax.types import KVCache, Params, Target
+from eagle_jax.types import KVCache, Params, Target, TargetOutput
 
 
 @functools.cache
@@ -29,6 +32,39 @@ def with_vocabulary(draft: Target, vocab_size: int) -> Target:
         return jnp.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)
 
     return draft._replace(unembed=unembed, vocab_size=vocab_size)
+
+
+@functools.cache
+def on_draft_vocabulary(draft: Target) -> Target:
+    """The draft model with weights that may name a draft vocabulary, as those of a head do: the others score -inf.
+
+    Most of a small model is its LM head, and a pass over one token reads all of it. The weights are `HeadParams`:
+    `weights` are the model's own; without `target_ids` it scores all tokens.
+    """
+
+    def forward(params: HeadParams, *rest: Any) -> TargetOutput:
+        return draft.forward(params.weights, *rest)
+
+    def embed(params: HeadParams, tokens: jax.Array) -> jax.Array:
+        return draft.embed(params.weights, tokens)
+
+    def unembed(params: HeadParams, hidden: jax.Array) -> jax.Array:
+        if params.lm_head is None:
+            return draft.unembed(params.weights, hidden)
+        scores = score_rows(params.lm_head, hidden)
+        nothing = jnp.full((*scores.shape[:-1], draft.vocab_size), -jnp.inf)
+        return nothing.at[..., params.target_ids].set(scores, unique_indices=True)
+
+    def check(params: HeadParams) -> None:
+        if not isinstance(params, HeadParams):
+            raise TypeError(f"weights on a draft vocabulary are HeadParams, got {type(params).__name__}")
+        draft.check(params.weights)
+        params = plain_shapes(params)
+        if params.lm_head is not None and params.target_ids is None:
+            raise ValueError(f"an LM head of {len(params.lm_head)} rows needs target_ids, the tokens that they score")
+        check_target_ids(params)
+
+    return draft._replace(forward=forward, embed=embed, unembed=in_full_precision(unembed), check=check)
 
 
 class Step(NamedTuple):

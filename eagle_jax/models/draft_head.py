@@ -122,6 +122,17 @@ class HeadParams:
     embedding: jax.Array | None = None  # [V, E]; None: the target's
 
 
+def check_target_ids(params: HeadParams) -> None:
+    """Refuse a draft vocabulary of other tokens than the LM head scores.
+
+    Raises:
+      ValueError: as many ids as rows there are not.
+    """
+    rows, ids = (None if one is None else len(one) for one in (params.lm_head, params.target_ids))
+    if ids is not None and ids != rows:
+        raise ValueError(f"target_ids names {ids} tokens, the head's LM head has {rows or 'no'} rows")
+
+
 def features_of(config: HeadConfig, hidden: jax.Array, taps: jax.Array) -> jax.Array:
     """What a head reads of its target.
 
@@ -368,9 +379,7 @@ def make_parts(config: HeadConfig, target: Target, trace: Callable[[nn.Module], 
         check_weights(params.weights, shapes())
         if params.lm_head is not None and params.lm_head.shape[1] != width:
             raise ValueError(f"the head's LM head reads {params.lm_head.shape[1]} features, its states have {width}")
-        rows, ids = (None if one is None else len(one) for one in (params.lm_head, params.target_ids))
-        if ids is not None and ids != rows:
-            raise ValueError(f"target_ids names {ids} tokens, the head's LM head has {rows or 'no'} rows")
+        check_target_ids(params)
 
     return HeadParts(config, init, in_full_precision(fuse), embed, readout, in_full_precision(logits), check)
 

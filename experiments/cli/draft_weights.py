@@ -5,16 +5,17 @@ import logging
 import pathlib
 
 from eagle_jax.checkpoint import distilled
-from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE
+from eagle_jax.checkpoint.draft_vocabulary import RANKS_FILE, Ranking, with_draft_vocabulary
 from eagle_jax.checkpoint.pick_layers import truncate_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel, load_pretrained_head, load_target, shipped
 from eagle_jax.drafters import Drafter
-from eagle_jax.drafters.draft_model import with_vocabulary
+from eagle_jax.drafters.draft_model import on_draft_vocabulary, with_vocabulary
 from eagle_jax.drafters.placement import place_head
 from eagle_jax.models.block_head import BlockHead, make_block_head
+from eagle_jax.models.config import ModelConfig
 from eagle_jax.models.draft_head import HEAD_KINDS, Head, HeadConfig, HeadParams, make_head
 from eagle_jax.models.transformer import make_target
-from eagle_jax.sharding import MODEL, head_shardings, place
+from eagle_jax.sharding import MODEL, head_shardings, place, place_draft_vocabulary
 from eagle_jax.types import Params, Target
 from experiments.cli.launch import note, status
 from experiments.cli.method_settings import MethodSettings
@@ -29,9 +30,11 @@ DECISIVE = ("*.safetensors", "*.safetensors.index.json", "config.json", RANKS_FI
 def load_draft(target: LoadedModel, settings: MethodSettings) -> tuple[Target, Params]:
     """The model that --draft names or, left out, the one that ships for the target; on a mesh it is split as that is.
 
+    Its draft vocabulary is that of --draft_vocab or, left out, the one that it recommends.
+
     Raises:
-      ValueError: a number of layers that the target has not, a vocabulary that is not the target's, or no model that
-        ships for it.
+      ValueError: a number of layers that the target has not, a vocabulary that is not the target's, no model that ships
+        for it, or --draft_vocab for one without a ranking of tokens.
     """
     name = settings.draft or distilled.NAME
     if name.startswith(_SELF):
@@ -46,12 +49,29 @@ def load_draft(target: LoadedModel, settings: MethodSettings) -> tuple[Target, P
         config, params = target.config, target.params
     else:
         with status(f"Loading draft {name}") as progress:
-            draft = load_target(name, settings.dtype, mesh=target.mesh, packed=True, progress=progress)
-        check_vocabulary(target, draft)
-        config, params = draft.config, draft.params
+            model = load_target(name, settings.dtype, mesh=target.mesh, packed=True, progress=progress)
+        check_vocabulary(target, model)
+        config, params = model.config, model.params
     if config.max_positions < target.config.max_positions:
         _LOG.warning("draft %s knows %d positions only: what it drafts beyond is guesswork", name, config.max_positions)
-    return with_vocabulary(make_target(config), target.config.vocab_size), params
+    draft = with_vocabulary(make_target(config), target.config.vocab_size)
+    ranking = _ranking(name, target, config, settings.draft_vocab)
+    if ranking is None:
+        return draft, params
+    chosen = with_draft_vocabulary(HeadParams(params), config, params, *ranking)
+    if target.mesh is not None:
+        chosen = place_draft_vocabulary(target.mesh, chosen)
+    return on_draft_vocabulary(draft), chosen
+
+
+def _ranking(name: str, target: LoadedModel, config: ModelConfig, size: int | None) -> Ranking | None:
+    """The tokens that a draft model drafts; None for all."""
+    where = shipped("distilled draft model", name, target.name) if name == distilled.NAME else pathlib.Path(name)
+    if (where / "config.json").is_file():
+        return distilled.ranking_of(where, config.vocab_size, size)
+    if size:
+        raise ValueError(f"draft {name} has no ranking of tokens, which a draft vocabulary of {size} tokens needs")
+    return None
 
 
 def check_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:

@@ -94,7 +94,7 @@ def define_flags(values: flags.FlagValues, *, method: bool = True) -> None:
     flags.DEFINE_string("draft", "", text, flag_values=values)
     text = f"trained draft head of {', '.join(HEAD_METHODS)}: a directory or a Hugging Face id; else the one that ships"
     flags.DEFINE_string("head", "", text, flag_values=values)
-    text = "tokens that a head may draft, the most frequent ones, 0 for all; else as many as the head recommends"
+    text = "tokens that a head or draft model drafts, the most frequent ones, 0 for all; else as many as it recommends"
     flags.DEFINE_integer("draft_vocab", None, text, flag_values=values)
     text = "tokens that a head looks back, for texts longer than it was trained on; default: all"
     flags.DEFINE_integer("head_window", None, text, flag_values=values)
@@ -129,7 +129,9 @@ def settings_for(name: str, values: flags.FlagValues) -> MethodSettings:
         if not method.takes_draft:
             others["draft"] = ""
         if name not in HEAD_METHODS:
-            others |= {"head": "", "draft_vocab": None, "head_window": None, "split_head": None}
+            others |= {"head": "", "head_window": None, "split_head": None}
+        if name not in HEAD_METHODS and not method.takes_draft:
+            others["draft_vocab"] = None
         settings = settings._replace(
             sizes=tuple((size, value) for size, value in settings.sizes if size in taken),
             **others,
@@ -170,7 +172,7 @@ def check_settings(name: str, settings: MethodSettings) -> None:
     for flag, given, is_taken in (
         ("draft", settings.draft, method.takes_draft),
         ("head", settings.head, takes_head),
-        ("draft_vocab", settings.draft_vocab, takes_head),
+        ("draft_vocab", settings.draft_vocab, takes_head or method.takes_draft),
         ("head_window", settings.head_window, takes_head),
         ("split_head", settings.split_head, takes_head),
         *((size, settings.size(size), size in taken) for size in all_sizes),

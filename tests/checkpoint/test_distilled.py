@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from eagle_jax.checkpoint import pretrained
-from eagle_jax.checkpoint.distilled import BORROWED, load_pretrained_draft, save_draft
+from eagle_jax.checkpoint.distilled import BORROWED, load_pretrained_draft, ranking_of, save_draft
+from eagle_jax.checkpoint.draft_vocabulary import Ranking
 from eagle_jax.checkpoint.pick_layers import pick_layers
 from eagle_jax.checkpoint.pretrained import LoadedModel
 from eagle_jax.sharding import make_mesh, place, target_shardings
@@ -47,6 +48,33 @@ def test_round_trip(shelf: Path, tied: bool) -> None:
     for name in BORROWED:
         assert found.get(name) is target.params.get(name)
         assert all(name not in path for path in json.loads(files[0].with_name("config.json").read_text()))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, 12), (20, 20), (0, None), (64, None)])
+def test_ranking(tmp_path: Path, size: int | None, expected: int | None) -> None:
+    """The recommended number of tokens, another one, or all."""
+    target, ranks = model(), np.random.default_rng(0).permutation(64)
+    save_draft(tmp_path, target.config, target.params, ranking=Ranking(ranks, 12))
+    found = ranking_of(tmp_path, 64, size)
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.size == expected
+        np.testing.assert_array_equal(found.ranks, ranks)
+    assert load_pretrained_draft(target, directory=tmp_path)[0] == target.config
+
+
+def test_without_a_ranking(tmp_path: Path) -> None:
+    target = model()
+    save_draft(tmp_path, target.config, target.params)
+    assert ranking_of(tmp_path, 64) is None
+    with pytest.raises(ValueError, match=r"has no token_ranks.npy, which a draft vocabulary of 9 tokens needs"):
+        ranking_of(tmp_path, 64, 9)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "default_draft_vocab_size": "8k"}))
+    with pytest.raises(ValueError, match="default_draft_vocab_size is '8k', expected a number of tokens"):
+        ranking_of(tmp_path, 64)
 
 
 def test_on_the_mesh_of_its_target(tmp_path: Path) -> None:

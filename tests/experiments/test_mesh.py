@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from eagle_jax.accelerators import Chip
+from eagle_jax.checkpoint.draft_vocabulary import Ranking
 from eagle_jax.generator import Generator
 from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.types import Params, Target
@@ -113,6 +115,11 @@ def test_places_of_a_draft_model(
     assert (one["answers"], one["rounds"]) == (two["answers"], two["rounds"])
     kernel = seen[1]["layers_0"]["mlp"]["up_proj"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec(None, "model")
+    Ranking(np.arange(257)[::-1], 40).save(tmp_path / "draft", 257)
+    one, two = (run(tiny_model, tmp_path / "record.json", *flags, *mesh) for mesh in ([], ["--mesh=1x2", "--compare"]))
+    assert two["identical_prompts"] == 1
+    assert (one["answers"], one["rounds"]) == (two["answers"], two["rounds"])
+    assert seen[3].lm_head.sharding.spec == PartitionSpec("model")
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eagle_jax.checkpoint import pretrained
 from eagle_jax.checkpoint.distilled import save_draft
-from eagle_jax.checkpoint.draft_vocabulary import with_draft_vocabulary
+from eagle_jax.checkpoint.draft_vocabulary import Ranking, with_draft_vocabulary
 from eagle_jax.checkpoint.head_config import flat_engine
 from eagle_jax.checkpoint.heads import save_head
 from eagle_jax.checkpoint.pretrained import load_target
+from eagle_jax.checkpoint.save_target import save_target
 from experiments import generate
 from experiments.cli import launch
 from tests.checkpoint.heads import random_block_head, random_head
@@ -107,6 +109,27 @@ def test_the_draft_model_that_ships(
     found = record(tmp_path, "--target=tiny", *flags, "--compare", "--temperature=1", "--max_new_tokens=13")
     assert found["identical_prompts"] == 1
     assert found["tau"] == 4
+
+
+def test_draft_vocabulary_of_a_draft_model(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole target as draft: all is accepted where all can be drafted, nothing where only one token can."""
+    model, folder = pretrained.load_target(str(tiny_model)), tmp_path / "draft"
+    answer = record(tmp_path, f"--target={tiny_model}", "--method=vanilla", "--temperature=1")["answers"][0]
+    unused = next(token for token in range(257) if token not in answer["token_ids"])
+    ranks = np.array([unused, *(token for token in range(257) if token != unused)])
+    save_target(folder, model.config, model.params, model.tokenizer, dtype="float32", ranking=Ranking(ranks, 1))
+    flags = [f"--target={tiny_model}", f"--draft={folder}", "--temperature=1", "--compare", "--max_new_tokens=13"]
+    for method, size in (("chain", "--depth=2"), ("ouroboros", "--num_drafted=3")):
+        one = record(tmp_path, *flags, f"--method={method}", size)
+        all_of_them = record(tmp_path, *flags, f"--method={method}", size, "--draft_vocab=0")
+        assert one["identical_prompts"] == all_of_them["identical_prompts"] == 1
+        assert all_of_them["tau"] >= 4 > one["tau"]
+    (folder / "token_ranks.npy").unlink()
+    assert "has no token_ranks.npy" in refused(capsys, *flags, "--method=chain")
+    line = refused(capsys, flags[0], "--method=chain", "--draft=self:1", "--draft_vocab=9")
+    assert line == "error: draft self:1 has no ranking of tokens, which a draft vocabulary of 9 tokens needs"
 
 
 def test_ablations_of_noise_and_rule(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from eagle_jax.checkpoint.distilled import ranking_of
 from eagle_jax.checkpoint.pretrained import load_pretrained_head, load_target
 from eagle_jax.checkpoint.validate_head import validate
 from eagle_jax.models.taps import layers_of
@@ -265,6 +266,23 @@ def test_a_draft_model(task: Task, tmp_path: Path) -> None:
     assert student.config.num_layers == 2
     assert student.config.vocab_size == model.config.vocab_size
     assert student.tokenizer.encode("Count") == model.tokenizer.encode("Count")
+    ranking = ranking_of(tmp_path / "model", model.config.vocab_size)
+    assert ranking is not None
+    assert (ranking.size, len(ranking.ranks)) == (40, model.config.vocab_size)
+
+
+def test_going_on_from_a_draft_model(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first weights are those of its directory, as stored; another shape is refused."""
+    small = ["--config.epochs=0.5", "--config.data.heldout=0"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(task, tmp_path / "a", f"--export={first}", *small, kind="draft") == 0
+    start = f"--config.draft.start={first}"
+    small.append("--config.optimizer.learning_rate=1e-12")
+    assert run(task, tmp_path / "b", start, f"--export={second}", *small, kind="draft") == 0
+    before, after = (load_target(str(folder), "bfloat16").params for folder in (first, second))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    line = refused(capsys, task, tmp_path / "c", start, "--config.draft.layers=(0,)", kind="draft")
+    assert line == f"error: config.draft.start={first}: its num_layers is 2, here it would be 1"
 
 
 def test_broken_lines_that_are_left_out_are_counted(
