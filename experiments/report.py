@@ -1,11 +1,13 @@
-"""Tables and figures of measured rows, and curves of training runs.
+"""Tables and figures of measured rows, curves of training runs, and tau against the text that heads were trained on.
 
     python -m experiments.report --rows=heads.jsonl,field.jsonl --output=DIRECTORY
     python -m experiments.report --metrics=runs/eagle3/metrics.jsonl,runs/other/metrics.jsonl --output=DIRECTORY
+    python -m experiments.report --tau_by_tokens=sweeps/text_size/tau_by_tokens.jsonl --output=DIRECTORY
 
---rows are files of experiments.evaluate or of a sweep, --metrics files of experiments.train; one of them may be left
-out. The directory gets report.md and, for light and dark pages, every figure as PNG and SVG. Rows of different targets,
-dtypes, devices, lengths of answers or prompts are not comparable and get sections of their own.
+--rows are files of experiments.evaluate or of a sweep, --metrics files of experiments.train, --tau_by_tokens one of a
+sweep that trains heads; one of them is enough. The directory gets report.md and, for light and dark pages, every figure
+as PNG and SVG. Rows of different targets, dtypes, devices, lengths of answers or prompts are not comparable and get
+sections of their own.
 """
 
 import functools
@@ -21,6 +23,7 @@ from eagle_jax.evaluation import tables
 from eagle_jax.evaluation.metrics import LEAST_ROUNDS
 from eagle_jax.evaluation.rows import TIMED
 from eagle_jax.evaluation.tables import Row
+from eagle_jax.figures import text_curve
 from eagle_jax.figures.charts import CHARTS
 from eagle_jax.figures.theme import THEMES, Theme, save
 from eagle_jax.figures.training_curves import Line, accuracy_by_step, read_metrics, training_curves
@@ -36,6 +39,9 @@ flags.DEFINE_list(
 )
 flags.DEFINE_string(
     "tau_table", None, "file for tau by tree and temperature of one head, as tau.json beside it", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "tau_by_tokens", None, "heads with the tokens that they saw and their tau, as a sweep writes it", flag_values=FLAGS
 )
 flags.DEFINE_string("output", None, "directory to write; files of the same names are replaced", flag_values=FLAGS)
 
@@ -62,8 +68,10 @@ COMPARED = {"tau_against_nodes": "nodes", "tau_against_depth": "depth"}
 
 def main() -> None:
     """Write the report of the files that the flags name."""
-    if not (FLAGS.rows or FLAGS.metrics):
-        raise ValueError("give --rows, files of experiments.evaluate, or --metrics, of experiments.train")
+    if not (FLAGS.rows or FLAGS.metrics or FLAGS.tau_by_tokens):
+        raise ValueError(
+            "give --rows, files of experiments.evaluate, --metrics, of experiments.train, or --tau_by_tokens of a sweep"
+        )
     if not (FLAGS.output or FLAGS.tau_table):
         raise ValueError("give --output, a directory for the report, or --tau_table, a file")
     launch.check_file("tau_table", FLAGS.tau_table)
@@ -78,6 +86,7 @@ def main() -> None:
         return
     measured = tables.comparable(files)
     runs = read_runs(FLAGS.metrics or [])
+    points = text_curve.read_points(FLAGS.tau_by_tokens) if FLAGS.tau_by_tokens else []
     output = local(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     sections = ["# Measured"]
@@ -85,6 +94,10 @@ def main() -> None:
         sections += [introduction(files), *row_sections(measured, output)]
     if runs:
         sections += training_sections(runs, output)
+    if points:
+        draw(functools.partial(text_curve.tau_by_tokens, points), output, "tau_by_tokens")
+        caption = "tau against the supervised tokens that a head saw; dashed: least squares, linear in their logarithm."
+        sections += ["## Text", text_curve.fits_in_words(points), picture("tau_by_tokens", caption)]
     (output / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     figures = len(list(output.glob("*.svg"))) // len(THEMES)
     print(f"wrote {output / 'report.md'} and {figures} figures, for light and dark pages as PNG and SVG", flush=True)

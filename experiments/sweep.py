@@ -6,7 +6,8 @@ A config of configs/ablations is one of configs/eval with a single `method`, and
 `add` for each point with what changes: add(**{"method.nodes": 16, "method.depth": 5}). All points are methods of one
 evaluation (`experiments.evaluate`), beside the same plain decoding. Where the config has a `train` part, a point first
 trains a head (--answers, as for experiments.train --data), in a process of its own; `train.X` changes field X of the
-training config. Such a point is measured once its head is there.
+training config. Such a point is measured once its head is there, and tau_by_tokens.jsonl (for experiments.report) has
+the tokens that each head saw.
 
 The same command continues where an earlier one stopped, and points may be added. DIRECTORY gets heads/, rows.jsonl with
 its journal (for experiments.report) and summary.md. --mode=teacher_forced finds tau and n-alpha alone, which takes a
@@ -14,6 +15,7 @@ fraction of the time.
 """
 
 import importlib.util
+import json
 import pathlib
 import re
 import signal
@@ -30,6 +32,7 @@ from eagle_jax.evaluation import tables
 from eagle_jax.evaluation.acceptance import why_not
 from eagle_jax.evaluation.checks import check_type
 from eagle_jax.evaluation.rows import TEACHER_FORCED, TIMED
+from eagle_jax.figures.training_curves import read_metrics
 from eagle_jax.files import check_directory, write_whole
 from eagle_jax.journal import Journal, Record
 from eagle_jax.provenance import file_digest
@@ -96,9 +99,27 @@ def main() -> None:
     missing = [point.label for point in points if point.label not in measured and point.label not in left_out]
     summary = "\n\n".join(summary_of(rows, left_out, missing))
     write_whole(output / "summary.md", summary + "\n")
+    if curve := tau_by_tokens([point for point in ready if point.train], heads, rows):
+        write_whole(output / "tau_by_tokens.jsonl", "".join(json.dumps(point) + "\n" for point in curve))
     print(summary, flush=True)
     if failed:
         raise ValueError("; ".join(f"{label!r}: {reason}" for label, reason in failed.items()))
+
+
+def tau_by_tokens(points: Sequence[Point], heads: pathlib.Path, rows: Sequence[Record]) -> list[Record]:
+    """The trained heads that were measured, with the tokens that each saw and its tau over all tasks by temperature."""
+    curve: list[Record] = []
+    tasks = tables.distinct(rows, "task")
+    for point in points:
+        metrics, own = (
+            heads / point.name / "run" / "metrics.jsonl",
+            [row for row in rows if row["label"] == point.label],
+        )
+        if own and metrics.is_file():  # a run may be deleted once its head is there
+            tau = {f"{at:g}": tables.tau_of_all(some, tasks) for (at,), some in tables.groups(own, "temperature")}
+            tokens = max(line["tokens"] for line in read_metrics(metrics) if "tokens" in line)
+            curve.append({"label": point.label, "tokens": tokens, "tau": tau})
+    return curve
 
 
 def train_all(points: Sequence[Point], heads: pathlib.Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --config=configs/ablations/ouroboros.py --data=DIRECTORY --output=sweeps/ouroboros
 
-Phrases hang behind the last token of the draft, so they count only in rounds whose draft is accepted whole: a draft
+Phrases follow the last token of the draft, so they count only in rounds in which the target accepts all of it: a draft
 model that is right less often than the authors' needs a shorter draft. The authors draft 6 tokens for Spec-Bench and 4
 to 12 elsewhere, with phrases of 4 tokens (5 or 6 elsewhere) and up to 15 phrases a token; their pool goes on from one
 request to the next, here it begins with the prompt. T = 0, batches of ten: tau alone means something.

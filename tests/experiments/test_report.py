@@ -173,5 +173,6 @@ def test_bad_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == [
         f"error: {tmp_path / 'none.jsonl'}: No such file or directory",
         "error: give --output, a directory for the report, or --tau_table, a file",
-        "error: give --rows, files of experiments.evaluate, or --metrics, of experiments.train",
+        "error: give --rows, files of experiments.evaluate, --metrics, of experiments.train, or --tau_by_tokens of a"
+        " sweep",
     ]

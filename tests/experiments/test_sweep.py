@@ -272,6 +272,9 @@ def test_training_before_measuring(
             given = dict(flag.removeprefix("--").split("=", 1) for flag in command[3:])
             head, params = random_head("eagle3", model.config)
             save_head(given["export"], head, params, model.config, dtype="float32")
+            lines = ({"step": step, "kind": "train", "tokens": 50 * step * len(commands)} for step in (1, 2))
+            Path(given["run"]).mkdir()
+            Path(given["run"], "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return 0
 
     monkeypatch.setattr(sweep, "run_process", fake)
@@ -298,6 +301,10 @@ def test_training_before_measuring(
         (label, "eagle3", temperature) for label in ("num_steps=1", "num_steps=2") for temperature in (0.0, 1.0)
     }
     assert all(row["identical_prompts"] == 1 for row in rows)
+    curve = {point["label"]: point for point in read(output / "tau_by_tokens.jsonl")}
+    assert {label: point["tokens"] for label, point in curve.items()} == {"num_steps=1": 300, "num_steps=2": 200}
+    for row in rows:
+        assert curve[row["label"]]["tau"][f"{row['temperature']:g}"] == pytest.approx(row["tau"], abs=1e-3)
     answers.write_text("{}\n{}\n")
     assert "is another run: its answers is" in refused(capsys, training, data, output, *flags)
 
