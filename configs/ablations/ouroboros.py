@@ -18,7 +18,7 @@ DRAFTED = (1, 2, 3, 4, 6)
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Ten prompts of each task, batches of ten; every field can be set by a flag."""
+    """Ten prompts of each task, batches of ten."""
     config = field.get_config("ouroboros")
     del config.methods
     config.temperatures = (0.0,)
