@@ -131,6 +131,7 @@ def reader(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The folder that the pages' commands run in."""
     for name, content in {
         "configs": ROOT / "configs",
+        "results": ROOT / "results",
         "smollm2-135m": shelf / "model",
         "models/Qwen3-0.6B": shelf / "model",
         "models/Llama-3.1-8B-Instruct": shelf / "model",
