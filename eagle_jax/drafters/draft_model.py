@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from eagle_jax.cache import commit, count_after
 from eagle_jax.drafters.base import Observation
-from eagle_jax.models.config import plain_shapes
-from eagle_jax.models.draft_head import HeadParams, check_target_ids
+from eagle_jax.models.config import check_target_ids, plain_shapes
+from eagle_jax.models.draft_head import HeadParams
 from eagle_jax.models.layers import in_full_precision, score_rows
 from eagle_jax.sampling import first_largest
 from eagle_jax.types import KVCache, Params, Target, TargetOutput
@@ -62,7 +62,7 @@ def on_draft_vocabulary(draft: Target) -> Target:
         params = plain_shapes(params)
         if params.lm_head is not None and params.target_ids is None:
             raise ValueError(f"an LM head of {len(params.lm_head)} rows needs target_ids, the tokens that they score")
-        check_target_ids(params)
+        check_target_ids(params.lm_head, params.target_ids)
 
     return draft._replace(forward=forward, embed=embed, unembed=in_full_precision(unembed), check=check)
 

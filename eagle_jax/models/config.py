@@ -130,6 +130,17 @@ def check_weights(given: Params, wanted: Params) -> None:
             raise ValueError(f"weights of another model: {name or 'all of it'} is {there} there, {here} in this one")
 
 
+def check_target_ids(lm_head: Any, target_ids: Any) -> None:
+    """Refuse a draft vocabulary i32[U] that names more or fewer tokens than its LM head [U, E] has rows.
+
+    Raises:
+      ValueError: these numbers differ.
+    """
+    rows, ids = (None if one is None else len(one) for one in (lm_head, target_ids))
+    if ids is not None and ids != rows:
+        raise ValueError(f"target_ids names {ids} tokens, the head's LM head has {rows or 'no'} rows")
+
+
 def plain_shapes(params: Params) -> Params:
     """Shapes of weights; of packed ones, the shapes before packing."""
     return jax.eval_shape(unpack, params)

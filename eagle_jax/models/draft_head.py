@@ -32,7 +32,7 @@ from flax import linen as nn
 from flax import struct
 
 from eagle_jax.models.block_module import BlockModule
-from eagle_jax.models.config import ModelConfig, check_weights, plain_shapes
+from eagle_jax.models.config import ModelConfig, check_target_ids, check_weights, plain_shapes
 from eagle_jax.models.layers import (
     MLP,
     AttendFn,
@@ -120,17 +120,6 @@ class HeadParams:
     lm_head: jax.Array | None = None  # [U, E], rows of the draft vocabulary; None: the target's LM head, U = V
     target_ids: jax.Array | None = None  # i32[U], target token of each draft token; None: the same ids, U = V
     embedding: jax.Array | None = None  # [V, E]; None: the target's
-
-
-def check_target_ids(params: HeadParams) -> None:
-    """Refuse a draft vocabulary of other tokens than the LM head scores.
-
-    Raises:
-      ValueError: as many ids as rows there are not.
-    """
-    rows, ids = (None if one is None else len(one) for one in (params.lm_head, params.target_ids))
-    if ids is not None and ids != rows:
-        raise ValueError(f"target_ids names {ids} tokens, the head's LM head has {rows or 'no'} rows")
 
 
 def features_of(config: HeadConfig, hidden: jax.Array, taps: jax.Array) -> jax.Array:
@@ -379,7 +368,7 @@ def make_parts(config: HeadConfig, target: Target, trace: Callable[[nn.Module], 
         check_weights(params.weights, shapes())
         if params.lm_head is not None and params.lm_head.shape[1] != width:
             raise ValueError(f"the head's LM head reads {params.lm_head.shape[1]} features, its states have {width}")
-        check_target_ids(params)
+        check_target_ids(params.lm_head, params.target_ids)
 
     return HeadParts(config, init, in_full_precision(fuse), embed, readout, in_full_precision(logits), check)
 
