@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from eagle_jax.kernels.keyed_bits import keyed_bits
 from eagle_jax.platforms import platform
 from eagle_jax.types import NO_TOKEN, Penalties, Sampling
 
@@ -182,8 +183,7 @@ def gumbel(sampling: Sampling, positions: jax.Array, vocab_size: int, stream: in
 
     Drawn as -log(-log1p(-u)) from 32-bit u, so that the upper tail, where the winners are, keeps its resolution.
     """
-    keys = _keys(sampling, positions, stream)
-    bits = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (vocab_size,), jnp.uint32)))(keys)
+    bits = keyed_bits(_keys(sampling, positions, stream), vocab_size)
     below = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2**-32)
     return -jnp.log(-jnp.log1p(-jnp.minimum(below, jnp.float32(1 - 2**-24))))
 

@@ -23,10 +23,11 @@ from eagle_jax.files import cache_directory
 SWITCH = "EAGLE_JAX_CPU_KERNEL"
 """Environment variable: 0 leaves all products to XLA."""
 
-MATMUL, ATTENTION = "eagle_jax_packed_matmul", "eagle_jax_attention"
+MATMUL, ATTENTION, THREEFRY = "eagle_jax_packed_matmul", "eagle_jax_attention", "eagle_jax_threefry"
 """Names of the custom calls."""
 
-HEADER, *SOURCES = (pathlib.Path(__file__).with_name(name) for name in ("block.h", "matmul.cc", "attention.cc"))
+_FILES = ("block.h", "matmul.cc", "attention.cc", "threefry.cc")
+HEADER, *SOURCES = (pathlib.Path(__file__).with_name(name) for name in _FILES)
 COMPILERS = ("c++", "g++", "clang++")
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +44,11 @@ def available() -> bool:
         return False
     try:
         library = ctypes.CDLL(str(build()))
-        handlers = {MATMUL: library.EagleJaxPackedMatmul, ATTENTION: library.EagleJaxAttention}
+        handlers = {
+            MATMUL: library.EagleJaxPackedMatmul,
+            ATTENTION: library.EagleJaxAttention,
+            THREEFRY: library.EagleJaxThreefry,
+        }
         for name, handler in handlers.items():
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
     except (BuildError, OSError, AttributeError) as error:
@@ -74,8 +79,8 @@ def build() -> pathlib.Path:
     os.close(handle)
     try:
         # Compiled as one source, so that the headers, which take longest, are parsed once.
-        one, *others = map(str, SOURCES)
-        command = [compiler, *flags, "-include", one, *others, "-o", temporary]
+        *included, last = map(str, SOURCES)
+        command = [compiler, *flags, *(f"-include{path}" for path in included), last, "-o", temporary]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
