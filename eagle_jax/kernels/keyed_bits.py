@@ -1,5 +1,7 @@
 """Random bits by the CPU kernel where there is one; the same bits as `jax.random.bits`, one for one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -21,4 +23,5 @@ def keyed_bits(keys: jax.Array, count: int) -> jax.Array:
 def has_kernel() -> bool:
     """Whether programs traced here draw by the kernel: on a CPU, without a mesh, by JAX's default Threefry."""
     alone = platform() == "cpu" and jax.sharding.get_abstract_mesh().empty
-    return alone and bool(jax.config.jax_threefry_partitionable) and build.available()
+    config: Any = jax.config  # its fields are not typed
+    return alone and bool(config.jax_threefry_partitionable) and build.available()
