@@ -1,4 +1,4 @@
-"""What of EAGLE-3's training matters: fused layers, no feature loss, more text, where the head starts, the optimizer.
+"""What of EAGLE-3's training matters: fused layers, losses, more text, where the head starts, the optimizer.
 
     python -m experiments.sweep --config=configs/ablations/eagle3_training.py --data=DIRECTORY --answers=answers.jsonl \
         --features=DIRECTORY --output=sweeps/eagle3_training --mode=teacher_forced
@@ -37,6 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random start": {"train.start.copy_layer": False, "train.start.scale_features": False},
     "LM head trained": {"train.recipe.train_lm_head": True},
     "normalised taps": {"train.head.fc_norm": True},
+    "LK loss, mixed": {"train.recipe.objective": "lk_lambda"},
+    "LK loss, logarithm": {"train.recipe.objective": "lk_alpha"},
     "AdamW": {"train.optimizer.name": "adamw", "train.optimizer.learning_rate": 1e-3},
     "feature loss as heavy as the tokens'": {"train.recipe.feature_weight": 1.0},
     **{

@@ -40,6 +40,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe.normalise = True
     config.recipe.alignment = "target"
     config.recipe.train_lm_head = False
+    config.recipe.objective = "cross_entropy"  # or lk_alpha, lk_lambda (arXiv 2602.23881)
+    config.recipe.lk_decay = 3.0  # of lk_lambda
     config.recipe.feature_weight = 0.0  # of EAGLE's feature loss, which EAGLE-3 dropped; the tokens' weighs 1
 
     config.data = ml_collections.ConfigDict()

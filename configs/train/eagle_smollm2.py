@@ -22,5 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = ml_collections.ConfigDict()
     config.recipe.feature_weight = 1.0
     config.recipe.token_weight = 0.1
+    config.recipe.objective = "cross_entropy"  # of the tokens' loss
+    config.recipe.lk_decay = 3.0
     config.recipe.noise = 0.1
     return config

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from eagle_jax.models.draft_head import HeadParams
-from eagle_jax.training.losses import VocabularyLoss, vocabulary_loss
+from eagle_jax.training.losses import CROSS_ENTROPY, Objective, VocabularyLoss, vocabulary_loss
 from eagle_jax.training.records import NO_SLOT, Batch, Features, Tally, Vocabulary
 
 
@@ -83,9 +83,10 @@ def token_loss(
     *,
     vocab_size: int,
     chunk: int | None,
+    objective: Objective = CROSS_ENTROPY,
     train_lm_head: bool = False,
 ) -> tuple[jax.Array, Tally]:
-    """Cross-entropy with the target, where its choice can be drafted: the weighted sum f32[], and what is counted.
+    """The objective, where the target's choice can be drafted: its weighted sum f32[], and what is counted.
 
     Args:
       reads: [I, B, R, E], what the LM head reads at each step.
@@ -96,7 +97,7 @@ def token_loss(
       valid: bool[I, B, R], rows that count.
       weights: f32[I, B, R]; 0 where `valid` is False.
       vocab_size: V, of the target.
-      chunk, train_lm_head: as `vocabulary_loss` takes them.
+      chunk, objective, train_lm_head: as `vocabulary_loss` takes them.
     """
     choice = take(features.choice, slots + 1)
     known = in_vocabulary(choice, vocabulary, vocab_size)
@@ -107,6 +108,7 @@ def token_loss(
         teacher.reshape(-1, teacher.shape[-1]),
         vocabulary.lm_head,
         (weights * known[None]).reshape(reads.shape[0], -1),
+        objective=objective,
         chunk=chunk,
         train_lm_head=train_lm_head,
     )

@@ -7,11 +7,13 @@ stored or computed twice.
 
 EAGLE (arXiv 2401.15077, section 3.2): cross-entropy through the target's LM head. EAGLE-3 (arXiv 2503.01840, section
 3.1; reference code `traineagle3/cnets.py`): both sides restricted to the draft vocabulary, the target renormalised.
+LK losses (arXiv 2602.23881): how much of a draft the p/q rule would accept, instead of the cross-entropy.
 Knows nothing of sequences, masks or steps: weights say what counts.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,41 @@ from eagle_jax.sampling import first_largest
 from eagle_jax.sharding import DATA, EVERYWHERE, ROWS, by_group, over_rows
 from eagle_jax.types import NO_TOKEN
 
+ObjectiveName = Literal["cross_entropy", "lk_alpha", "lk_lambda"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised at a row, p being the target, q the head and a = sum_u min(p(u), q(u)) the acceptance rate.
+
+    cross_entropy   - sum_u p(u) log q(u)
+    lk_alpha        - log a
+    lk_lambda       l * cross-entropy + (1 - l) * (1 - a) with l = exp(-decay * a), through which no gradient flows
+
+    LK losses: arXiv 2602.23881, section 4. Of a head of few weights, a smaller cross-entropy does not always mean that
+    more is accepted.
+
+    Raises:
+      ValueError: another name, or a decay below 0.
+    """
+
+    name: ObjectiveName = "cross_entropy"
+    decay: float = 3.0  # of `lk_lambda`
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(ObjectiveName):
+            raise ValueError(f"objective must be {', '.join(get_args(ObjectiveName))}, got {self.name!r}")
+        if self.decay < 0:
+            raise ValueError(f"lk_decay must be at least 0, got {self.decay}")
+
+
+CROSS_ENTROPY = Objective()
+
 
 class VocabularyLoss(NamedTuple):
     """The loss of I steps at N rows; rows without weight are not computed (0 and NO_TOKEN)."""
 
-    total: jax.Array  # f32[], sum of weights * cross-entropy: the only part that is differentiated
+    total: jax.Array  # f32[], sum of weights * objective: the only part that is differentiated
     cross_entropy: jax.Array  # f32[I, N]
     choice: jax.Array  # i32[I, N], the head's most probable row of its vocabulary
 
@@ -47,10 +79,11 @@ def vocabulary_loss(
     teacher_lm_head: jax.Array,
     weights: jax.Array,
     *,
+    objective: Objective = CROSS_ENTROPY,
     chunk: int | None = None,
     train_lm_head: bool = False,
 ) -> VocabularyLoss:
-    """Weighted sum of - sum_u p(u) log q(u), p the target and q the head.
+    """Weighted sum of the objective, by default of - sum_u p(u) log q(u), p the target and q the head.
 
     Args:
       reads: [I, N, E], what the head's LM head reads.
@@ -58,6 +91,7 @@ def vocabulary_loss(
       teacher: [N, Et], what the target's LM head reads; no gradient.
       teacher_lm_head: [U, Et], rows of the target's LM head for the same tokens; no gradient.
       weights: f32[I, N]; a weight of 0 leaves a row out.
+      objective: what is minimised at each row.
       chunk: rows whose logits f32[I + 1, chunk, U] exist at a time; None: by platform.
       train_lm_head: whether `lm_head` gets a gradient; frozen, it costs none.
 
@@ -72,22 +106,23 @@ def vocabulary_loss(
         raise ValueError(f"the head has {lm_head.shape[0]} draft tokens, the teacher {teacher_lm_head.shape[0]}")
     frozen = jax.lax.stop_gradient((teacher, teacher_lm_head))
     lm_head = lm_head if train_lm_head else lax.stop_gradient(lm_head)
-    total, cross_entropy, choice = _loss(reads, lm_head, *frozen, weights, chunk, train_lm_head)
+    total, cross_entropy, choice = _loss(reads, lm_head, *frozen, weights, objective, chunk, train_lm_head)
     return VocabularyLoss(total, lax.stop_gradient(cross_entropy), choice)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _loss(
     reads: jax.Array,
     lm_head: jax.Array,
     teacher: jax.Array,
     teacher_lm_head: jax.Array,
     weights: jax.Array,
+    objective: Objective,
     chunk: int | None,
     train_lm_head: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del train_lm_head
-    results = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk=chunk, grads=())
+    results = _scan(reads, lm_head, teacher, teacher_lm_head, weights, objective=objective, chunk=chunk, grads=())
     return _outputs(results, weights)
 
 
@@ -97,30 +132,32 @@ def _forward(
     teacher: jax.Array,
     teacher_lm_head: jax.Array,
     weights: jax.Array,
+    objective: Objective,
     chunk: int | None,
     train_lm_head: bool,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     grads: tuple[str, ...] = ("reads", "lm_head") if train_lm_head else ("reads",)
-    results = _scan(reads, lm_head, teacher, teacher_lm_head, weights, chunk=chunk, grads=grads)
+    results = _scan(reads, lm_head, teacher, teacher_lm_head, weights, objective=objective, chunk=chunk, grads=grads)
     saved = (results["reads"], results.get("lm_head", jnp.zeros(())), lm_head, teacher, teacher_lm_head)
-    return _outputs(results, weights), (*saved, results["cross_entropy"])
+    return _outputs(results, weights), (*saved, results["value"])
 
 
 def _backward(
+    objective: Objective,
     chunk: int | None,
     train_lm_head: bool,
     saved: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, ...]:
-    del chunk
-    reads, lm_head_grad, lm_head, teacher, teacher_lm_head, cross_entropy = saved
+    del objective, chunk
+    reads, lm_head_grad, lm_head, teacher, teacher_lm_head, value = saved
     scale = cotangents[0]
     return (
         (scale * reads).astype(reads.dtype),
         (scale * lm_head_grad).astype(lm_head.dtype) if train_lm_head else jnp.zeros_like(lm_head),
         jnp.zeros_like(teacher),
         jnp.zeros_like(teacher_lm_head),
-        scale * cross_entropy,
+        scale * value,
     )
 
 
@@ -128,18 +165,18 @@ _loss.defvjp(_forward, _backward)
 
 
 def _outputs(results: dict[str, jax.Array], weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return (weights * results["cross_entropy"]).sum(), results["cross_entropy"], results["choice"]
+    return (weights * results["value"]).sum(), results["cross_entropy"], results["choice"]
 
 
-def _scan(*rows: jax.Array, chunk: int | None, grads: tuple[str, ...]) -> dict[str, jax.Array]:
+def _scan(*rows: jax.Array, objective: Objective, chunk: int | None, grads: tuple[str, ...]) -> dict[str, jax.Array]:
     """`_scan_rows` of these arrays, on a mesh by groups of devices: the wanted gradients by name."""
     steps = PartitionSpec(None, DATA)
-    places = {"cross_entropy": steps, "choice": steps, "reads": steps, "lm_head": EVERYWHERE}
+    places = {"value": steps, "cross_entropy": steps, "choice": steps, "reads": steps, "lm_head": EVERYWHERE}
     scan = by_group(
-        functools.partial(_scan_rows, chunk=chunk, grads=grads),
+        functools.partial(_scan_rows, objective=objective, chunk=chunk, grads=grads),
         rows[0].shape[1],
         in_specs=(steps, EVERYWHERE, ROWS, EVERYWHERE, steps),
-        out_specs={name: places[name] for name in ("cross_entropy", "choice", *grads)},
+        out_specs={name: places[name] for name in ("value", "cross_entropy", "choice", *grads)},
     )
     return scan(*rows)
 
@@ -151,11 +188,12 @@ def _scan_rows(
     teacher_lm_head: jax.Array,
     weights: jax.Array,
     *,
+    objective: Objective,
     chunk: int | None,
     grads: tuple[str, ...],
     axis: str | None,
 ) -> dict[str, jax.Array]:
-    """Cross-entropy, choice and the wanted gradients of the weighted sum, by name.
+    """Objective, cross-entropy, choice and the wanted gradients of the weighted sum, by name.
 
     Rows without any weight are left out: the number of chunks is a run-time number.
     """
@@ -171,7 +209,8 @@ def _scan_rows(
         results, read = dict(results), pick(reads)
         p = jax.nn.softmax(product("ce,ue->cu", pick(teacher[None])[0], teacher_lm_head), axis=-1)
         logits = product("ice,ue->icu", read, lm_head)
-        compared = compare(p, logits)
+        compared = compare(p, logits, objective)
+        put("value", compared.value)
         put("cross_entropy", compared.cross_entropy)
         put("choice", compared.choice)
         if grads:
@@ -182,6 +221,7 @@ def _scan_rows(
         return results
 
     start = {
+        "value": jnp.zeros((num_steps, num_rows), jnp.float32),
         "cross_entropy": jnp.zeros((num_steps, num_rows), jnp.float32),
         "choice": jnp.full((num_steps, num_rows), NO_TOKEN, jnp.int32),
         **({"reads": jnp.zeros_like(reads)} if grads else {}),
@@ -201,16 +241,29 @@ def product(axes: str, x: jax.Array, rows: jax.Array) -> jax.Array:
 class ChunkLoss(NamedTuple):
     """The loss of a chunk's logits."""
 
+    value: jax.Array  # f32[I, C], of the objective
     cross_entropy: jax.Array  # f32[I, C], - sum p log q
     choice: jax.Array  # i32[I, C]
-    gradient: jax.Array  # f32[I, C, U], of the cross-entropy with respect to the logits: softmax(q) - p
+    gradient: jax.Array  # f32[I, C, U], of the objective with respect to the logits
 
 
-def compare(p: jax.Array, logits: jax.Array) -> ChunkLoss:
+def compare(p: jax.Array, logits: jax.Array, objective: Objective = CROSS_ENTROPY) -> ChunkLoss:
     """The head's logits f32[I, C, U] against the target's distribution f32[C, U]."""
     top = logits.max(-1, keepdims=True)
     shifted = jnp.exp(logits - top)
     mass = shifted.sum(-1, keepdims=True)
     # p sums to 1, so - sum p (z - lse) = lse - sum p z.
     cross_entropy = (top + jnp.log(mass))[:, :, 0] - (p[None] * logits).sum(-1)
-    return ChunkLoss(cross_entropy, first_largest(logits), shifted / mass - p[None])
+    q, choice = shifted / mass, first_largest(logits)
+    if objective.name == "cross_entropy":
+        return ChunkLoss(cross_entropy, cross_entropy, choice, q - p[None])
+    accepted = jnp.minimum(p[None], q).sum(-1)
+    # Where q is the smaller one, min(p, q) moves with it: of the sum, da/dz_u = q_u ([q_u < p_u] - sum of such q).
+    moves = jnp.where(q < p[None], q, 0)
+    rise = moves - q * moves.sum(-1, keepdims=True)
+    if objective.name == "lk_alpha":
+        return ChunkLoss(-jnp.log(accepted), cross_entropy, choice, -rise / accepted[:, :, None])
+    share = jnp.exp(-objective.decay * accepted)
+    value = share * cross_entropy + (1 - share) * (1 - accepted)
+    share = share[:, :, None]
+    return ChunkLoss(value, cross_entropy, choice, share * (q - p[None]) - (1 - share) * rise)

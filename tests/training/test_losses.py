@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eagle_jax.training.losses import vocabulary_loss
+from eagle_jax.training.losses import Objective, vocabulary_loss
 from eagle_jax.types import NO_TOKEN
 from tests.tolerance import assert_close, gradient_terms
 from tests.training import reference
@@ -70,6 +70,63 @@ def test_gradients(train_lm_head: bool, chunk: int) -> None:
     assert_close(found, wanted, gradient_terms(TERMS, ROWS))
 
 
+def dense_lk(
+    objective: Objective,
+    reads: jax.Array,
+    lm_head: jax.Array,
+    teacher: jax.Array,
+    teacher_lm_head: jax.Array,
+    weights: jax.Array,
+) -> jax.Array:
+    """An LK loss by automatic differentiation's own means."""
+    p, log_q = jax.nn.softmax(teacher @ teacher_lm_head.T)[None], jax.nn.log_softmax(reads @ lm_head.T)
+    accepted = jnp.minimum(p, jnp.exp(log_q)).sum(-1)
+    share = jax.lax.stop_gradient(jnp.exp(-objective.decay * accepted))
+    mixed = share * -(p * log_q).sum(-1) + (1 - share) * (1 - accepted)
+    return (weights * (-jnp.log(accepted) if objective.name == "lk_alpha" else mixed)).sum()
+
+
+@pytest.mark.parametrize("train_lm_head", [False, True])
+@pytest.mark.parametrize(
+    "objective", [Objective("lk_alpha"), Objective("lk_lambda"), Objective("lk_lambda", 0.5), Objective("lk_lambda", 0)]
+)
+def test_lk_losses(objective: Objective, train_lm_head: bool) -> None:
+    reads, lm_head, teacher, teacher_lm_head, weights = inputs(0)
+    options = {"objective": objective, "chunk": 4, "train_lm_head": train_lm_head}
+
+    def total(reads: jax.Array, lm_head: jax.Array, weights: jax.Array) -> jax.Array:
+        return 3.0 * vocabulary_loss(reads, lm_head, teacher, teacher_lm_head, weights, **options).total
+
+    def wanted(reads: jax.Array, lm_head: jax.Array, weights: jax.Array) -> jax.Array:
+        return 3.0 * dense_lk(objective, reads, lm_head, teacher, teacher_lm_head, weights)
+
+    assert_close(total(reads, lm_head, weights), wanted(reads, lm_head, weights), TERMS + ROWS)
+    actual = jax.grad(total, argnums=(0, 1, 2))(reads, lm_head, weights)
+    by_autodiff = jax.grad(wanted, argnums=(0, 1, 2))(reads, lm_head, weights)
+    if not train_lm_head:
+        assert not np.asarray(actual[1]).any()
+        actual, by_autodiff = actual[::2], by_autodiff[::2]
+    asked = np.asarray(weights) != 0  # rows without weight are not computed, so nothing flows into their weight
+    actual, by_autodiff = ((*grads[:-1], np.asarray(grads[-1])[asked]) for grads in (actual, by_autodiff))
+    assert_close(actual, by_autodiff, gradient_terms(TERMS, ROWS))
+
+
+def test_lk_losses_of_the_target_itself() -> None:
+    """Everything is accepted: lk_alpha is 0, and cross-entropy is all that is left of lk_lambda, without a gradient."""
+    _, lm_head, _, _, weights = inputs(1)
+    teacher = jnp.asarray(np.random.default_rng(1).standard_normal((SIZES["rows"], SIZES["width"])), jnp.float32)
+    reads = jnp.broadcast_to(teacher, (SIZES["steps"], *teacher.shape))
+    entropy = vocabulary_loss(reads, lm_head, teacher, lm_head, weights).total
+    for objective, value in ((Objective("lk_alpha"), 0.0), (Objective("lk_lambda", 2.0), np.exp(-2.0) * entropy)):
+        loss, grad = jax.value_and_grad(
+            lambda reads, objective=objective: (
+                vocabulary_loss(reads, lm_head, teacher, lm_head, weights, objective=objective).total
+            )
+        )(reads)
+        np.testing.assert_allclose(loss, value, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(grad, 0, atol=1e-5)
+
+
 def test_the_teacher_gets_no_gradient() -> None:
     reads, lm_head, teacher, teacher_lm_head, weights = inputs(0)
     grads = jax.grad(lambda *some: vocabulary_loss(reads, lm_head, *some, weights).total, argnums=(0, 1))(
@@ -104,5 +161,9 @@ def test_misuse() -> None:
         vocabulary_loss(reads, lm_head, teacher, teacher_lm_head, weights, chunk=0)
     with pytest.raises(ValueError, match="differ in rows"):
         vocabulary_loss(reads, lm_head, teacher[:3], teacher_lm_head, weights)
+    with pytest.raises(ValueError, match="objective must be cross_entropy, lk_alpha, lk_lambda, got 'tv'"):
+        Objective("tv")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lk_decay must be at least 0, got -1"):
+        Objective("lk_lambda", -1)
     with pytest.raises(ValueError, match="29 draft tokens, the teacher 5"):
         vocabulary_loss(reads, lm_head, teacher, teacher_lm_head[:5], weights)

@@ -209,6 +209,8 @@ def test_heads_are_measured_without_noise() -> None:
         (lambda: UnrollConfig(num_steps=0), "num_steps must be at least 1, got 0"),
         (lambda: UnrollConfig(decay=1.5), r"decay must be in \(0, 1\], got 1.5"),
         (lambda: UnrollConfig(alignment="other"), "alignment must be target or official, got 'other'"),
+        (lambda: UnrollConfig(objective="tv"), "objective must be cross_entropy, lk_alpha, lk_lambda, got 'tv'"),
+        (lambda: FeatureConfig(lk_decay=-1), "lk_decay must be at least 0, got -1"),
         (lambda: UnrollConfig(feature_weight=-1), "feature_weight must be at least 0, got -1"),
         (
             lambda: dataclasses.replace(OFFICIAL, feature_weight=0.5),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from eagle_jax.models.draft_head import Head, HeadParams
 from eagle_jax.training import alignment
-from eagle_jax.training.losses import feature_error
+from eagle_jax.training.losses import Objective, ObjectiveName, feature_error
 from eagle_jax.training.records import Batch, Features, Recipe, Tally, Vocabulary
 from eagle_jax.training.unroll import unroll
 from eagle_jax.types import Params
@@ -24,6 +24,8 @@ class FeatureConfig:
 
     feature_weight: float = 1.0
     token_weight: float = 0.1
+    objective: ObjectiveName = "cross_entropy"  # of the tokens' loss, or an LK loss (`losses.Objective`)
+    lk_decay: float = 3.0  # of lk_lambda
     noise: float = 0.1  # half the width of the uniform noise, in units of the feature
     chunk: int | None = None  # rows whose logits exist at a time; None: by platform
     block: int | None = None  # slots whose attention scores exist at a time; None: by platform
@@ -34,6 +36,7 @@ class FeatureConfig:
             raise ValueError(f"noise must be at least 0, got {self.noise}")
         if min(self.feature_weight, self.token_weight) < 0 or self.feature_weight + self.token_weight == 0:
             raise ValueError(f"weights must be positive, got {self.feature_weight} and {self.token_weight}")
+        Objective(self.objective, self.lk_decay)  # refuses what it does not know
 
 
 def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
@@ -69,6 +72,7 @@ def make_feature_recipe(head: Head, config: FeatureConfig) -> Recipe:
             config.token_weight * share,
             vocab_size=head.config.layer.vocab_size,
             chunk=config.chunk,
+            objective=Objective(config.objective, config.lk_decay),
         )
         total += config.feature_weight * (share[0] * errors).sum()
         return total, dataclasses.replace(tally, feature_error=(valid[0] * errors).sum())

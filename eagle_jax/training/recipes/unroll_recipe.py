@@ -11,7 +11,7 @@ tokens two after the mask and, at the end of a full row, a uniform distribution 
 repeat published runs.
 
 `feature_weight` brings back EAGLE's feature loss, to see what dropping it is worth: smooth L1 between what the LM head
-reads of each state and what the target's own LM head reads there.
+reads of each state and what the target's own LM head reads there. `objective` replaces the cross-entropy by an LK loss.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from eagle_jax.models.draft_head import Head, HeadParams, features_of
 from eagle_jax.training import alignment
-from eagle_jax.training.losses import feature_error
+from eagle_jax.training.losses import Objective, ObjectiveName, feature_error
 from eagle_jax.training.records import Batch, Features, Recipe, Tally, Vocabulary
 from eagle_jax.training.unroll import unroll
 from eagle_jax.types import Params
@@ -37,6 +37,8 @@ class UnrollConfig:
     normalise: bool = True  # step weights sum to 1
     alignment: Literal["target", "official"] = "target"
     train_lm_head: bool = False
+    objective: ObjectiveName = "cross_entropy"  # or an LK loss (`losses.Objective`)
+    lk_decay: float = 3.0  # of lk_lambda
     feature_weight: float = 0.0  # of the feature loss over that of the tokens; 10 in EAGLE, none in EAGLE-3
     chunk: int | None = None  # rows whose logits exist at a time; None: by platform
     block: int | None = None  # chains whose attention scores exist at a time; None: by platform
@@ -53,6 +55,7 @@ class UnrollConfig:
             raise ValueError(f"feature_weight must be at least 0, got {self.feature_weight}")
         if self.feature_weight and self.alignment == "official":
             raise ValueError(f"the official alignment has no feature loss, got feature_weight {self.feature_weight}")
+        Objective(self.objective, self.lk_decay)  # refuses what it does not know
 
     @property
     def step_weights(self) -> tuple[float, ...]:
@@ -106,6 +109,7 @@ def make_unroll_recipe(head: Head, config: UnrollConfig) -> Recipe:
             shares,
             vocab_size=head.config.layer.vocab_size,
             chunk=config.chunk,
+            objective=Objective(config.objective, config.lk_decay),
             train_lm_head=config.train_lm_head,
         )
         if not config.feature_weight:
