@@ -4,8 +4,8 @@
 
 pass_costs: a target pass over 1 to 64 tokens after a prompt. torch: plain decoding against `transformers` and PyTorch.
 peers: plain decoding and EAGLE-3 beside HF transformers and OpenVINO GenAI (`experiments.bench.peers`, own prompts).
-length: plain decoding in a large cache and in a small one. sampling: T = 0.7, top-p 0.9 and T = 0. split: where a
-round of --method goes; the flags of drafting methods, --dtype apart, are for this one.
+length: plain decoding in a large cache and in a small one. sampling: T = 1, T = 0.7 with top-p 0.9 and T = 0. split:
+where a round of --method goes; the flags of drafting methods, --dtype apart, are for this one.
 Numbers are medians in milliseconds; what is compared runs in alternation in one process.
 """
 
@@ -136,6 +136,7 @@ def sampling(model: LoadedModel, prompt: list[int]) -> Table:
     """Greedy and sampled decoding by the same program."""
     settings: dict[str, SamplingOptions] = {
         "T = 0": {"temperature": 0.0},
+        "T = 1": {"temperature": 1.0},
         "T = 0.7, top-p 0.9": {"temperature": 0.7, "top_p": 0.9},
     }
     generator = plain(model, SMALL)

@@ -27,7 +27,7 @@ def test_pass_costs(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("what", "names"), [("length", ["512", "4096"]), ("sampling", ["T = 0", "T = 0.7, top-p 0.9"])]
+    ("what", "names"), [("length", ["512", "4096"]), ("sampling", ["T = 0", "T = 1", "T = 0.7, top-p 0.9"])]
 )
 def test_plain_decoding(capsys: pytest.CaptureFixture[str], tiny_model: Path, what: str, names: list[str]) -> None:
     _, *rows = table(capsys, tiny_model, what)
