@@ -134,10 +134,18 @@ def tally_of(
         # Row n of this step continues the chain that row n - 1 of the step before belongs to.
         so_far = correct[step] if so_far is None else correct[step] & shift(so_far, 1)
         joint.append(so_far)
-    return count(valid, known[None], loss.cross_entropy.reshape(valid.shape), correct, jnp.stack(joint))
+    cross_entropy, acceptance = (x.reshape(valid.shape) for x in (loss.cross_entropy, loss.acceptance))
+    return count(valid, known[None], cross_entropy, acceptance, correct, jnp.stack(joint))
 
 
-def count(valid: jax.Array, known: jax.Array, cross_entropy: jax.Array, correct: jax.Array, joint: jax.Array) -> Tally:
+def count(
+    valid: jax.Array,
+    known: jax.Array,
+    cross_entropy: jax.Array,
+    acceptance: jax.Array,
+    correct: jax.Array,
+    joint: jax.Array,
+) -> Tally:
     """Sums over rows [I, B, R] of each step: which count, where the target's choice can be drafted, and so on."""
 
     def total(rows: jax.Array) -> jax.Array:
@@ -147,6 +155,7 @@ def count(valid: jax.Array, known: jax.Array, cross_entropy: jax.Array, correct:
         rows=total(valid),
         in_vocabulary=total(valid & known),
         cross_entropy=total(jnp.where(valid & known, cross_entropy, 0)),
+        acceptance=total(jnp.where(valid & known, acceptance, 0)),
         correct=total(correct),
         joint=total(joint),
         feature_error=jnp.zeros(()),

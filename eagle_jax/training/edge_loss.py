@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eagle_jax.sharding import EVERYWHERE, ROWS, by_group, over_rows
-from eagle_jax.training.losses import compare, product
+from eagle_jax.training.losses import MEASURED, compare, product
 from eagle_jax.types import NO_TOKEN
 
 
@@ -25,6 +25,7 @@ class EdgeLoss(NamedTuple):
 
     total: jax.Array  # f32[], the only part that is differentiated
     cross_entropy: jax.Array  # f32[N], of the logits with edges
+    acceptance: jax.Array  # f32[N], the same: sum_u min(p(u), q(u))
     choice: jax.Array  # i32[N], the most probable row of the vocabulary by the logits with edges
 
 
@@ -63,35 +64,35 @@ def edge_loss(rows: EdgeRows, weights: jax.Array, *, base_weight: float, chunk: 
             f" {weights.shape} differ in rows, or in rank from after {rows.after.shape}"
         )
     frozen = {name: lax.stop_gradient(getattr(rows, name)) for name in ("lm_head", "teacher", "teacher_lm_head")}
-    total, cross_entropy, choice = _loss(rows._replace(**frozen), weights, base_weight, chunk)
-    return EdgeLoss(total, lax.stop_gradient(cross_entropy), choice)
+    loss = _loss(rows._replace(**frozen), weights, base_weight, chunk)
+    return EdgeLoss(loss.total, *map(lax.stop_gradient, loss[1:]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _loss(
-    rows: EdgeRows, weights: jax.Array, base_weight: float, chunk: int | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    results = _scan(rows, weights, base_weight, chunk, grads=False)
-    return (weights * results["value"]).sum(), results["cross_entropy"], results["choice"]
+def _loss(rows: EdgeRows, weights: jax.Array, base_weight: float, chunk: int | None) -> EdgeLoss:
+    return _outputs(_scan(rows, weights, base_weight, chunk, grads=False), weights)
+
+
+def _outputs(results: dict[str, jax.Array], weights: jax.Array) -> EdgeLoss:
+    return EdgeLoss((weights * results["value"]).sum(), **{name: results[name] for name in MEASURED})
 
 
 def _forward(
     rows: EdgeRows, weights: jax.Array, base_weight: float, chunk: int | None
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[EdgeRows, dict[str, jax.Array]]]:
+) -> tuple[EdgeLoss, tuple[EdgeRows, dict[str, jax.Array]]]:
     results = _scan(rows, weights, base_weight, chunk, grads=True)
-    outputs = (weights * results["value"]).sum(), results["cross_entropy"], results["choice"]
-    return outputs, (rows, {name: results[name] for name in (*TRAINED, "value")})
+    return _outputs(results, weights), (rows, {name: results[name] for name in (*TRAINED, "value")})
 
 
 def _backward(
     base_weight: float,
     chunk: int | None,
     saved: tuple[EdgeRows, dict[str, jax.Array]],
-    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+    cotangents: EdgeLoss,
 ) -> tuple[EdgeRows, jax.Array]:
     del base_weight, chunk
     rows, results = saved
-    scale = cotangents[0]
+    scale = cotangents.total
     grads = jax.tree.map(jnp.zeros_like, rows)
     trained = {name: (scale * results[name]).astype(getattr(rows, name).dtype) for name in TRAINED}
     return grads._replace(**trained), scale * results["value"]
@@ -104,7 +105,7 @@ def _scan(
     rows: EdgeRows, weights: jax.Array, base_weight: float, chunk: int | None, *, grads: bool
 ) -> dict[str, jax.Array]:
     """`_scan_rows`, on a mesh by groups of devices."""
-    names = ("cross_entropy", "choice", "value", *(TRAINED if grads else ()))
+    names = ("value", *MEASURED, *(TRAINED if grads else ()))
     once = {"after", "lm_head", "teacher_lm_head"}  # the same in every group
     specs: Any = [EVERYWHERE if name in once else ROWS for name in EdgeRows._fields]
     scan = by_group(
@@ -133,8 +134,8 @@ def _scan_rows(
         logits = product("ce,ue->cu", read, rows.lm_head)
         base = compare(p, logits[None])
         edge = compare(p, (logits + product("cr,ur->cu", before, rows.after))[None])
-        put("cross_entropy", edge.cross_entropy[0])
-        put("choice", edge.choice[0])
+        for name in MEASURED:
+            put(name, getattr(edge, name)[0])
         put("value", edge.cross_entropy[0] + base_weight * base.cross_entropy[0])
         if grads:
             weight = pick(weights)[:, None]
@@ -149,9 +150,8 @@ def _scan_rows(
 
     count = len(weights)
     start = {
-        "cross_entropy": jnp.zeros(count, jnp.float32),
+        **{name: jnp.zeros(count, jnp.float32) for name in ("value", "cross_entropy", "acceptance")},
         "choice": jnp.full(count, NO_TOKEN, jnp.int32),
-        "value": jnp.zeros(count, jnp.float32),
     }
     if grads:
         start |= {"reads": jnp.zeros_like(rows.reads), "before": jnp.zeros_like(rows.before)}

@@ -61,7 +61,12 @@ class VocabularyLoss(NamedTuple):
 
     total: jax.Array  # f32[], sum of weights * objective: the only part that is differentiated
     cross_entropy: jax.Array  # f32[I, N]
+    acceptance: jax.Array  # f32[I, N], sum_u min(p(u), q(u))
     choice: jax.Array  # i32[I, N], the head's most probable row of its vocabulary
+
+
+MEASURED = VocabularyLoss._fields[1:]
+"""What a chunk yields beside the objective and its gradients."""
 
 
 def feature_error(guess: jax.Array, feature: jax.Array) -> jax.Array:
@@ -106,8 +111,8 @@ def vocabulary_loss(
         raise ValueError(f"the head has {lm_head.shape[0]} draft tokens, the teacher {teacher_lm_head.shape[0]}")
     frozen = jax.lax.stop_gradient((teacher, teacher_lm_head))
     lm_head = lm_head if train_lm_head else lax.stop_gradient(lm_head)
-    total, cross_entropy, choice = _loss(reads, lm_head, *frozen, weights, objective, chunk, train_lm_head)
-    return VocabularyLoss(total, lax.stop_gradient(cross_entropy), choice)
+    loss = _loss(reads, lm_head, *frozen, weights, objective, chunk, train_lm_head)
+    return VocabularyLoss(loss.total, *map(lax.stop_gradient, loss[1:]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -120,7 +125,7 @@ def _loss(
     objective: Objective,
     chunk: int | None,
     train_lm_head: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> VocabularyLoss:
     del train_lm_head
     results = _scan(reads, lm_head, teacher, teacher_lm_head, weights, objective=objective, chunk=chunk, grads=())
     return _outputs(results, weights)
@@ -135,7 +140,7 @@ def _forward(
     objective: Objective,
     chunk: int | None,
     train_lm_head: bool,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+) -> tuple[VocabularyLoss, tuple[jax.Array, ...]]:
     grads: tuple[str, ...] = ("reads", "lm_head") if train_lm_head else ("reads",)
     results = _scan(reads, lm_head, teacher, teacher_lm_head, weights, objective=objective, chunk=chunk, grads=grads)
     saved = (results["reads"], results.get("lm_head", jnp.zeros(())), lm_head, teacher, teacher_lm_head)
@@ -147,11 +152,11 @@ def _backward(
     chunk: int | None,
     train_lm_head: bool,
     saved: tuple[jax.Array, ...],
-    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+    cotangents: VocabularyLoss,
 ) -> tuple[jax.Array, ...]:
     del objective, chunk
     reads, lm_head_grad, lm_head, teacher, teacher_lm_head, value = saved
-    scale = cotangents[0]
+    scale = cotangents.total
     return (
         (scale * reads).astype(reads.dtype),
         (scale * lm_head_grad).astype(lm_head.dtype) if train_lm_head else jnp.zeros_like(lm_head),
@@ -164,19 +169,19 @@ def _backward(
 _loss.defvjp(_forward, _backward)
 
 
-def _outputs(results: dict[str, jax.Array], weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return (weights * results["value"]).sum(), results["cross_entropy"], results["choice"]
+def _outputs(results: dict[str, jax.Array], weights: jax.Array) -> VocabularyLoss:
+    return VocabularyLoss((weights * results["value"]).sum(), **{name: results[name] for name in MEASURED})
 
 
 def _scan(*rows: jax.Array, objective: Objective, chunk: int | None, grads: tuple[str, ...]) -> dict[str, jax.Array]:
     """`_scan_rows` of these arrays, on a mesh by groups of devices: the wanted gradients by name."""
     steps = PartitionSpec(None, DATA)
-    places = {"value": steps, "cross_entropy": steps, "choice": steps, "reads": steps, "lm_head": EVERYWHERE}
+    places = dict.fromkeys(("value", *MEASURED, "reads"), steps) | {"lm_head": EVERYWHERE}
     scan = by_group(
         functools.partial(_scan_rows, objective=objective, chunk=chunk, grads=grads),
         rows[0].shape[1],
         in_specs=(steps, EVERYWHERE, ROWS, EVERYWHERE, steps),
-        out_specs={name: places[name] for name in ("value", "cross_entropy", "choice", *grads)},
+        out_specs={name: places[name] for name in ("value", *MEASURED, *grads)},
     )
     return scan(*rows)
 
@@ -193,7 +198,7 @@ def _scan_rows(
     grads: tuple[str, ...],
     axis: str | None,
 ) -> dict[str, jax.Array]:
-    """Objective, cross-entropy, choice and the wanted gradients of the weighted sum, by name.
+    """Objective, what is measured beside it, and the wanted gradients of the weighted sum, by name.
 
     Rows without any weight are left out: the number of chunks is a run-time number.
     """
@@ -210,9 +215,8 @@ def _scan_rows(
         p = jax.nn.softmax(product("ce,ue->cu", pick(teacher[None])[0], teacher_lm_head), axis=-1)
         logits = product("ice,ue->icu", read, lm_head)
         compared = compare(p, logits, objective)
-        put("value", compared.value)
-        put("cross_entropy", compared.cross_entropy)
-        put("choice", compared.choice)
+        for name in ("value", *MEASURED):
+            put(name, getattr(compared, name))
         if grads:
             logit_grad = (compared.gradient * pick(weights)[:, :, None]).astype(read.dtype)
             put("reads", product("icu,ue->ice", logit_grad, lm_head))
@@ -221,8 +225,7 @@ def _scan_rows(
         return results
 
     start = {
-        "value": jnp.zeros((num_steps, num_rows), jnp.float32),
-        "cross_entropy": jnp.zeros((num_steps, num_rows), jnp.float32),
+        **{name: jnp.zeros((num_steps, num_rows), jnp.float32) for name in ("value", "cross_entropy", "acceptance")},
         "choice": jnp.full((num_steps, num_rows), NO_TOKEN, jnp.int32),
         **({"reads": jnp.zeros_like(reads)} if grads else {}),
         **({"lm_head": jnp.zeros(lm_head.shape, jnp.float32)} if "lm_head" in grads else {}),
@@ -243,6 +246,7 @@ class ChunkLoss(NamedTuple):
 
     value: jax.Array  # f32[I, C], of the objective
     cross_entropy: jax.Array  # f32[I, C], - sum p log q
+    acceptance: jax.Array  # f32[I, C], sum min(p, q)
     choice: jax.Array  # i32[I, C]
     gradient: jax.Array  # f32[I, C, U], of the objective with respect to the logits
 
@@ -254,16 +258,17 @@ def compare(p: jax.Array, logits: jax.Array, objective: Objective = CROSS_ENTROP
     mass = shifted.sum(-1, keepdims=True)
     # p sums to 1, so - sum p (z - lse) = lse - sum p z.
     cross_entropy = (top + jnp.log(mass))[:, :, 0] - (p[None] * logits).sum(-1)
-    q, choice = shifted / mass, first_largest(logits)
+    q = shifted / mass
+    acceptance = jnp.minimum(p[None], q).sum(-1)
+    measured = (cross_entropy, acceptance, first_largest(logits))
     if objective.name == "cross_entropy":
-        return ChunkLoss(cross_entropy, cross_entropy, choice, q - p[None])
-    accepted = jnp.minimum(p[None], q).sum(-1)
+        return ChunkLoss(cross_entropy, *measured, q - p[None])
     # Where q is the smaller one, min(p, q) moves with it: of the sum, da/dz_u = q_u ([q_u < p_u] - sum of such q).
     moves = jnp.where(q < p[None], q, 0)
     rise = moves - q * moves.sum(-1, keepdims=True)
     if objective.name == "lk_alpha":
-        return ChunkLoss(-jnp.log(accepted), cross_entropy, choice, -rise / accepted[:, :, None])
-    share = jnp.exp(-objective.decay * accepted)
-    value = share * cross_entropy + (1 - share) * (1 - accepted)
+        return ChunkLoss(-jnp.log(acceptance), *measured, -rise / acceptance[:, :, None])
+    share = jnp.exp(-objective.decay * acceptance)
+    value = share * cross_entropy + (1 - share) * (1 - acceptance)
     share = share[:, :, None]
-    return ChunkLoss(value, cross_entropy, choice, share * (q - p[None]) - (1 - share) * rise)
+    return ChunkLoss(value, *measured, share * (q - p[None]) - (1 - share) * rise)

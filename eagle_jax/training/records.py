@@ -57,6 +57,7 @@ class Tally:
     rows: jax.Array  # f32[I], rows with a target at this step
     in_vocabulary: jax.Array  # f32[I], of those: the target's choice is in the draft vocabulary
     cross_entropy: jax.Array  # f32[I], over rows in the vocabulary
+    acceptance: jax.Array  # f32[I], over these too: what target and head have in common, sum_u min(p(u), q(u))
     correct: jax.Array  # f32[I], head and target choose the same token
     joint: jax.Array  # f32[I], correct at this step and at all steps before it
     feature_error: jax.Array  # f32[], smooth L1 at step 0, where the recipe has such a loss
@@ -79,10 +80,10 @@ def rates_of(tally: Tally) -> dict[str, float]:
     """Rates of a tally.
 
     Returns:
-      Per step i: `accuracy_i`, `joint_i` (correct so far, all steps before included), `cross_entropy_i`; further
-      `coverage` (the target's choice is in the draft vocabulary) and `simulated_tau`, 1 + sum of the joint rates: the
-      tokens per round that a chain of I drafted tokens would give on this text. A target outside the vocabulary is a
-      break.
+      Per step i: `accuracy_i`, `joint_i` (correct so far, all steps before included), `cross_entropy_i`,
+      `acceptance_i` (of one token drawn from the head, by the p/q rule at T = 1); further `coverage` (the target's
+      choice is in the draft vocabulary) and `simulated_tau`, 1 + sum of the joint rates: the tokens per round that a
+      chain of I drafted tokens would give on this text. A target outside the vocabulary is a break.
     """
     values = jax.device_get(tally)
     rows = values.rows.clip(min=1)
@@ -90,7 +91,8 @@ def rates_of(tally: Tally) -> dict[str, float]:
     for step in range(rows.shape[0]):
         rates[f"accuracy_{step}"] = float(values.correct[step] / rows[step])
         rates[f"joint_{step}"] = float(values.joint[step] / rows[step])
-        rates[f"cross_entropy_{step}"] = float(values.cross_entropy[step] / max(values.in_vocabulary[step], 1))
+        for name in ("cross_entropy", "acceptance"):
+            rates[f"{name}_{step}"] = float(getattr(values, name)[step] / max(values.in_vocabulary[step], 1))
     if values.feature_error:
         rates["feature_error"] = float(values.feature_error / rows[0])
     rates["simulated_tau"] = 1 + float((values.joint / rows).sum())

@@ -120,8 +120,8 @@ class TrainState:
 def empty_window(num_steps: int) -> Window:
     """Sums over nothing, for a recipe of `num_steps` unrolled steps."""
     # Arrays of their own: a donated state may not hold one buffer twice.
-    fields = ("rows", "in_vocabulary", "cross_entropy", "correct", "joint")
-    tally = Tally(**{name: jnp.zeros(num_steps) for name in fields}, feature_error=jnp.zeros(()))
+    by_step = [field.name for field in dataclasses.fields(Tally) if field.name != "feature_error"]
+    tally = Tally(**{name: jnp.zeros(num_steps) for name in by_step}, feature_error=jnp.zeros(()))
     return Window(tally, jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 

@@ -51,6 +51,8 @@ def test_chunked_equals_dense(chunk: int) -> None:
     active = (np.asarray(weights) != 0).any(0)
     assert_close(found.cross_entropy[:, active], wanted[:, active], TERMS)
     assert_close(found.total, (np.asarray(weights) * wanted).sum(), TERMS + ROWS)
+    p, q = jax.nn.softmax(teacher @ teacher_lm_head.T), jax.nn.softmax(reads @ lm_head.T)
+    assert_close(found.acceptance[:, active], np.minimum(p[None], q).sum(-1)[:, active], TERMS)
     np.testing.assert_array_equal(found.choice[:, active], np.asarray(reads @ lm_head.T).argmax(-1)[:, active])
 
 

@@ -128,6 +128,7 @@ def test_joint_accuracy_and_tau_by_hand() -> None:
         rows=jnp.array([10.0, 8.0]),
         in_vocabulary=jnp.array([9.0, 7.0]),
         cross_entropy=jnp.array([18.0, 21.0]),
+        acceptance=jnp.array([6.3, 4.2]),
         correct=jnp.array([6.0, 5.0]),
         joint=jnp.array([6.0, 4.0]),
         feature_error=jnp.zeros(()),
@@ -136,6 +137,7 @@ def test_joint_accuracy_and_tau_by_hand() -> None:
     assert rates["accuracy_0"] == pytest.approx(0.6)
     assert rates["joint_1"] == pytest.approx(0.5)
     assert rates["cross_entropy_1"] == pytest.approx(3.0)
+    assert rates["acceptance_0"] == pytest.approx(0.7)
     assert rates["coverage"] == pytest.approx(0.9)
     assert rates["simulated_tau"] == pytest.approx(1 + 0.6 + 0.5)
 

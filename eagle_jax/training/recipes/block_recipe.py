@@ -102,8 +102,8 @@ def make_block_recipe(head: BlockHead, config: BlockConfig) -> Recipe:
         drafted = measured.choice if vocabulary.target_ids is None else vocabulary.target_ids[measured.choice]
         correct = labels.valid & known & (drafted.reshape(choice.shape) == choice)
         joint = jnp.cumprod(correct, axis=2).astype(bool)
-        entropy = measured.cross_entropy.reshape(choice.shape)
-        counted = (jnp.moveaxis(x, 2, 0) for x in (labels.valid, known, entropy, correct, joint))
+        by_row = (x.reshape(choice.shape) for x in (measured.cross_entropy, measured.acceptance))
+        counted = (jnp.moveaxis(x, 2, 0) for x in (labels.valid, known, *by_row, correct, joint))
         return measured.total, alignment.count(*counted)
 
     return Recipe(num_drafted, divisors_of, loss)
