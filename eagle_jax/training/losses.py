@@ -259,7 +259,7 @@ def compare(p: jax.Array, logits: jax.Array, objective: Objective = CROSS_ENTROP
     # p sums to 1, so - sum p (z - lse) = lse - sum p z.
     cross_entropy = (top + jnp.log(mass))[:, :, 0] - (p[None] * logits).sum(-1)
     q = shifted / mass
-    acceptance = jnp.minimum(p[None], q).sum(-1)
+    acceptance = jnp.maximum(jnp.minimum(p[None], q).sum(-1), jnp.finfo(q.dtype).tiny)  # its logarithm is finite
     measured = (cross_entropy, acceptance, first_largest(logits))
     if objective.name == "cross_entropy":
         return ChunkLoss(cross_entropy, *measured, q - p[None])

@@ -129,6 +129,19 @@ def test_lk_losses_of_the_target_itself() -> None:
         np.testing.assert_allclose(grad, 0, atol=1e-5)
 
 
+def test_lk_losses_stay_finite_where_nothing_is_accepted() -> None:
+    """Target and head are certain of different tokens: every product underflows."""
+    sure = 1e4 * jnp.eye(2)
+    for name in ("lk_alpha", "lk_lambda"):
+        loss, grad = jax.value_and_grad(
+            lambda reads, name=name: (
+                vocabulary_loss(reads, sure, jnp.eye(2)[:1], sure, jnp.ones((1, 1)), objective=Objective(name)).total
+            )
+        )(jnp.eye(2)[None, 1:])
+        assert np.isfinite(loss)
+        assert np.isfinite(grad).all()
+
+
 def test_the_teacher_gets_no_gradient() -> None:
     reads, lm_head, teacher, teacher_lm_head, weights = inputs(0)
     grads = jax.grad(lambda *some: vocabulary_loss(reads, lm_head, *some, weights).total, argnums=(0, 1))(
